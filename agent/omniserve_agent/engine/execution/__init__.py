@@ -1,0 +1,1 @@
+"""Executors: how a plan becomes one iteration on a device."""

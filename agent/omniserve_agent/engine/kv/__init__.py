@@ -1,0 +1,1 @@
+"""Block managers of both tiers."""

@@ -1,0 +1,203 @@
+"""What the API process and an engine process say to each other: token ids only, msgpack on ZeroMQ.
+
+The API process sends `Submit`, `Cancel` and `Shutdown`; the engine answers with `Loading`, `Ready`,
+`Outputs`, `Failed` and `Stats`. This module imports neither torch nor zmq.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+
+class ServiceClass(StrEnum):
+    """The two service classes."""
+
+    LS = "LS"
+    BE = "BE"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. Defaults are OpenAI's; `temperature` 0 is greedy.
+
+    `seed` None draws a fresh seed in the API process before the request is sent, so that a replayed
+    request continues with the same random numbers: the uniform number of output token k depends on
+    (seed, k) alone.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int | None = None  # None: none; N >= 0: the chosen token's and the N likeliest's
+    logit_bias: dict[int, float] = {}
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    """Start (or, with `emitted`, continue) one request. `n` choices are n requests."""
+
+    request_id: str
+    service: str  # "namespace/name", for figures
+    service_class: ServiceClass
+    prompt: list[int]
+    emitted: list[int] = []  # tokens already delivered before an engine restart
+    max_tokens: int  # output tokens in all, emitted ones included
+    sampling: SamplingParams = SamplingParams()
+    stop_token_ids: list[int] = []  # beside the model's own end-of-sequence ids
+    ignore_eos: bool = False
+    priority: int = 0
+    cache_salt: str = ""  # prefixes are shared only between requests of equal salt
+    ttft_slo_ms: int | None = None
+    tpot_slo_ms: int | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Forget a request; unknown ids are fine (it may have just finished)."""
+
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Stop after delivering what is done; requests still running are dropped."""
+
+
+ToEngine = Submit | Cancel | Shutdown
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Progress of start-up, for the terminal and `/readyz`."""
+
+    stage: str
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The engine takes requests. Limits in tokens; `max_request_tokens` = prompt + output."""
+
+    device: str  # "cpu", "cuda:0", ...
+    dtype: str
+    max_request_tokens: dict[ServiceClass, int]
+    device_kv_tokens: int
+    host_kv_tokens: int
+    isa: str
+    load_seconds: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log probability (natural, after temperature 1 softmax of the raw logits) of one token."""
+
+    token_id: int
+    logprob: float
+
+
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens of one request. `finish_reason` set: this is its last event."""
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] | None = None  # one per token id
+    top_logprobs: list[list[TokenLogprob]] | None = None  # per token id, likeliest first
+    finish_reason: Literal["stop", "length"] | None = None
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first event
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """What one iteration produced."""
+
+    events: list[TokenEvent]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The engine did not take a request: it can never fit (`too_long`) or the queue is full."""
+
+    request_id: str
+    reason: Literal["too_long", "queue_full", "bad_request"]
+    message: str
+    retry_after_s: float = 1.0
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Start-up failed for good (bad model, too little memory): one line for the user."""
+
+    message: str
+
+
+class ServiceFigures(msgspec.Struct, kw_only=True):
+    """Gauges and counters of one service inside the engine; counters since engine start."""
+
+    waiting: int = 0
+    running: int = 0
+    finished: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Stats(msgspec.Struct, kw_only=True, tag="stats"):
+    """Figures of the engine, sent about twice a second; also its heartbeat. Counters since start
+    unless named otherwise; `*_share` are over the last reporting interval, 0 to 1."""
+
+    services: dict[str, ServiceFigures]
+    iterations: int = 0
+    sweeps: int = 0
+    iteration_ms: float = 0.0  # mean over the interval
+    rows_in_flight: int = 0  # offloaded rows between token boundaries
+    offloaded_requests: int = 0
+    device_resident_be_requests: int = 0
+    joins: int = 0  # hops that rejoined the batch
+    same_iteration_joins: int = 0
+    stale_completions: int = 0
+    host_attention_rows: dict[ServiceClass, int] = {}  # row-layers attended on the host
+    device_attention_rows: dict[ServiceClass, int] = {}  # row-layers attended on the device
+    host_workers_busy_share: float = 0.0
+    host_kv_gbps: float = 0.0
+    device_kv_blocks_used: int = 0
+    device_kv_blocks: int = 0
+    host_kv_blocks_used: int = 0
+    host_kv_blocks: int = 0
+    moves_to_host: int = 0  # whole requests
+    moves_to_device: int = 0
+    recomputed_requests: int = 0  # preempted without a place to keep their KV
+    ls_swapped: int = 0
+    prefix_hit_tokens: dict[str, int] = {}  # by tier: "device", "host"
+    binding_ceiling: str = "none"  # none, iterations, host_bandwidth, dense_rows, prefill
+    be_tokens_per_s: float = 0.0  # over the interval
+
+
+FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an engine process is told at start, as JSON on its command line's `--config`."""
+
+    model_dir: str  # safetensors, config.json, tokenizer
+    device: str = "cpu"  # "cpu", "cuda", "cuda:N"
+    dtype: str = "auto"  # auto, float32, bfloat16, float16
+    attention: str = "auto"  # auto, native, torch: device attention on a CPU device
+    max_model_len: int | None = None
+    device_kv_bytes: int = 256 << 20
+    host_kv_bytes: int = 1 << 30
+    device_cores: list[int] = []  # empty: not pinned
+    host_cores: list[int] = []
+    host_workers: int = 1
+    host_batch_priority: bool = False
+    host_spin_us: int = 50
+    slots: int = 64  # offloaded rows
+    max_device_rows: int = 64  # device rows decoding in one iteration
+    join_lanes: int = 16  # rows that may rejoin at one layer
+    ls_prefill_rows: int = 128  # prompt rows of LS in one iteration
+    be_prefill_rows: int = 48  # prompt rows of BE per layer and iteration, on average
+    be_device_residency: bool = True
+    max_waiting: int = 256  # requests queued per class
+    pipeline_depth: int | None = None  # None: 1 on CUDA, 0 on CPU
+    policy: str = "fixed_caps"
+    seed: int = 0
+    to_engine: str = ""  # ZeroMQ endpoints
+    from_engine: str = ""
+    stats_interval_s: float = 0.5

@@ -1,0 +1,1 @@
+"""Assignments in, engine processes up, reports out."""

@@ -1,0 +1,1 @@
+"""Pure scheduling: state, plans and policies. No torch, no I/O."""

@@ -1,0 +1,1 @@
+"""The simulator (built by the SLO issue; pure)."""

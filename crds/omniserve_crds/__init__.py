@@ -1,0 +1,1 @@
+"""The API contract of OmniServe: `LLMService` and its validation."""
