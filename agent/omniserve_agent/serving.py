@@ -1,0 +1,94 @@
+"""The seam between HTTP and the node: what a served service is, and what its engine looks like.
+
+`http` calls a `Backend`; `node` implements it over an engine process; tests bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from omniserve_agent.engine.messages import Ready, ServiceClass, Stats, Submit, TokenEvent
+
+
+class EngineUnavailableError(Exception):
+    """The engine died, is restarting or did not answer: HTTP 503."""
+
+
+class RequestRefusedError(Exception):
+    """The engine did not take the request.
+
+    `reason` `queue_full` is HTTP 429 with `Retry-After`; the others are the caller's error, 400.
+    """
+
+    def __init__(
+        self,
+        reason: Literal["too_long", "queue_full", "bad_request"],
+        message: str,
+        retry_after_s: float = 1.0,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class Backend(Protocol):
+    """One engine as the API process sees it."""
+
+    @property
+    def ready(self) -> Ready | None:
+        """The engine's limits, or None while it is not there."""
+
+    @property
+    def progress(self) -> str:
+        """One line about start-up or the last failure, for `/readyz` and the terminal."""
+
+    @property
+    def stats(self) -> Stats | None:
+        """The last figures, or None."""
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine process was started again."""
+
+    def stream(self, submit: Submit) -> AsyncGenerator[TokenEvent]:
+        """Token events until one has `finish_reason`. Closing the generator cancels the request.
+
+        Raises EngineUnavailableError (LS: at once when the engine dies; BE: after its replays are
+        used up) and RequestRefusedError.
+        """
+
+
+@dataclass(frozen=True)
+class Slo:
+    """An LS service's objective; times in milliseconds."""
+
+    ttft_ms: int
+    tpot_ms: int
+    objective_percent: int = 99
+    window_s: int = 300
+    min_samples: int = 20
+
+
+@dataclass(frozen=True)
+class ServedService:
+    """One LLMService on this agent, ready to be routed to."""
+
+    namespace: str
+    name: str
+    served_name: str  # the OpenAI `model` value
+    service_class: ServiceClass
+    backend: Backend
+    tokenizer_dir: str
+    max_model_len: int | None = None
+    slo: Slo | None = None  # LS only
+    priority: int = 0
+    paused: bool = False
+    api_keys: frozenset[str] = field(default_factory=frozenset)  # empty: open
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, as in figures and readiness paths."""
+        return f"{self.namespace}/{self.name}"
