@@ -6,17 +6,11 @@ The API process sends `Submit`, `Cancel` and `Shutdown`; the engine answers with
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 import msgspec
 
-
-class ServiceClass(StrEnum):
-    """The two service classes."""
-
-    LS = "LS"
-    BE = "BE"
+from omniserve_agent.scheduling.jobs import ServiceClass as ServiceClass
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,83 @@
+"""What a policy answers: one iteration's plan, over plain dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is free at planning time. Free blocks count cached prefixes nobody holds."""
+
+    device_free_blocks: int
+    host_free_blocks: int
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A waiting (or swapped) job gets KV in a tier."""
+
+    job: Job
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A whole request changes its tier at a token boundary."""
+
+    job: Job
+    to: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChunk:
+    """Consecutive rows of a job whose KV is on the device: one row decodes, more prefill."""
+
+    job: Job
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One iteration. Carried out in the order of the fields."""
+
+    moves: tuple[Move, ...] = ()
+    admissions: tuple[Admission, ...] = ()
+    device: tuple[DeviceChunk, ...] = ()
+    entries: tuple[Job, ...] = ()  # offloaded jobs that start a token
+    staged: tuple[Job, ...] = ()  # layer-major prefills, in the order they draw from the pool
+    prefill_row_layers: int = 0  # the pool: rows × layers
+    join_rows: int = 0  # lanes per layer
+
+    @property
+    def has_ls(self) -> bool:
+        """Whether an LS row is in the batch: then nothing may wait."""
+        return any(chunk.job.service_class is ServiceClass.LS for chunk in self.device)
+
+
+class Policy(Protocol):
+    """Chooses the next iteration. Pure: reads the index and the room, changes nothing."""
+
+    def plan(self, jobs: JobIndex, room: Room) -> Plan:
+        """The next iteration; an empty plan when nothing can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The fixed limits of an engine that every policy respects."""
+
+    layers: int
+    block_tokens: int
+    device_blocks: int
+    host_blocks: int
+    max_device_rows: int
+    join_rows: int
+    ls_prefill_rows: int
+    be_prefill_rows: int
+    be_device_residency: bool = True
+    staged_jobs: int = 2  # layer-major prefills under way at once
+    growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
