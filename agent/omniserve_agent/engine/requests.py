@@ -1,0 +1,48 @@
+"""One request inside the engine: its tokens, its KV in both tiers, its job for the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omniserve_agent.engine.kv.tables import KvTable, PrefixNames
+from omniserve_agent.engine.messages import Submit
+from omniserve_agent.scheduling.jobs import Job
+
+
+@dataclass(eq=False)
+class Request:
+    """Mutable state of one request, owned by the engine's loop.
+
+    `tokens` are the known ones (prompt, then output); `job.tokens` counts those on their way back
+    as well. `draft` holds guessed tokens that travel behind the last one in its present hop.
+    """
+
+    submit: Submit
+    job: Job
+    names: PrefixNames
+    stop_ids: frozenset[int]
+    tokens: list[int]
+    needs_history: bool = False  # its sampling needs every output token known
+    device: KvTable | None = None
+    host: KvTable | None = None
+    copied_tokens: int = 0  # device-resident BE: host KV is valid up to here
+    slot: int | None = None
+    draft: list[int] = field(default_factory=list)
+    pending: int = 0  # rows launched whose token is not known yet
+    cached_tokens: int | None = None  # prompt tokens found in a cache; None once reported
+    finished: bool = False
+
+    @property
+    def handle(self) -> int:
+        """The engine's number for it."""
+        return self.job.handle
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt as submitted."""
+        return len(self.submit.prompt)
+
+    @property
+    def output(self) -> list[int]:
+        """Output tokens so far, those before an engine restart included."""
+        return self.tokens[self.prompt_tokens :]
