@@ -60,7 +60,9 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each; OutOfBlocksError changes nothing."""
         if count > self.free_blocks:
-            raise OutOfBlocksError(f"{count} blocks wanted, {self.free_blocks} of {self.blocks} free")
+            raise OutOfBlocksError(
+                f"{count} blocks wanted, {self.free_blocks} of {self.blocks} free"
+            )
         taken = [self._take() for _ in range(count)]
         for block in taken:
             self._references[block] = 1

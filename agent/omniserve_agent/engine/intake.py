@@ -1,0 +1,144 @@
+"""Requests in and out of the engine: what is taken, what is refused, when a request is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omniserve_agent.engine.kv.tables import PrefixNames
+from omniserve_agent.engine.messages import Refused, SamplingParams, ServiceClass, Submit
+from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
+from omniserve_agent.scheduling.lengths import OutputLengths
+
+WAITING_STAGES = (Stage.WAITING, Stage.SWAPPED)
+
+
+@dataclass(frozen=True)
+class IntakeLimits:
+    """What the engine can hold. Tokens are prompt and output together."""
+
+    max_request_tokens: Mapping[ServiceClass, int]
+    max_waiting: int
+    slots: int
+    vocab_size: int
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+def needs_history(params: SamplingParams) -> bool:
+    """Whether a choice depends on the request's earlier output tokens."""
+    return (
+        params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+        or params.repetition_penalty != 1.0
+    )
+
+
+@dataclass(eq=False)
+class Intake:
+    """The requests the engine knows, by handle and by id."""
+
+    limits: IntakeLimits
+    jobs: JobIndex
+    lengths: OutputLengths
+    block_tokens: int
+    requests: dict[int, Request] = field(default_factory=dict)
+    _by_id: dict[str, Request] = field(default_factory=dict)
+    _arrivals: int = 0
+
+    def submit(self, submit: Submit) -> Refused | None:
+        """Take a request, or say why not."""
+        refused = self._refusal(submit)
+        if refused is not None:
+            return refused
+        self._arrivals += 1
+        request = self._request(submit, self._arrivals)
+        self.requests[request.handle] = request
+        self._by_id[submit.request_id] = request
+        self.jobs.add(request.job)
+        return None
+
+    def find(self, request_id: str) -> Request | None:
+        """The request of this id, unless it has ended."""
+        return self._by_id.get(request_id)
+
+    def forget(self, request: Request) -> None:
+        """It has ended."""
+        del self.requests[request.handle]
+        del self._by_id[request.submit.request_id]
+
+    def finish_reason(self, request: Request) -> Literal["stop", "length"] | None:
+        """Whether the token just appended ends the request."""
+        last = request.tokens[-1]
+        if last in request.stop_ids:
+            return "stop"
+        if len(request.tokens) >= request.job.max_total_tokens:
+            return "length"
+        return None
+
+    def _refusal(self, submit: Submit) -> Refused | None:
+        limit = self.limits.max_request_tokens[submit.service_class]
+        known = len(submit.prompt) + len(submit.emitted)
+        if not submit.prompt or submit.max_tokens < 1:
+            return _refused(
+                submit,
+                "bad_request",
+                f"prompt has {len(submit.prompt)} tokens and max_tokens is {submit.max_tokens}: "
+                "both must be at least 1",
+            )
+        if submit.request_id in self._by_id:
+            return _refused(submit, "bad_request", f"request id {submit.request_id} is running")
+        if not all(0 <= token < self.limits.vocab_size for token in submit.prompt):
+            return _refused(
+                submit,
+                "bad_request",
+                f"prompt: token ids must be 0 to {self.limits.vocab_size - 1}",
+            )
+        if known >= limit:
+            return _refused(
+                submit,
+                "too_long",
+                f"the prompt has {known} tokens; {submit.service_class} requests of this engine "
+                f"may have {limit} tokens, prompt and output together",
+            )
+        waiting = self.jobs.count(submit.service_class, *WAITING_STAGES)
+        if waiting >= self.limits.max_waiting:
+            return _refused(
+                submit,
+                "queue_full",
+                f"{waiting} {submit.service_class} requests are waiting, "
+                f"the limit is {self.limits.max_waiting}",
+            )
+        return None
+
+    def _request(self, submit: Submit, arrival: int) -> Request:
+        limit = self.limits.max_request_tokens[submit.service_class]
+        tokens = [*submit.prompt, *submit.emitted]
+        max_total = min(len(submit.prompt) + submit.max_tokens, limit)
+        expected = self.lengths.predict(submit.service, submit.max_tokens)
+        job = Job(
+            handle=arrival,
+            service=submit.service,
+            service_class=submit.service_class,
+            priority=submit.priority,
+            arrival=arrival,
+            tokens=len(tokens),
+            max_total_tokens=max_total,
+            predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
+        )
+        eos = frozenset() if submit.ignore_eos else self.limits.eos_token_ids
+        return Request(
+            submit=submit,
+            job=job,
+            names=PrefixNames(submit.cache_salt, self.block_tokens),
+            stop_ids=eos | frozenset(submit.stop_token_ids),
+            tokens=tokens,
+            needs_history=needs_history(submit.sampling),
+        )
+
+
+def _refused(
+    submit: Submit, reason: Literal["too_long", "queue_full", "bad_request"], message: str
+) -> Refused:
+    return Refused(request_id=submit.request_id, reason=reason, message=message)

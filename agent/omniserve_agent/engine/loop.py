@@ -1,0 +1,251 @@
+"""The engine's loop: plan, launch, deliver. One thread; no sockets, no torch, no clock decisions.
+
+    submit / cancel ──► jobs ──policy──► plan ──► iteration ──executor──► outcome ──► token events
+
+On CUDA the loop runs one iteration ahead: while iteration i runs, the results of i-1 are delivered
+and i+1 is planned; chosen ids stay on the device as the next input, and a row found finished late
+costs one discarded row. On the CPU device the same code runs with depth 0.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from omniserve_agent.engine.batch import BatchBuilder
+from omniserve_agent.engine.drafts import DraftSource, NoDrafts, accepted_length
+from omniserve_agent.engine.execution.iteration import (
+    Choice,
+    Executor,
+    Iteration,
+    Launched,
+    StagedPrefill,
+)
+from omniserve_agent.engine.intake import Intake, IntakeLimits
+from omniserve_agent.engine.kv.residency import Residency
+from omniserve_agent.engine.kv.tables import KvTier
+from omniserve_agent.engine.messages import (
+    Refused,
+    ServiceClass,
+    Submit,
+    TokenEvent,
+    TokenLogprob,
+)
+from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
+from omniserve_agent.scheduling.lengths import OutputLengths
+from omniserve_agent.scheduling.plan import Plan, Policy, Room
+
+WRITE_THROUGH_BLOCKS = 8  # per iteration: bounds how long a copy can hold up the loop
+
+
+@dataclass
+class LoopCounts:
+    """Counters since start."""
+
+    iterations: int = 0
+    sweeps: int = 0
+    late_rows: int = 0  # rows of requests found finished one iteration late
+    device_row_layers: dict[ServiceClass, int] = field(
+        default_factory=lambda: dict.fromkeys(ServiceClass, 0)
+    )
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
+
+
+class Engine:
+    """All services of one model on one device. See the module."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        executor: Executor,
+        device: KvTier,
+        host: KvTier,
+        limits: IntakeLimits,
+        drafts: DraftSource | None = None,
+    ) -> None:
+        self.policy = policy
+        self.executor = executor
+        self.jobs = JobIndex()
+        self.lengths = OutputLengths()
+        self.counts = LoopCounts()
+        self.intake = Intake(limits, self.jobs, self.lengths, device.block_tokens)
+        self.residency = Residency(
+            device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
+        )
+        self.batch = BatchBuilder(self.residency, executor, drafts or NoDrafts(), limits)
+        self._slots = limits.slots
+        self._uncollected: deque[tuple[Iteration, Launched]] = deque()
+        self._events: list[TokenEvent] = []
+
+    # ---- what the process calls ------------------------------------------------------------
+
+    def submit(self, submit: Submit) -> Refused | None:
+        """Take a request, or say why not."""
+        return self.intake.submit(submit)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; it leaves the plan with the next iteration."""
+        request = self.intake.find(request_id)
+        if request is not None:
+            self._end(request)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing until a message comes."""
+        return not (self.intake.requests or self._uncollected or self.residency.draining)
+
+    def step(self, interrupted: Callable[[], bool] = lambda: False) -> list[TokenEvent]:
+        """Launch the next iteration and deliver the one that is due; its token events."""
+        self.residency.reap()
+        plan = self.policy.plan(self.jobs, self._room())
+        iteration = self._carry_out(plan, interrupted)
+        if iteration is not None:
+            launched = self.executor.launch(iteration)
+            self._advance(iteration, launched, plan)
+            self._uncollected.append((iteration, launched))
+        keep = self.executor.depth if iteration is not None else 0
+        while len(self._uncollected) > keep:
+            self._deliver(*self._uncollected.popleft())
+        self.residency.write_through(WRITE_THROUGH_BLOCKS)
+        events, self._events = self._events, []
+        return events
+
+    # ---- plan to iteration -----------------------------------------------------------------
+
+    def _room(self) -> Room:
+        return Room(
+            device_free_blocks=self.residency.device.pool.free_blocks,
+            host_free_blocks=self.residency.host.pool.free_blocks,
+            free_slots=self._slots - self.jobs.count(ServiceClass.BE, Stage.HOPPING),
+        )
+
+    def _carry_out(self, plan: Plan, interrupted: Callable[[], bool]) -> Iteration | None:
+        """Moves, admissions, then rows, in the plan's order."""
+        requests = self.intake.requests
+        for move in plan.moves:
+            request = requests[move.job.handle]
+            if move.to is Tier.DEVICE and move.job.stage is Stage.BOUNDARY:
+                self.residency.promote(request)
+            elif move.to is Tier.HOST and request.device is not None:
+                self.residency.demote(request)
+        for admission in plan.admissions:
+            if admission.job.stage in (Stage.WAITING, Stage.SWAPPED):
+                self.residency.admit(requests[admission.job.handle], admission.tier)
+        number = self.counts.iterations
+        return self.batch.build(number, plan, requests, self.jobs, interrupted)
+
+    def _advance(self, iteration: Iteration, launched: Launched, plan: Plan) -> None:
+        """What is certain once an iteration is launched: counts, not tokens."""
+        requests = self.intake.requests
+        self.counts.iterations += 1
+        self.counts.sweeps += not plan.has_ls
+        for segment in iteration.segments:
+            request = requests[segment.handle]
+            rows = len(segment.token_ids)
+            self.counts.device_row_layers[segment.service_class] += rows
+            request.job.computed += rows
+            if segment.sample is not None:
+                self._expect_token(request)
+        for staged in launched.finished_prefills:
+            request = requests[staged.handle]
+            self.batch.staged.pop(staged.handle)
+            self.counts.device_row_layers[ServiceClass.BE] += len(staged.token_ids)
+            request.job.computed += len(staged.token_ids)
+            self._expect_token(request)
+
+    def _expect_token(self, request: Request) -> None:
+        """One output token is on its way back."""
+        request.pending += 1
+        request.job.tokens += 1
+        on_host = request.job.stage is Stage.STAGED
+        request.job.held = on_host or request.needs_history
+        if on_host:
+            self.jobs.move(request.job, Stage.BOUNDARY)
+        elif request.job.stage is Stage.PREFILL:
+            self.jobs.move(request.job, Stage.DECODE)
+
+    # ---- outcome to events -----------------------------------------------------------------
+
+    def _deliver(self, iteration: Iteration, launched: Launched) -> None:
+        outcome = self.executor.collect(launched)
+        for choice in outcome.segments:
+            self._returned(choice)
+        for choice in outcome.staged:
+            self._returned(choice)
+        for slot, choices in outcome.hops:
+            self._landed(slot, choices)
+
+    def _returned(self, choice: Choice) -> None:
+        """A device row's or a prefill's token."""
+        request = self.intake.requests.get(choice.handle)
+        if request is None:
+            self.counts.late_rows += 1
+            return
+        request.pending -= 1
+        request.job.held = request.pending > 0 and (request.needs_history or request.device is None)
+        self._append(request, [choice])
+
+    def _landed(self, slot: int, choices: Sequence[Choice]) -> None:
+        """An offloaded row has passed the last layer: keep the drafts that were right."""
+        request = self.intake.requests.get(choices[0].handle)
+        if request is None or request.slot != slot:
+            self.counts.late_rows += 1
+            return
+        kept = accepted_length(request.draft, [choice.token_id for choice in choices])
+        self.counts.accepted_drafts += kept - 1
+        self.counts.rejected_drafts += len(request.draft) - (kept - 1)
+        request.draft = []
+        request.job.computed += kept
+        request.job.tokens += kept
+        self.batch.land(request)
+        self.jobs.move(request.job, Stage.BOUNDARY)
+        self._append(request, choices[:kept])
+
+    def _append(self, request: Request, choices: Sequence[Choice]) -> None:
+        """Known tokens go to the request and out; the first that ends it is the last."""
+        taken: list[Choice] = []
+        reason = None
+        for choice in choices:
+            request.tokens.append(choice.token_id)
+            taken.append(choice)
+            reason = self.intake.finish_reason(request)
+            if reason is not None:
+                break
+        self._events.append(_event(request, taken, reason))
+        request.cached_tokens = 0 if request.cached_tokens is not None else None
+        if reason is None:
+            self.residency.register(request)
+        else:
+            self.lengths.observe(request.submit.service, len(request.output))
+            self.residency.register(request)
+            self._end(request)
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def _end(self, request: Request) -> None:
+        self.residency.release(request)
+        self.jobs.move(request.job, Stage.DONE)
+        request.finished = True
+        self.intake.forget(request)
+
+    def _abandon_prefill(self, request: Request) -> None:
+        staged: StagedPrefill | None = self.batch.staged.pop(request.handle, None)
+        if staged is not None:
+            self.executor.discard_prefill(staged)
+
+
+def _event(request: Request, choices: Sequence[Choice], reason: str | None) -> TokenEvent:
+    wants = request.submit.sampling.logprobs is not None
+    chosen = [c.logprob for c in choices if c.logprob is not None]
+    top: list[list[TokenLogprob]] = [c.top_logprobs or [] for c in choices]
+    return TokenEvent(
+        request_id=request.submit.request_id,
+        token_ids=[choice.token_id for choice in choices],
+        logprobs=chosen if wants else None,
+        top_logprobs=top if wants else None,
+        finish_reason=reason,  # type: ignore[arg-type]
+        cached_tokens=request.cached_tokens or 0,
+    )

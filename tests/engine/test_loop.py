@@ -1,0 +1,249 @@
+"""The loop, the block managers and the policy together, over an executor whose KV is token ids."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from omniserve_agent.engine.messages import SamplingParams, ServiceClass
+from omniserve_agent.scheduling.jobs import Stage
+from support.fake_engine import Collector, check_no_leak, make_engine, run, state, submit
+from support.fake_executor import continuation
+
+
+class ScriptedDrafts:
+    """Guesses right for `right` tokens, then wrong ones."""
+
+    def __init__(self, right, wrong):
+        self.right, self.wrong = right, wrong
+
+    def propose(self, tokens, max_tokens):
+        guesses = continuation(tokens, self.right) + [96] * self.wrong
+        return guesses[:max_tokens]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("residency", [True, False])
+def test_each_class_alone_and_mixed(depth, residency):
+    engine = make_engine(depth=depth, be_device_residency=residency)
+    prompts = {f"LS{i}": [i + 1] * (3 + 4 * i) for i in range(3)}
+    prompts |= {f"BE{i}": [i + 40] * (5 + 3 * i) for i in range(3)}
+    for name, prompt in prompts.items():
+        assert engine.submit(submit(name, prompt, name[:2], max_tokens=9)) is None
+    got = run(engine)
+    for name, prompt in prompts.items():
+        assert got.tokens[name] == continuation(prompt, 9), name
+        assert got.finished[name] == "length"
+    check_no_leak(engine)
+
+
+def test_without_residency_be_attention_runs_on_the_host_only():
+    engine = make_engine(be_device_residency=False)
+    engine.submit(submit("be", range(1, 10), "BE", max_tokens=6))
+    run(engine)
+    # 5 tokens after the prefill's, each one row through 3 layers on the host.
+    assert engine.executor.host_rows == 5 * 3
+    assert engine.counts.device_row_layers[ServiceClass.BE] == 9  # the prefill
+
+
+def test_gate_ls_goes_on_while_host_attention_stands_still():
+    engine = make_engine(be_device_residency=False)
+    for i in range(3):
+        engine.submit(submit(f"be{i}", [i + 1] * 6, "BE", max_tokens=8))
+    collector = Collector()
+    while not engine.jobs.count(ServiceClass.BE, Stage.HOPPING) == 3:
+        collector.take(engine.step())
+    be_tokens = {k: len(v) for k, v in collector.tokens.items()}
+    engine.executor.gate_open = False
+    # What had completed may still join; nothing new does.
+    engine.submit(submit("ls", [7] * 5, "LS", max_tokens=20))
+    for _ in range(60):
+        collector.take(engine.step())
+    assert collector.finished.get("ls") == "length"
+    stuck = {k: len(v) for k, v in collector.tokens.items() if k != "ls"}
+    assert all(stuck[k] - be_tokens[k] <= 1 for k in be_tokens)
+    engine.executor.gate_open = True
+    run(engine, collector)
+    for i in range(3):
+        assert collector.tokens[f"be{i}"] == continuation([i + 1] * 6, 8)
+    check_no_leak(engine)
+
+
+def test_cancel_while_in_flight_is_dropped_as_stale_and_blocks_come_back():
+    engine = make_engine(be_device_residency=False)
+    engine.submit(submit("be", [5] * 6, "BE", max_tokens=30))
+    collector = Collector()
+    while not engine.jobs.count(ServiceClass.BE, Stage.HOPPING):
+        collector.take(engine.step())
+    engine.executor.gate_open = False
+    engine.step()
+    engine.cancel("be")
+    assert engine.residency.draining
+    assert engine.residency.host.pool.used_blocks > 0
+    engine.executor.gate_open = True
+    run(engine, collector)
+    assert engine.executor.stale == 1
+    check_no_leak(engine)
+
+
+def test_prefix_is_found_again_in_both_tiers_and_salt_separates():
+    engine = make_engine(device_blocks=30, host_blocks=30, be_device_residency=False)
+    prompt = list(range(1, 18))
+    for round_ in range(2):
+        for name, salt in (("LS", "a"), ("BE", "a")):
+            engine.submit(submit(f"{name}{round_}", prompt, name, cache_salt=salt))
+        run(engine)
+    hits = engine.residency.device.hit_tokens, engine.residency.host.hit_tokens
+    assert hits == (16, 16)
+    engine.submit(submit("other", prompt, "LS", cache_salt="b"))
+    got = run(engine)
+    assert engine.residency.device.hit_tokens == 16
+    assert got.tokens["other"] == continuation(prompt, 5)
+
+
+def test_drafts_are_verified_in_one_hop():
+    engine = make_engine(be_device_residency=False, drafts=ScriptedDrafts(right=2, wrong=2))
+    engine.submit(submit("be", [9] * 6, "BE", max_tokens=12))
+    got = run(engine)
+    assert got.tokens["be"] == continuation([9] * 6, 12)
+    assert engine.counts.accepted_drafts >= 6
+    assert engine.counts.rejected_drafts >= 4
+    check_no_leak(engine)
+
+
+def test_stop_token_ends_a_request_in_the_middle_of_a_draft():
+    tokens = continuation([9] * 6, 12)
+    engine = make_engine(be_device_residency=False, drafts=ScriptedDrafts(right=4, wrong=0))
+    engine.submit(submit("be", [9] * 6, "BE", max_tokens=12, stop_token_ids=[tokens[3]]))
+    got = run(engine)
+    assert got.tokens["be"] == tokens[: tokens.index(tokens[3]) + 1]
+    assert got.finished["be"] == "stop"
+    check_no_leak(engine)
+
+
+def test_continued_request_repeats_nothing():
+    tokens = continuation([3] * 6, 10)
+    engine = make_engine()
+    engine.submit(submit("be", [3] * 6, "BE", max_tokens=10, emitted=tokens[:4]))
+    assert run(engine).tokens["be"] == tokens[4:]
+
+
+def test_be_leaves_the_device_for_ls_and_its_written_blocks_are_not_copied_again():
+    engine = make_engine(device_blocks=16, host_blocks=40)
+    engine.submit(submit("be", [2] * 9, "BE", max_tokens=40))
+    collector = Collector()
+    while len(collector.tokens.get("be", [])) < 6:
+        collector.take(engine.step())
+    assert engine.jobs.count(ServiceClass.BE, Stage.DECODE) == 1
+    engine.submit(submit("ls", list(range(1, 50)), "LS", max_tokens=8))
+    run(engine, collector)
+    assert engine.residency.counts.to_host >= 1
+    assert collector.tokens["ls"] == continuation(list(range(1, 50)), 8)
+    assert collector.tokens["be"] == continuation([2] * 9, 40)
+    check_no_leak(engine)
+
+
+def test_youngest_ls_is_swapped_and_resumes():
+    engine = make_engine(device_blocks=8, host_blocks=20, ls_prefill_rows=32)
+    for i in range(2):
+        engine.submit(submit(f"ls{i}", [i + 1] * 8, "LS", max_tokens=20))
+    got = run(engine)
+    for i in range(2):
+        assert got.tokens[f"ls{i}"] == continuation([i + 1] * 8, 20)
+    assert engine.residency.counts.swapped >= 1
+    check_no_leak(engine)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "part"),
+    [
+        ({"prompt": []}, "bad_request", "prompt has 0 tokens"),
+        ({"max_tokens": 0}, "bad_request", "max_tokens is 0"),
+        ({"prompt": [1] * 48}, "too_long", "may have 48 tokens"),
+        ({"prompt": [1000]}, "bad_request", "token ids must be 0 to 96"),
+    ],
+)
+def test_refusals_name_what_is_wrong(fields, reason, part):
+    engine = make_engine()
+    refused = engine.submit(submit("a", **{"prompt": [1], **fields}))
+    assert refused.reason == reason
+    assert part in refused.message
+
+
+def test_full_queue_refuses():
+    engine = make_engine(max_waiting=2)
+    answers = [engine.submit(submit(f"r{i}", [1, 2])) for i in range(3)]
+    assert [a and a.reason for a in answers] == [None, None, "queue_full"]
+
+
+def test_penalised_rows_wait_for_their_history_at_depth_one():
+    engine = make_engine(depth=1)
+    penalised = SamplingParams(temperature=0.0, presence_penalty=0.5)
+    engine.submit(submit("a", [1] * 5, max_tokens=6, sampling=penalised))
+    run(engine)
+    for iteration in engine.executor.launches:
+        for segment in iteration.segments:
+            assert segment.from_seat == -1
+
+
+REQUEST = st.fixed_dictionaries(
+    {
+        "service_class": st.sampled_from(["LS", "BE"]),
+        "family": st.integers(0, 2),  # shared prefixes
+        "length": st.integers(1, 30),
+        "max_tokens": st.integers(1, 16),
+        "priority": st.integers(-1, 1),
+        "at": st.integers(0, 30),
+        "cancel_after": st.none() | st.integers(0, 40),
+    }
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    requests=st.lists(REQUEST, min_size=1, max_size=10),
+    device_blocks=st.integers(12, 20),
+    host_blocks=st.integers(12, 24),
+    depth=st.integers(0, 1),
+    residency=st.booleans(),
+    seed=st.integers(0, 3),
+    drafts=st.sampled_from([None, (1, 1), (3, 0)]),
+    slots=st.integers(1, 6),
+)
+def test_any_mix_finishes_exactly_and_frees_everything(
+    requests, device_blocks, host_blocks, depth, residency, seed, drafts, slots
+):
+    engine = make_engine(
+        device_blocks,
+        host_blocks,
+        depth=depth,
+        seed=seed,
+        slots=slots,
+        be_device_residency=residency,
+        drafts=ScriptedDrafts(*drafts) if drafts else None,
+    )
+    collector, cancelled, prompts = Collector(), set(), {}
+    for step in range(4000):
+        for number, request in enumerate(requests):
+            name = f"r{number}"
+            if request["at"] == step:
+                prompts[name] = [request["family"] + 1] * request["length"]
+                fields = {k: request[k] for k in ("service_class", "max_tokens", "priority")}
+                assert engine.submit(submit(name, prompts[name], **fields)) is None
+            if request["cancel_after"] is not None:
+                if step == request["at"] + request["cancel_after"]:
+                    if name not in collector.finished:
+                        cancelled.add(name)
+                    engine.cancel(name)
+        collector.take(engine.step())
+        if step > 80 and engine.idle:
+            break
+    assert engine.idle, state(engine)
+    for number, request in enumerate(requests):
+        name = f"r{number}"
+        expected = continuation(prompts[name], request["max_tokens"])
+        got = collector.tokens.get(name, [])
+        if name in cancelled:
+            assert got == expected[: len(got)]
+        else:
+            assert got == expected
+    check_no_leak(engine)

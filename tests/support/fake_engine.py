@@ -1,0 +1,118 @@
+"""The real loop over the fake executor, with tiny pools."""
+
+from __future__ import annotations
+
+from omniserve_agent.engine.intake import IntakeLimits
+from omniserve_agent.engine.kv.blocks import BlockPool
+from omniserve_agent.engine.kv.tables import KvTier
+from omniserve_agent.engine.loop import Engine
+from omniserve_agent.engine.messages import SamplingParams, ServiceClass, Submit
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.plan import Caps
+from support.fake_executor import BLOCK, VOCAB, FakeExecutor, FakeStore
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def make_engine(
+    device_blocks=12,
+    host_blocks=20,
+    layers=3,
+    seed=0,
+    depth=0,
+    drafts=None,
+    max_waiting=64,
+    slots=8,
+    **caps,
+):
+    device_store, host_store = FakeStore(device_blocks), FakeStore(host_blocks)
+    executor = FakeExecutor(device_store, host_store, layers, seed, depth)
+    settings = {
+        "max_device_rows": 6,
+        "join_rows": 8,
+        "ls_prefill_rows": 8,
+        "be_prefill_rows": 6,
+        **caps,
+    }
+    policy = FixedCaps(
+        Caps(
+            layers=layers,
+            block_tokens=BLOCK,
+            device_blocks=device_blocks,
+            host_blocks=host_blocks,
+            growth_iterations=4,
+            **settings,
+        )
+    )
+    limits = IntakeLimits(
+        max_request_tokens={
+            ServiceClass.LS: device_blocks * BLOCK,
+            ServiceClass.BE: host_blocks * BLOCK,
+        },
+        max_waiting=max_waiting,
+        slots=slots,
+        vocab_size=VOCAB,
+    )
+    return Engine(
+        policy,
+        executor,
+        KvTier(BlockPool(device_blocks, BLOCK), device_store),
+        KvTier(BlockPool(host_blocks, BLOCK), host_store),
+        limits,
+        drafts,
+    )
+
+
+def submit(request_id, prompt, service_class="LS", max_tokens=5, **fields):
+    fields.setdefault("sampling", GREEDY)
+    return Submit(
+        request_id=request_id,
+        service=f"default/{service_class.lower()}",
+        service_class=ServiceClass(service_class),
+        prompt=list(prompt),
+        max_tokens=max_tokens,
+        **fields,
+    )
+
+
+class Collector:
+    """Gathers token events; checks that nothing comes after the end."""
+
+    def __init__(self):
+        self.tokens: dict[str, list[int]] = {}
+        self.finished: dict[str, str] = {}
+        self.order: list[str] = []
+
+    def take(self, events):
+        for event in events:
+            assert event.request_id not in self.finished
+            self.tokens.setdefault(event.request_id, []).extend(event.token_ids)
+            self.order += [event.request_id] * len(event.token_ids)
+            if event.finish_reason:
+                self.finished[event.request_id] = event.finish_reason
+
+
+def run(engine, collector=None, max_steps=5000):
+    """Step until idle; a stall is a failure."""
+    collector = collector or Collector()
+    for _ in range(max_steps):
+        if engine.idle:
+            return collector
+        collector.take(engine.step())
+    raise AssertionError(f"not idle after {max_steps} steps: {state(engine)}")
+
+
+def state(engine):
+    return [
+        (j.handle, j.service_class.value, j.stage.name, j.tokens, j.computed, j.held)
+        for j in (r.job for r in engine.intake.requests.values())
+    ]
+
+
+def check_no_leak(engine):
+    """Every block is free, every sequence closed, every slot given back."""
+    for tier in (engine.residency.device, engine.residency.host):
+        assert tier.pool.free_blocks == tier.pool.blocks
+        assert not tier.store.tables
+    assert not engine.executor.slots
+    assert not engine.batch.staged
