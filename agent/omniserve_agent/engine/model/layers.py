@@ -1,0 +1,79 @@
+"""One transformer layer for every family, split where attention goes its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from omniserve_agent.engine.model.config import ModelConfig
+from omniserve_agent.engine.model.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Dense modules of one layer. Rows are independent, so any mix of requests may share a call.
+
+    Callers run it under `torch.inference_mode()`.
+    """
+
+    config: ModelConfig
+    input_norm: torch.Tensor  # [H]
+    qkv: Linear  # H -> (Hq + 2 Hkv) D
+    qk_norm: torch.Tensor | None  # [Hq + Hkv, D], the norms' weights repeated per head
+    o: Linear  # Hq D -> H
+    mlp_norm: torch.Tensor  # [H]
+    gate_up: Linear  # H -> 2 I
+    down: Linear  # I -> H
+
+    def pre_attention(
+        self, x: torch.Tensor, rope: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Norm, QKV and rotary embedding of x [N, H]; rope [N, 2 D] is from `Model.rope`.
+
+        Returns q [N, Hq D], k [N, Hkv D], v [N, Hkv D]: views with `stride(1) == 1` whose rows lie
+        `stride(0)` elements apart, fresh in every call.
+        """
+        config = self.config
+        q_size, kv_size = config.q_heads * config.head_size, config.kv_heads * config.head_size
+        rows = self.qkv(F.rms_norm(x, (config.hidden_size,), self.input_norm, config.rms_eps))
+        qk, v = rows.split_with_sizes((q_size + kv_size, kv_size), dim=-1)
+        heads = qk.view(x.shape[0], -1, config.head_size)
+        if self.qk_norm is not None:
+            heads = F.rms_norm(heads, (config.head_size,), None, config.rms_eps).mul_(self.qk_norm)
+        rotate_(heads, rope)
+        q, k = heads.flatten(-2).split_with_sizes((q_size, kv_size), dim=-1)
+        return q, k, v
+
+    def post_attention(self, o: torch.Tensor, x: torch.Tensor) -> None:
+        """Add attention's output o [N, Hq D], then the MLP, to the residual x [N, H] in place."""
+        config = self.config
+        x.add_(self.o(o))
+        rows = self.gate_up(F.rms_norm(x, (config.hidden_size,), self.mlp_norm, config.rms_eps))
+        gate, up = rows.chunk(2, dim=-1)
+        x.add_(self.down(F.silu(gate).mul_(up)))
+
+
+def rotate_(heads: torch.Tensor, rope: torch.Tensor) -> None:
+    """Rotate heads [N, heads, D] in place by rope [N, 2 D] = cosines, then signed sines.
+
+    Element i pairs with element i + D/2. The sign of the pair's first half is folded into the sines
+    (see `rope_table`), which turns "rotate half" into a plain roll.
+    """
+    cos, sin = rope.unsqueeze(1).chunk(2, dim=-1)
+    partner = heads.roll(heads.shape[-1] // 2, -1)
+    heads.mul_(cos).addcmul_(partner, sin)
+
+
+def rope_table(
+    config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """[positions, 2 D]: per position D cosines, then D sines, those of the first half negated.
+
+    Angles are computed in float32 and rounded to `dtype` last, as transformers does.
+    """
+    inv_freq = torch.tensor(config.rope.inv_freq, dtype=torch.float32)
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * inv_freq
+    cos, sin = (part * config.rope.attention_factor for part in (angles.cos(), angles.sin()))
+    return torch.cat((cos, cos, -sin, sin), dim=-1).to(device=device, dtype=dtype)

@@ -1,0 +1,129 @@
+"""The dense part of a model: embedding, layers, head. Attention belongs to the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from omniserve_agent.engine.model.config import ModelConfig
+from omniserve_agent.engine.model.errors import ModelError
+from omniserve_agent.engine.model.layers import Layer, rope_table
+from omniserve_agent.engine.model.linear import Linear, make_linear
+
+TensorSource = Callable[[str], torch.Tensor]
+Progress = Callable[[str, float], None]  # stage, fraction of that stage (0 to 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Weights on one device in one dtype. Callers run it under `torch.inference_mode()`."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+    embedding: torch.Tensor  # [V, H]
+    layers: list[Layer]
+    final_norm: torch.Tensor  # [H]
+    head: Linear  # H -> V
+    rope_rows: torch.Tensor  # [positions, 2 D]
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids [N] int64 -> x [N, H], a fresh tensor."""
+        return F.embedding(token_ids, self.embedding)
+
+    def rope(self, positions: torch.Tensor) -> torch.Tensor:
+        """positions [N] int64 -> [N, 2 D], what `Layer.pre_attention` wants beside the rows."""
+        return self.rope_rows.index_select(0, positions)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Final norm and head: x [R, H] -> float32 [R, V]."""
+        rows = F.rms_norm(x, (self.config.hidden_size,), self.final_norm, self.config.rms_eps)
+        return self.head(rows).float()
+
+    @property
+    def positions(self) -> int:
+        """How many positions `rope` knows: the longest request in tokens."""
+        return self.rope_rows.shape[0]
+
+
+@torch.inference_mode()
+def build_model(
+    config: ModelConfig,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    max_positions: int | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Fuse, convert and place the tensors that `source` returns by checkpoint name."""
+    target = torch.device(device)
+    builder = _Builder(config, source, dtype, target)
+    layers = []
+    for index in range(config.layers):
+        layers.append(builder.layer(f"model.layers.{index}."))
+        if progress is not None:
+            progress("loading weights", (index + 1) / config.layers)
+    embedding = builder.tensor("model.embed_tokens.weight")
+    head = embedding if config.tied_head else builder.tensor("lm_head.weight")
+    positions = _positions(config, max_positions)
+    return Model(
+        config=config,
+        dtype=dtype,
+        device=target,
+        embedding=embedding,
+        layers=layers,
+        final_norm=builder.tensor("model.norm.weight"),
+        head=make_linear(head, None, target),
+        rope_rows=rope_table(config, positions, dtype, target),
+    )
+
+
+def _positions(config: ModelConfig, wanted: int | None) -> int:
+    if wanted is None:
+        return config.max_position
+    if not 0 < wanted <= config.max_position:
+        why = " (its sliding window)" if config.sliding_window is not None else ""
+        raise ModelError(
+            f"a model length of {wanted} tokens is asked for, but this model computes "
+            f"1 to {config.max_position} exactly{why}"
+        )
+    return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    config: ModelConfig
+    source: TensorSource
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensor(self, *names: str) -> torch.Tensor:
+        """The named tensors, stacked along their first dimension."""
+        parts = [self.source(name).to(dtype=self.dtype) for name in names]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.device)
+
+    def linear(self, bias: bool, *modules: str) -> Linear:
+        weight = self.tensor(*(f"{module}.weight" for module in modules))
+        offset = self.tensor(*(f"{module}.bias" for module in modules)) if bias else None
+        return make_linear(weight, offset, self.device)
+
+    def layer(self, prefix: str) -> Layer:
+        config, attention, mlp = self.config, f"{prefix}self_attn.", f"{prefix}mlp."
+        return Layer(
+            config=config,
+            input_norm=self.tensor(f"{prefix}input_layernorm.weight"),
+            qkv=self.linear(config.qkv_bias, *(f"{attention}{part}_proj" for part in "qkv")),
+            qk_norm=self.qk_norm(attention) if config.qk_norm else None,
+            o=self.linear(config.o_bias, f"{attention}o_proj"),
+            mlp_norm=self.tensor(f"{prefix}post_attention_layernorm.weight"),
+            gate_up=self.linear(config.mlp_bias, f"{mlp}gate_proj", f"{mlp}up_proj"),
+            down=self.linear(config.mlp_bias, f"{mlp}down_proj"),
+        )
+
+    def qk_norm(self, attention: str) -> torch.Tensor:
+        q = self.tensor(f"{attention}q_norm.weight").expand(self.config.q_heads, -1)
+        k = self.tensor(f"{attention}k_norm.weight").expand(self.config.kv_heads, -1)
+        return torch.cat((q, k))
