@@ -1,0 +1,305 @@
+"""The standalone agent from start to end: read, prepare, plan, start, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import zmq.asyncio
+
+from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.http.app import make_app
+from omniserve_agent.node.assignments import Assignment, assign, is_paused
+from omniserve_agent.node.capacity import Capacity, read_capacity
+from omniserve_agent.node.devices import Device, free_gpu_bytes, pick
+from omniserve_agent.node.engine_client import EngineClient
+from omniserve_agent.node.errors import EngineFailedError, NodeError
+from omniserve_agent.node.model_store import PREPARE_COMMAND, ModelStore, model_bytes
+from omniserve_agent.node.plan import (
+    NodePlan,
+    PreparedEngine,
+    plan_cores,
+    plan_node,
+    wanted_dtype,
+)
+from omniserve_agent.node.progress import ProgressLog, announce
+from omniserve_agent.node.review import review
+from omniserve_agent.node.secrets import api_keys
+from omniserve_agent.node.server import Server, bind
+from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
+from omniserve_agent.serving import ServedService, Slo
+from omniserve_agent.settings import Settings
+from omniserve_crds.llmservice import LLMService
+from omniserve_crds.manifests import ManifestError, load_manifests
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What the agent starts; tests bring their own."""
+
+    engine: Sequence[str] = ENGINE_COMMAND
+    prepare: Sequence[str] = PREPARE_COMMAND
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the manifests and the command line ask for, checked as far as reading goes."""
+
+    assignments: tuple[Assignment, ...]
+    keys: dict[str, frozenset[str]]  # by service key
+    capacity: Capacity
+    devices: dict[str, Device]  # by engine name, wanted engines only
+
+
+async def serve(settings: Settings, programs: Programs | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises NodeError for what cannot be done here, EngineFailedError when every engine is given up.
+    """
+    programs = programs or Programs()
+    with _signals() as stop, _listeners(settings) as listeners:
+        wanted = await _gather(settings)
+        engines = await _prepare(settings, wanted, programs, stop)
+        if stop.is_set():
+            return
+        running = [engine for engine in engines if engine.assignment.wanted]
+        plan = plan_node(settings, running, wanted.capacity)
+        _warn(plan.warnings)
+        with _pinned(plan.http_cores):
+            await _serve_plan(settings, wanted, engines, plan, programs, listeners, stop)
+
+
+async def _gather(settings: Settings) -> _Wanted:
+    """Read manifests, keys and machine; refuse what can be refused before models are prepared."""
+    try:
+        services = load_manifests(settings.files)
+    except ManifestError as error:
+        raise NodeError(error.line) from error
+    _warn(review(services))
+    keys = {service.key: api_keys(service, settings.secrets_dir) for service in services}
+    assignments = assign(services)
+    running = [assignment.name for assignment in assignments if assignment.wanted]
+    gpus = await free_gpu_bytes(settings.device) if running else []
+    devices = pick(settings.device, gpus, len(running))
+    capacity = read_capacity()
+    if devices:
+        plan_cores(settings, devices, capacity)
+    return _Wanted(assignments, keys, capacity, dict(zip(running, devices, strict=True)))
+
+
+async def _prepare(
+    settings: Settings, wanted: _Wanted, programs: Programs, stop: asyncio.Event
+) -> list[PreparedEngine]:
+    """Every engine's model on disk, one after the other; cut short by `stop`."""
+    store = ModelStore(
+        settings.cache_dir,
+        settings.allowed_packages,
+        settings.model_roots,
+        command=programs.prepare,
+    )
+    stopped = asyncio.ensure_future(stop.wait())
+    engines: list[PreparedEngine] = []
+    for assignment in wanted.assignments:
+        log = ProgressLog(assignment.key.uri)
+        task = asyncio.ensure_future(store.prepare(assignment.key.uri, log.step))
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            break
+        model_dir = task.result()
+        size = model_bytes(model_dir, wanted_dtype(settings, assignment))
+        device = wanted.devices.get(assignment.name, Device("cpu"))
+        engines.append(PreparedEngine(assignment, model_dir, size, device))
+    stopped.cancel()
+    return engines
+
+
+async def _serve_plan(
+    settings: Settings,
+    wanted: _Wanted,
+    engines: Sequence[PreparedEngine],
+    plan: NodePlan,
+    programs: Programs,
+    listeners: Sequence[socket.socket],
+    stop: asyncio.Event,
+) -> None:
+    """Start engines and HTTP, serve, and take everything down again."""
+    clients = {
+        engine.assignment.name: EngineClient(
+            engine.assignment.name,
+            max_replays=settings.be_retries,
+            max_waiting=settings.max_waiting,
+        )
+        for engine in engines
+    }
+    running = [clients[engine.assignment.name] for engine in engines if engine.assignment.wanted]
+    services = _served(engines, clients, wanted.keys)
+    server = Server(make_app(services), listeners)
+    async with _supervised(running, plan, programs, wanted.capacity) as supervisors:
+        try:
+            await server.start()
+            announcing = asyncio.create_task(announce(services, listeners[0]))
+            await _until_stop(supervisors, stop)
+            announcing.cancel()
+            structlog.get_logger().info("draining", grace_s=settings.drain_grace_s)
+            if not await server.drain(settings.drain_grace_s):
+                structlog.get_logger().warning("some requests outlasted the drain and were ended")
+        finally:
+            await server.close()
+
+
+@contextlib.asynccontextmanager
+async def _supervised(
+    clients: Sequence[EngineClient], plan: NodePlan, programs: Programs, capacity: Capacity
+) -> AsyncIterator[dict[asyncio.Task[None], Supervisor]]:
+    """Supervisors of every engine, by their tasks; engines are stopped on the way out."""
+    context = zmq.asyncio.Context()
+    with tempfile.TemporaryDirectory(prefix="omniserve-") as directory:
+        supervisors = {}
+        for client, config in zip(clients, plan.configs, strict=True):
+            supervisor = Supervisor(
+                client,
+                config,
+                context,
+                Path(directory),
+                cores=capacity.cores,
+                command=programs.engine,
+                supervision=Supervision(),
+            )
+            supervisors[asyncio.create_task(supervisor.run())] = supervisor
+        try:
+            yield supervisors
+        finally:
+            for supervisor in supervisors.values():
+                supervisor.stop()
+            if supervisors:
+                await asyncio.wait(supervisors)
+            context.destroy(linger=0)
+
+
+async def _until_stop(
+    supervisors: dict[asyncio.Task[None], Supervisor], stop: asyncio.Event
+) -> None:
+    """Wait for `stop`; EngineFailedError when no engine is left."""
+    stopped = asyncio.ensure_future(stop.wait())
+    pending = set(supervisors)
+    try:
+        while not stopped.done():
+            await asyncio.wait({stopped, *pending}, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in pending if task.done()]:
+                _report_failure(task, supervisors[task])
+                pending.discard(task)
+            if supervisors and not pending:
+                raise EngineFailedError(_failure_line(supervisors))
+    finally:
+        stopped.cancel()
+
+
+def _report_failure(task: asyncio.Task[None], supervisor: Supervisor) -> None:
+    if task.exception() is not None and supervisor.failure is None:
+        supervisor.failure = f"its supervisor failed: {task.exception()!r}"
+    structlog.get_logger().error(
+        "engine given up", engine=supervisor.client.name, reason=supervisor.failure
+    )
+
+
+def _failure_line(supervisors: dict[asyncio.Task[None], Supervisor]) -> str:
+    return "; ".join(
+        f"engine {supervisor.client.name}: {supervisor.failure}"
+        for supervisor in supervisors.values()
+    )
+
+
+def _served(
+    engines: Sequence[PreparedEngine],
+    clients: dict[str, EngineClient],
+    keys: dict[str, frozenset[str]],
+) -> list[ServedService]:
+    """Every service as HTTP routes to it."""
+    return [
+        _served_service(service, clients[engine.assignment.name], engine.model_dir, keys)
+        for engine in engines
+        for service in engine.assignment.services
+    ]
+
+
+def _served_service(
+    service: LLMService, client: EngineClient, model_dir: Path, keys: dict[str, frozenset[str]]
+) -> ServedService:
+    return ServedService(
+        namespace=service.metadata.namespace,
+        name=service.metadata.name,
+        served_name=service.served_name,
+        service_class=ServiceClass(service.spec.service_class),
+        backend=client,
+        tokenizer_dir=str(model_dir),
+        max_model_len=service.spec.model.max_model_len,
+        slo=_slo(service),
+        priority=service.spec.priority,
+        paused=is_paused(service),
+        api_keys=keys[service.key],
+    )
+
+
+def _slo(service: LLMService) -> Slo | None:
+    slo = service.spec.slo
+    if slo is None:
+        return None
+    return Slo(
+        ttft_ms=slo.ttft_ms,
+        tpot_ms=slo.tpot_ms,
+        objective_percent=slo.objective_percent,
+        window_s=slo.window_s,
+        min_samples=slo.min_samples,
+    )
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        structlog.get_logger().warning(line)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event set by SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _listeners(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The bound ports; the first is the API's."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(bind("--port", settings.host, settings.port))]
+        if settings.admin_port is not None:
+            admin = bind("--admin-port", settings.host, settings.admin_port)
+            listeners.append(stack.enter_context(admin))
+        yield listeners
+
+
+@contextlib.contextmanager
+def _pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Keep this process, and threads it starts from now on, off the engines' cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(cores))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

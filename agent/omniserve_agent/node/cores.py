@@ -1,0 +1,170 @@
+"""Which cores do what. Pure: tables in, tables out; the reader of the machine is `capacity`.
+
+The device, host attention and the rest (HTTP, detokenising, clients) get disjoint cores, and so do
+engines. Where too few are left to set one aside, HTTP shares the host attention cores, whose
+workers then run at batch priority and spin briefly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from omniserve_agent.node.errors import NodeError
+
+SHARED_SPIN_US = 50
+OWN_SPIN_US = 200
+
+
+@dataclass(frozen=True)
+class CoreWishes:
+    """What the user set; None: divided automatically."""
+
+    device: tuple[int, ...] | None = None
+    host: tuple[int, ...] | None = None
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class EngineCores:
+    """The cores of one engine and how its host workers behave on theirs."""
+
+    device: tuple[int, ...]
+    host: tuple[int, ...]
+    host_batch_priority: bool
+    host_spin_us: int
+
+
+@dataclass(frozen=True)
+class Division:
+    """The machine divided: one entry per engine, then the cores of HTTP and everything else."""
+
+    engines: tuple[EngineCores, ...]
+    http: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Pools:
+    device: tuple[int, ...]
+    host: tuple[int, ...]
+    http: tuple[int, ...]  # empty: HTTP shares the host cores
+
+
+def usable_cores(affinity: Collection[int], quota_cores: float | None) -> tuple[int, ...]:
+    """The cores this process may keep busy: of its mask, as many as the quota (in cores) pays."""
+    cores = sorted(affinity)
+    if quota_cores is None:
+        return tuple(cores)
+    return tuple(cores[: max(1, math.floor(quota_cores))])
+
+
+def divide(cores: Sequence[int], engines: int, *, cuda: bool, wishes: CoreWishes) -> Division:
+    """Divide `cores` between `engines` engines; raises NodeError with figures where they lack."""
+    _check_wishes(cores, wishes)
+    pools = _pools(tuple(cores), engines, cuda, wishes)
+    shared = _shared_reason(cores, engines, pools, wishes)
+    if shared and not wishes.share and (engines > 1 or len(cores) > 1):
+        raise NodeError(f"{shared}; use fewer models, more cores, or --share-cores without SLOs")
+    parts = _share_all(pools, engines) if shared else _slices(pools, engines)
+    crowded = not pools.http or bool(shared)
+    return Division(
+        engines=tuple(_engine(device, host, crowded) for device, host in parts),
+        http=pools.http or pools.host,
+        warnings=(f"{shared}: cores are shared and SLOs are not promised",) if shared else (),
+    )
+
+
+def _engine(device: tuple[int, ...], host: tuple[int, ...], crowded: bool) -> EngineCores:
+    return EngineCores(device, host, crowded, SHARED_SPIN_US if crowded else OWN_SPIN_US)
+
+
+def _check_wishes(cores: Sequence[int], wishes: CoreWishes) -> None:
+    for flag, wanted in (("--device-cores", wishes.device), ("--host-cores", wishes.host)):
+        missing = sorted(set(wanted or ()) - set(cores))
+        if missing:
+            raise NodeError(
+                f"{flag} {_text(wanted or ())}: core {missing[0]} is not usable here; "
+                f"use some of {_text(cores)} (affinity mask and quota)"
+            )
+    both = sorted(set(wishes.device or ()) & set(wishes.host or ()))
+    if both and not wishes.share:
+        raise NodeError(
+            f"--device-cores and --host-cores both name core {both[0]}; "
+            "make them disjoint, or add --share-cores"
+        )
+
+
+def _pools(cores: tuple[int, ...], engines: int, cuda: bool, wishes: CoreWishes) -> _Pools:
+    """The three pools: device first, then host, then HTTP, in order of core number."""
+    named = {*(wishes.device or ()), *(wishes.host or ())}
+    free = [core for core in cores if core not in named]
+    http = free[len(free) - _http_count(len(cores), len(free), engines, cuda) :]
+    work = free[: len(free) - len(http)]
+    if wishes.device is not None and wishes.host is not None:
+        return _Pools(wishes.device, wishes.host, tuple(free))
+    if wishes.device is not None:
+        return _Pools(wishes.device, tuple(work) or wishes.device, tuple(http))
+    if wishes.host is not None:
+        return _Pools(tuple(work) or wishes.host, wishes.host, tuple(http))
+    device = _device_count(len(work), engines, cuda)
+    return _Pools(tuple(work[:device]), tuple(work[device:] or work), tuple(http))
+
+
+def _http_count(cores: int, free: int, engines: int, cuda: bool) -> int:
+    """How many cores HTTP gets for itself, once each engine has two."""
+    spare = cores - 2 * engines
+    if spare < 2 or free < 2:
+        return 0
+    return min(2 if cuda or cores >= 8 else 1, spare - 1, free - 1)
+
+
+def _device_count(work: int, engines: int, cuda: bool) -> int:
+    """A GPU's layer loop needs one thread; dense modules on a CPU take half, rounded up."""
+    return max(1, min(engines, work) if cuda else (work + 1) // 2)
+
+
+def _shared_reason(
+    cores: Sequence[int], engines: int, pools: _Pools, wishes: CoreWishes
+) -> str | None:
+    """Why engines, or an engine's halves, cannot have cores of their own; None: they can."""
+    if wishes.device is None and wishes.host is None and len(cores) < 2 * engines:
+        return (
+            f"{_plural(engines, 'engine')} (one per model) need {2 * engines} cores, one for the "
+            f"device and one for host attention each, and {_plural(len(cores), 'core')} "
+            f"({_text(cores)}) can be used"
+        )
+    short = min(len(pools.device), len(pools.host))
+    if short < engines:
+        return (
+            f"{_plural(engines, 'engine')} (one per model) need as many device cores and host "
+            f"cores, and there are {len(pools.device)} ({_text(pools.device)}) and "
+            f"{len(pools.host)} ({_text(pools.host)})"
+        )
+    both = sorted(set(pools.device) & set(pools.host))
+    return f"core {both[0]} is both a device core and a host core" if both else None
+
+
+def _share_all(pools: _Pools, engines: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [(pools.device, pools.host)] * engines
+
+
+def _slices(pools: _Pools, engines: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return list(zip(_split(pools.device, engines), _split(pools.host, engines), strict=True))
+
+
+def _split(cores: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
+    """Consecutive parts whose sizes differ by one at most, the larger ones first."""
+    size, larger = divmod(len(cores), parts)
+    edges = [part * size + min(part, larger) for part in range(parts + 1)]
+    return [cores[low:high] for low, high in itertools.pairwise(edges)]
+
+
+def _text(cores: Collection[int]) -> str:
+    return ",".join(str(core) for core in sorted(cores)) or "none"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,69 @@
+"""Which device each engine gets. torch is asked in a child process, so that none is loaded here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.process import end, spawn
+
+_PROBE = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+print(json.dumps([torch.cuda.mem_get_info(index)[0] for index in range(count)]))
+"""
+_PROBE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """`cpu`, or `cuda:N` with its free bytes."""
+
+    name: str
+    free_bytes: int | None = None
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.free_bytes is not None
+
+
+def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Device, ...]:
+    """One device per engine; NodeError where GPUs lack. A CPU device is divided by cores."""
+    if wanted == "cpu" or (wanted == "auto" and not gpus_free_bytes):
+        return (Device("cpu"),) * engines
+    gpus = [Device(f"cuda:{index}", free) for index, free in enumerate(gpus_free_bytes)]
+    if wanted.startswith("cuda:"):
+        gpus = [gpu for gpu in gpus if gpu.name == f"cuda:{int(wanted[5:])}"]
+    if len(gpus) < engines:
+        raise NodeError(
+            f"--device {wanted}: {engines} engines (one per model) need a GPU each and "
+            f"{len(gpus)} of the {len(gpus_free_bytes)} found can be used; "
+            "use fewer models or --device cpu"
+        )
+    return tuple(gpus[:engines])
+
+
+async def free_gpu_bytes(wanted: str, device_files: Path = Path("/dev")) -> list[int]:
+    """Free bytes of each usable GPU; empty without the driver's files or with `cpu` wanted."""
+    if wanted == "cpu" or not any(device_files.glob("nvidia[0-9]*")):
+        return []
+    process = await spawn([sys.executable, "-c", _PROBE], stdout=PIPE)
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _PROBE_S)
+        return msgspec.json.decode(output, type=list[int])
+    except (TimeoutError, msgspec.DecodeError) as error:
+        if wanted == "auto":
+            return []
+        raise NodeError(
+            f"--device {wanted}: torch did not list the GPUs; check the driver or use --device cpu"
+        ) from error
+    finally:
+        await end(process)

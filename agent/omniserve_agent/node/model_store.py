@@ -1,0 +1,106 @@
+"""Models made ready on disk by a child process that loads torch, so that this one need not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.process import end, ended_how, spawn
+
+PREPARE_COMMAND = (sys.executable, "-m", "omniserve_agent.engine.model.prepare")
+_STDERR_TAIL_BYTES = 4096
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Progress = Callable[[str, float], None]
+
+
+class _Line(msgspec.Struct):
+    """One line of the child: a step, or the end."""
+
+    stage: str = ""
+    fraction: float = 0.0
+    model_dir: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelStore:
+    """Where models come from and are kept."""
+
+    cache_dir: Path
+    allowed_packages: Sequence[str] = ()
+    model_roots: Sequence[Path] = ()
+    timeout_s: float = 3600.0
+    command: Sequence[str] = PREPARE_COMMAND
+
+    async def prepare(self, uri: str, progress: Progress) -> Path:
+        """The directory of `uri`'s safetensors, configuration and tokenizer.
+
+        Raises NodeError with the child's one line, or when it takes longer than `timeout_s`.
+        """
+        process = await spawn(self._program(uri), stdout=PIPE, stderr=PIPE)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                last, noise = await asyncio.gather(_last_line(process, progress), _tail(process))
+                returncode = await process.wait()
+        except TimeoutError as error:
+            raise NodeError(f"model {uri}: not ready after {self.timeout_s:g} s") from error
+        finally:
+            await end(process)
+        if returncode == 0 and last.model_dir is not None:
+            return Path(last.model_dir)
+        reason = last.error or f"preparing it {ended_how(returncode)}: {noise or 'no message'}"
+        raise NodeError(f"model {uri}: {reason}")
+
+    def _program(self, uri: str) -> list[str]:
+        program = [*self.command, "--uri", uri, "--cache-dir", str(self.cache_dir)]
+        for package in self.allowed_packages:
+            program += ["--allow-package", package]
+        for root in self.model_roots:
+            program += ["--model-root", str(root)]
+        return program
+
+
+async def _last_line(process: Process, progress: Progress) -> _Line:
+    """Report steps until the child's output ends; its last word."""
+    last = _Line()
+    if process.stdout is None:
+        return last
+    async for text in process.stdout:
+        with contextlib.suppress(msgspec.DecodeError):  # libraries print to stdout too
+            line = msgspec.json.decode(text, type=_Line)
+            if line.stage:
+                progress(line.stage, line.fraction)
+            if line.model_dir is not None or line.error is not None:
+                last = line
+    return last
+
+
+async def _tail(process: Process) -> str:
+    """The last line the child wrote to stderr."""
+    tail = b""
+    while process.stderr is not None and (chunk := await process.stderr.read(_STDERR_TAIL_BYTES)):
+        tail = (tail + chunk)[-_STDERR_TAIL_BYTES:]
+    return tail.decode(errors="replace").strip().rpartition("\n")[2].strip()
+
+
+def model_bytes(model_dir: Path, dtype: str) -> int:
+    """Bytes of the weights once loaded as `dtype` (`auto`: as stored)."""
+    stored = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+    try:
+        config = json.loads((model_dir / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}
+    stored_dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
+    if dtype not in _DTYPE_BYTES or stored_dtype not in _DTYPE_BYTES:
+        return stored
+    return stored * _DTYPE_BYTES[dtype] // _DTYPE_BYTES[stored_dtype]

@@ -1,0 +1,55 @@
+"""Child processes: own session, death with the parent, a bounded end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Collection, Sequence
+
+from omniserve_agent.node import child
+
+_KILL_WAIT_S = 10.0
+
+
+async def spawn(
+    program: Sequence[str],
+    *,
+    cores: Collection[int] = (),
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Process:
+    """Start `program` in its own session, so that the terminal's SIGINT does not reach it.
+
+    `cores` is its core mask; empty: inherited. Output is inherited unless a pipe is asked for.
+    """
+    mask = ",".join(str(core) for core in sorted(cores))
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", child.__file__, str(os.getpid()), mask, *program),
+        stdin=DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+    )
+
+
+async def end(process: Process, patience_s: float = 0.0) -> None:
+    """Wait `patience_s` for the process to end, then kill it with everything in its session."""
+    if process.returncode is None and patience_s > 0:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), patience_s)
+    if process.returncode is not None:
+        return  # its number may be another process's by now
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(process.wait(), _KILL_WAIT_S)
+
+
+def ended_how(returncode: int) -> str:
+    """An exit status in words."""
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    return f"was killed by {signal.Signals(-returncode).name}"

@@ -1,0 +1,55 @@
+"""Progress for a person or a log: one line per stage and per tenth, and one when all is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import structlog
+
+from omniserve_agent.serving import ServedService
+
+_POLL_S = 0.2
+
+
+class ProgressLog:
+    """Logs the steps of one model's preparation, at most eleven lines per stage."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._last: tuple[str, int] | None = None
+
+    def step(self, stage: str, fraction: float) -> None:
+        """One step; repeated tenths of a stage are left out."""
+        tenth = int(fraction * 10)
+        if (stage, tenth) != self._last:
+            self._last = (stage, tenth)
+            structlog.get_logger().info(f"{stage} {fraction:.0%}", model=self._model)
+
+
+async def announce(services: Sequence[ServedService], listener: socket.socket) -> None:
+    """Log each engine's start-up lines, then the URL and models once all are ready; cancellable."""
+    waiting = {id(s.backend): s.backend for s in services if not s.paused}
+    names = {id(s.backend): s.served_name for s in services}
+    shown: dict[int, str] = {}
+    while waiting:
+        for key, backend in list(waiting.items()):
+            if shown.get(key) != backend.progress:
+                shown[key] = backend.progress
+                structlog.get_logger().info(backend.progress, model=names[key])
+            if backend.ready is not None:
+                del waiting[key]
+        if waiting:
+            await asyncio.sleep(_POLL_S)
+    models = ", ".join(
+        f"{s.served_name} ({'paused' if s.paused else s.service_class})" for s in services
+    )
+    structlog.get_logger().info(f"serving {models} at {url(listener)}")
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine finds the listener."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
