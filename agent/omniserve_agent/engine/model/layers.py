@@ -37,11 +37,11 @@ class Layer:
         """
         config = self.config
         q_size, kv_size = config.q_heads * config.head_size, config.kv_heads * config.head_size
-        rows = self.qkv(F.rms_norm(x, (config.hidden_size,), self.input_norm, config.rms_eps))
+        rows = self.qkv(rms_norm(x, self.input_norm, config.rms_eps))
         qk, v = rows.split_with_sizes((q_size + kv_size, kv_size), dim=-1)
         heads = qk.view(x.shape[0], -1, config.head_size)
         if self.qk_norm is not None:
-            heads = F.rms_norm(heads, (config.head_size,), None, config.rms_eps).mul_(self.qk_norm)
+            heads = rms_norm(heads, self.qk_norm, config.rms_eps)
         rotate_(heads, rope)
         q, k = heads.flatten(-2).split_with_sizes((q_size, kv_size), dim=-1)
         return q, k, v
@@ -50,9 +50,18 @@ class Layer:
         """Add attention's output o [N, Hq D], then the MLP, to the residual x [N, H] in place."""
         config = self.config
         x.add_(self.o(o))
-        rows = self.gate_up(F.rms_norm(x, (config.hidden_size,), self.mlp_norm, config.rms_eps))
+        rows = self.gate_up(rms_norm(x, self.mlp_norm, config.rms_eps))
         gate, up = rows.chunk(2, dim=-1)
         x.add_(self.down(F.silu(gate).mul_(up)))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise the last dimension in float32, round, then scale: transformers' order of rounding.
+
+    A scale inside the norm would round once and not twice, which moves bfloat16 answers away from
+    the ones the model is known for.
+    """
+    return F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
 
 
 def rotate_(heads: torch.Tensor, rope: torch.Tensor) -> None:
@@ -63,7 +72,7 @@ def rotate_(heads: torch.Tensor, rope: torch.Tensor) -> None:
     """
     cos, sin = rope.unsqueeze(1).chunk(2, dim=-1)
     partner = heads.roll(heads.shape[-1] // 2, -1)
-    heads.mul_(cos).addcmul_(partner, sin)
+    heads.mul_(cos).add_(partner.mul_(sin))
 
 
 def rope_table(

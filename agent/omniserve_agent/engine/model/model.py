@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from omniserve_agent.engine.model.config import ModelConfig
 from omniserve_agent.engine.model.errors import ModelError
-from omniserve_agent.engine.model.layers import Layer, rope_table
+from omniserve_agent.engine.model.layers import Layer, rms_norm, rope_table
 from omniserve_agent.engine.model.linear import Linear, make_linear
 
 TensorSource = Callable[[str], torch.Tensor]
@@ -40,8 +40,7 @@ class Model:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Final norm and head: x [R, H] -> float32 [R, V]."""
-        rows = F.rms_norm(x, (self.config.hidden_size,), self.final_norm, self.config.rms_eps)
-        return self.head(rows).float()
+        return self.head(rms_norm(x, self.final_norm, self.config.rms_eps)).float()
 
     @property
     def positions(self) -> int:
