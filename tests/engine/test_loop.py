@@ -42,7 +42,7 @@ def test_without_residency_be_attention_runs_on_the_host_only():
     run(engine)
     # 5 tokens after the prefill's, each one row through 3 layers on the host.
     assert engine.executor.host_rows == 5 * 3
-    assert engine.counts.device_row_layers[ServiceClass.BE] == 9  # the prefill
+    assert engine.counts.device_rows[ServiceClass.BE] == 9  # the prefill
 
 
 def test_gate_ls_goes_on_while_host_attention_stands_still():

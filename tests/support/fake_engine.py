@@ -59,6 +59,7 @@ def make_engine(
         KvTier(BlockPool(device_blocks, BLOCK), device_store),
         KvTier(BlockPool(host_blocks, BLOCK), host_store),
         limits,
+        layers,
         drafts,
     )
 

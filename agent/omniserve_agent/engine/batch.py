@@ -62,17 +62,19 @@ class BatchBuilder:
         hopping = jobs.count(ServiceClass.BE, Stage.HOPPING)
         if not (segments or entries or staged or hopping):
             return None
-        has_ls = any(s.service_class is ServiceClass.LS for s in segments)
-        return Iteration(
+        iteration = Iteration(
             number=number,
             segments=segments,
             entries=entries,
             staged=staged,
             prefill_row_layers=plan.prefill_row_layers if staged else 0,
             join_rows=plan.join_rows,
-            wait_ns=0 if has_ls or len(segments) > hopping else SWEEP_WAIT_NS,
+            wait_ns=0,
             interrupted=interrupted,
         )
+        if not iteration.has_ls and len(segments) <= hopping:
+            iteration.wait_ns = SWEEP_WAIT_NS
+        return iteration
 
     def land(self, request: Request) -> None:
         """The row is back from its last layer: its slot is free, wrong drafts are forgotten."""

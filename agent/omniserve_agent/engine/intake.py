@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ class IntakeLimits:
     slots: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+    check_sampling: Callable[[SamplingParams], None] = lambda _: None  # ValueError: bad parameter
 
 
 def needs_history(params: SamplingParams) -> bool:
@@ -95,6 +96,10 @@ class Intake:
                 "bad_request",
                 f"prompt: token ids must be 0 to {self.limits.vocab_size - 1}",
             )
+        try:
+            self.limits.check_sampling(submit.sampling)
+        except ValueError as error:
+            return _refused(submit, "bad_request", str(error))
         if known >= limit:
             return _refused(
                 submit,

@@ -47,11 +47,26 @@ class LoopCounts:
     iterations: int = 0
     sweeps: int = 0
     late_rows: int = 0  # rows of requests found finished one iteration late
-    device_row_layers: dict[ServiceClass, int] = field(
+    device_rows: dict[ServiceClass, int] = field(  # attended on the device at every layer
         default_factory=lambda: dict.fromkeys(ServiceClass, 0)
     )
+    output_tokens: dict[ServiceClass, int] = field(
+        default_factory=lambda: dict.fromkeys(ServiceClass, 0)
+    )
+    be_prefill_tokens: int = 0
+    landed_hops: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+
+
+@dataclass
+class ServiceTotals:
+    """Counters of one service since start."""
+
+    finished: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    output_tokens: int = 0
 
 
 class Engine:
@@ -64,9 +79,13 @@ class Engine:
         device: KvTier,
         host: KvTier,
         limits: IntakeLimits,
+        layers: int,
         drafts: DraftSource | None = None,
     ) -> None:
         self.policy = policy
+        self.layers = layers
+        self.services: dict[str, ServiceTotals] = {}
+        self.stalled = False  # the last step found requests but could launch nothing
         self.executor = executor
         self.jobs = JobIndex()
         self.lengths = OutputLengths()
@@ -102,9 +121,10 @@ class Engine:
         self.residency.reap()
         plan = self.policy.plan(self.jobs, self._room())
         iteration = self._carry_out(plan, interrupted)
+        self.stalled = iteration is None
         if iteration is not None:
             launched = self.executor.launch(iteration)
-            self._advance(iteration, launched, plan)
+            self._advance(iteration, launched)
             self._uncollected.append((iteration, launched))
         keep = self.executor.depth if iteration is not None else 0
         while len(self._uncollected) > keep:
@@ -137,22 +157,25 @@ class Engine:
         number = self.counts.iterations
         return self.batch.build(number, plan, requests, self.jobs, interrupted)
 
-    def _advance(self, iteration: Iteration, launched: Launched, plan: Plan) -> None:
+    def _advance(self, iteration: Iteration, launched: Launched) -> None:
         """What is certain once an iteration is launched: counts, not tokens."""
         requests = self.intake.requests
         self.counts.iterations += 1
-        self.counts.sweeps += not plan.has_ls
+        self.counts.sweeps += not iteration.has_ls
         for segment in iteration.segments:
             request = requests[segment.handle]
             rows = len(segment.token_ids)
-            self.counts.device_row_layers[segment.service_class] += rows
+            self.counts.device_rows[segment.service_class] += rows
+            if rows > 1 and segment.service_class is ServiceClass.BE:
+                self.counts.be_prefill_tokens += rows
             request.job.computed += rows
             if segment.sample is not None:
                 self._expect_token(request)
         for staged in launched.finished_prefills:
             request = requests[staged.handle]
             self.batch.staged.pop(staged.handle)
-            self.counts.device_row_layers[ServiceClass.BE] += len(staged.token_ids)
+            self.counts.device_rows[ServiceClass.BE] += len(staged.token_ids)
+            self.counts.be_prefill_tokens += len(staged.token_ids)
             request.job.computed += len(staged.token_ids)
             self._expect_token(request)
 
@@ -194,6 +217,7 @@ class Engine:
         if request is None or request.slot != slot:
             self.counts.late_rows += 1
             return
+        self.counts.landed_hops += 1
         kept = accepted_length(request.draft, [choice.token_id for choice in choices])
         self.counts.accepted_drafts += kept - 1
         self.counts.rejected_drafts += len(request.draft) - (kept - 1)
@@ -214,14 +238,26 @@ class Engine:
             reason = self.intake.finish_reason(request)
             if reason is not None:
                 break
+        self._count_tokens(request, len(taken))
         self._events.append(_event(request, taken, reason))
-        request.cached_tokens = 0 if request.cached_tokens is not None else None
-        if reason is None:
-            self.residency.register(request)
-        else:
+        request.cached_tokens = 0
+        self.residency.register(request)
+        if reason is not None:
             self.lengths.observe(request.submit.service, len(request.output))
-            self.residency.register(request)
+            self.services[request.submit.service].finished += 1
             self._end(request)
+
+    def _count_tokens(self, request: Request, tokens: int) -> None:
+        totals = self.services.setdefault(request.submit.service, ServiceTotals())
+        if len(request.output) - tokens == len(request.submit.emitted):
+            totals.prompt_tokens += request.prompt_tokens
+            totals.cached_prompt_tokens += request.cached_tokens or 0
+        totals.output_tokens += tokens
+        self.counts.output_tokens[request.job.service_class] += tokens
+
+    def close(self) -> None:
+        """Stop the executor's workers and free its memory."""
+        self.executor.close()
 
     # ---- ends ------------------------------------------------------------------------------
 

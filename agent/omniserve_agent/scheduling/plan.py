@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Tier
+from omniserve_agent.scheduling.jobs import Job, JobIndex, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,6 @@ class Plan:
     staged: tuple[Job, ...] = ()  # layer-major prefills, in the order they draw from the pool
     prefill_row_layers: int = 0  # the pool: rows × layers
     join_rows: int = 0  # lanes per layer
-
-    @property
-    def has_ls(self) -> bool:
-        """Whether an LS row is in the batch: then nothing may wait."""
-        return any(chunk.job.service_class is ServiceClass.LS for chunk in self.device)
 
 
 class Policy(Protocol):

@@ -82,9 +82,9 @@ class Iteration:
     interrupted: Callable[[], bool]  # asked between the layers of a sweep
 
     @property
-    def empty(self) -> bool:
-        """Whether there is nothing to do but joins."""
-        return not (self.segments or self.entries or self.staged)
+    def has_ls(self) -> bool:
+        """Whether an LS row is in the batch; a sweep has none."""
+        return any(s.service_class is ServiceClass.LS for s in self.segments)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,254 @@
+"""An engine from its configuration: model, tiers, workers, executor, policy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import omniserve_native as native
+from omniserve_agent.engine.drafts import DraftSource
+from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
+from omniserve_agent.engine.execution.native_attention import (
+    NativeBatchAttention,
+    NativeStageAttention,
+)
+from omniserve_agent.engine.execution.torch_attention import TorchBatchAttention
+from omniserve_agent.engine.execution.torch_stage import TorchStageAttention
+from omniserve_agent.engine.intake import IntakeLimits
+from omniserve_agent.engine.kv.arena_copies import ArenaCopies
+from omniserve_agent.engine.kv.blocks import BlockPool
+from omniserve_agent.engine.kv.host_store import ArenaStore
+from omniserve_agent.engine.kv.tables import KvTier
+from omniserve_agent.engine.kv.torch_copies import TorchCopies
+from omniserve_agent.engine.kv.torch_store import TorchKv
+from omniserve_agent.engine.loop import Engine
+from omniserve_agent.engine.messages import EngineConfig, Ready, ServiceClass
+from omniserve_agent.engine.model.errors import ModelError
+from omniserve_agent.engine.model.model import Model
+from omniserve_agent.engine.model.weights import load_model
+from omniserve_agent.engine.sampling import check_params
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.plan import Caps
+
+BLOCK_TOKENS = native.BLOCK_TOKENS
+MIN_BLOCKS = 4
+SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
+Progress = Callable[[str, float], None]
+
+_KV_TYPES = {
+    torch.float32: native.DType.F32,
+    torch.bfloat16: native.DType.BF16,
+    torch.float16: native.DType.F16,
+}
+
+
+class EngineSetupError(Exception):
+    """The engine can not start with this configuration; one line for the user."""
+
+
+def build_engine(
+    config: EngineConfig, progress: Progress, drafts: DraftSource | None = None
+) -> tuple[Engine, Ready]:
+    """Load everything `config` names. Raises EngineSetupError with a clear line."""
+    started_s = time.monotonic()
+    _use_cores(config)
+    try:
+        isa = native.isa_name()
+        model = load(config, progress)
+        parts = Parts.of(config, model)
+        progress("preparing host KV", 0.0)
+        parts.host.prefault(parts.workers)
+    except (ModelError, native.NativeError, OSError) as error:
+        raise EngineSetupError(str(error)) from error
+    engine = parts.engine(drafts)
+    limits = engine.intake.limits.max_request_tokens
+    ready = Ready(
+        device=config.device,
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_request_tokens=dict(limits),
+        device_kv_tokens=parts.device_blocks * BLOCK_TOKENS,
+        host_kv_tokens=parts.host_blocks * BLOCK_TOKENS,
+        isa=isa,
+        load_seconds=time.monotonic() - started_s,
+    )
+    return engine, ready
+
+
+def load(config: EngineConfig, progress: Progress) -> Model:
+    """The model on its device. Raises ModelError or EngineSetupError."""
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineSetupError(f"device {config.device}: torch sees no CUDA device; use cpu")
+    return load_model(
+        config.model_dir,
+        dtype=config.dtype,
+        device=config.device,
+        max_positions=config.max_model_len,
+        progress=progress,
+    )
+
+
+def _use_cores(config: EngineConfig) -> None:
+    """torch's threads and this thread stay on the device cores."""
+    if config.device_cores:
+        os.sched_setaffinity(0, config.device_cores)
+    torch.set_num_threads(max(1, len(config.device_cores)))
+
+
+@dataclass(eq=False)
+class Parts:
+    """What an engine is made of."""
+
+    config: EngineConfig
+    model: Model
+    workers: native.Workers
+    host: native.Arena
+    exchange: native.Exchange
+    device_blocks: int
+    host_blocks: int
+
+    @classmethod
+    def of(cls, config: EngineConfig, model: Model) -> Parts:
+        """Arenas and workers of the configured sizes."""
+        device_blocks = _blocks("device", config.device_kv_bytes, model)
+        host_blocks = _blocks("host", config.host_kv_bytes, model)
+        workers = native.Workers(
+            config.host_workers,
+            cores=config.host_cores or None,
+            spin_ns=1000 * config.host_spin_us,
+            batch_priority=config.host_batch_priority,
+        )
+        host = _arena(model, host_blocks)
+        shape = model.config
+        exchange = native.Exchange(
+            host,
+            workers,
+            slots=config.slots,
+            q_heads=shape.q_heads,
+            hidden_size=shape.hidden_size,
+            dtype=_KV_TYPES[model.dtype],
+            host_residual=_native_attention(config),
+            scale=shape.head_size**-0.5,
+        )
+        return cls(config, model, workers, host, exchange, device_blocks, host_blocks)
+
+    def engine(self, drafts: DraftSource | None = None) -> Engine:
+        """The loop over these parts."""
+        executor, device = self._executor()
+        return Engine(
+            FixedCaps(self._caps()),
+            executor,
+            device,
+            KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
+            self._limits(),
+            self.model.config.layers,
+            drafts,
+        )
+
+    def _executor(self) -> tuple[LayerLoopExecutor, KvTier]:
+        pool = BlockPool(self.device_blocks, BLOCK_TOKENS)
+        return self._native(pool) if _native_attention(self.config) else self._torch(pool)
+
+    def _native(self, pool: BlockPool) -> tuple[LayerLoopExecutor, KvTier]:
+        arena, shape = _arena(self.model, self.device_blocks), self.model.config
+        helpers = self.config.device_cores[1:]
+        attention = NativeBatchAttention(
+            arena, self.exchange, shape, _KV_TYPES[self.model.dtype], helpers, self.config.slots
+        )
+        executor = LayerLoopExecutor(
+            self.model,
+            attention,
+            NativeStageAttention(self.host, attention.helpers, shape, _KV_TYPES[self.model.dtype]),
+            ArenaCopies(arena, self.host),
+            max_sequences=self.device_blocks + SPARE_SEQUENCES,
+            depth=self._depth(0),
+        )
+        return executor, KvTier(pool, ArenaStore(arena))
+
+    def _torch(self, pool: BlockPool) -> tuple[LayerLoopExecutor, KvTier]:
+        model, device = self.model, self.model.device
+        kv = TorchKv(model.config, self.device_blocks, BLOCK_TOKENS, model.dtype, device)
+        copies = TorchCopies(kv, self.host)
+        executor = LayerLoopExecutor(
+            model,
+            TorchBatchAttention(
+                kv, self.exchange, self.config.slots, model.config.hidden_size, model.dtype
+            ),
+            TorchStageAttention(copies),
+            copies,
+            max_sequences=kv.max_sequences,
+            depth=self._depth(1 if device.type == "cuda" else 0),
+        )
+        return executor, KvTier(pool, kv)
+
+    def _depth(self, default: int) -> int:
+        wanted = self.config.pipeline_depth
+        return default if wanted is None else wanted
+
+    def _caps(self) -> Caps:
+        config = self.config
+        return Caps(
+            layers=self.model.config.layers,
+            block_tokens=BLOCK_TOKENS,
+            device_blocks=self.device_blocks,
+            host_blocks=self.host_blocks,
+            max_device_rows=config.max_device_rows,
+            join_rows=config.join_lanes,
+            ls_prefill_rows=config.ls_prefill_rows,
+            be_prefill_rows=config.be_prefill_rows,
+            be_device_residency=config.be_device_residency,
+        )
+
+    def _limits(self) -> IntakeLimits:
+        longest = self.model.positions
+        shape = self.model.config
+        return IntakeLimits(
+            max_request_tokens={
+                ServiceClass.LS: min(longest, self.device_blocks * BLOCK_TOKENS),
+                ServiceClass.BE: min(longest, self.host_blocks * BLOCK_TOKENS),
+            },
+            max_waiting=self.config.max_waiting,
+            slots=self.config.slots,
+            vocab_size=shape.vocab_size,
+            eos_token_ids=frozenset(shape.eos_token_ids),
+            check_sampling=lambda params: check_params(params, shape.vocab_size),
+        )
+
+
+def _native_attention(config: EngineConfig) -> bool:
+    if config.attention == "auto":
+        return config.device == "cpu"
+    return config.attention == "native"
+
+
+def block_bytes(model: Model) -> int:
+    """Bytes of one block over all layers."""
+    shape = model.config
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * BLOCK_TOKENS * model.dtype.itemsize
+
+
+def _blocks(tier: str, size_bytes: int, model: Model) -> int:
+    blocks = size_bytes // block_bytes(model)
+    if blocks < MIN_BLOCKS:
+        raise EngineSetupError(
+            f"{tier} KV of {size_bytes} bytes holds {blocks} blocks of {block_bytes(model)} bytes; "
+            f"at least {MIN_BLOCKS} are needed"
+        )
+    return blocks
+
+
+def _arena(model: Model, blocks: int) -> native.Arena:
+    shape = model.config
+    per_sequence = min(blocks, -(-(model.positions + BLOCK_TOKENS) // BLOCK_TOKENS))
+    return native.Arena(
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_size=shape.head_size,
+        blocks=blocks,
+        max_sequences=blocks + SPARE_SEQUENCES,
+        max_blocks_per_sequence=per_sequence,
+        dtype=_KV_TYPES[model.dtype],
+    )

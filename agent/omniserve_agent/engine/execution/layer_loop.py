@@ -1,0 +1,199 @@
+"""The layer loop: one iteration over all layers, the same on every device.
+
+x = embed(device rows; offloaded rows that start a token)
+for each layer:
+    q, k, v = pre_attention(x)            every row
+    the tail leaves for the host; device rows attend; returned rows join
+    post_attention(o, x)                  device rows and joined rows
+    layer-major prefills that are at this layer advance
+logits of the rows that need them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from omniserve_agent.engine.execution.attention import BatchAttention, StageAttention
+from omniserve_agent.engine.execution.buffers import RowBuffers
+from omniserve_agent.engine.execution.choices import Chooser, ChosenRows
+from omniserve_agent.engine.execution.iteration import (
+    Entry,
+    ExchangeFigures,
+    Iteration,
+    Outcome,
+    StagedPrefill,
+)
+from omniserve_agent.engine.execution.rows import Rows, lay_out
+from omniserve_agent.engine.execution.staged import StagedRunner
+from omniserve_agent.engine.kv.copies import TierCopies
+from omniserve_agent.engine.model.model import Model
+
+
+@dataclass(slots=True, eq=False)
+class LaunchedIteration:
+    """An iteration under way: its choices lie on the device until collected."""
+
+    chosen: ChosenRows
+    finished_prefills: Sequence[StagedPrefill]
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """State of the pass through the layers."""
+
+    iteration: Iteration
+    rows: int  # in the batch now
+    device_rows: int
+    pool: int  # row-layers left for staged prefills
+    stopped: bool = False  # a sweep that gives way to new work
+
+
+class LayerLoopExecutor:
+    """An `Executor` over a model, an attention for batches and one for staged prefills."""
+
+    def __init__(
+        self,
+        model: Model,
+        attention: BatchAttention,
+        stage: StageAttention,
+        copies: TierCopies,
+        max_sequences: int,
+        depth: int,
+    ) -> None:
+        self.model = model
+        self.attention = attention
+        self.copies = copies
+        self.depth = depth
+        self._stage = stage
+        self._staged = StagedRunner(model, stage)
+        self._chooser = Chooser(model, max_sequences)
+        self._entries: dict[int, Entry] = {}
+        self._buffers = RowBuffers(
+            model.config.hidden_size,
+            model.config.q_heads * model.config.head_size,
+            model.rope_rows.shape[1],
+            model.dtype,
+            model.device,
+        )
+
+    # ---- iterations ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def launch(self, iteration: Iteration) -> LaunchedIteration:
+        """See `Executor`."""
+        rows = lay_out(iteration)
+        entry_rows = rows.count - rows.device_rows
+        self._buffers.reserve(rows.device_rows + max(entry_rows, iteration.join_rows))
+        self._entries.update((entry.slot, entry) for entry in iteration.entries)
+        self._embed(rows)
+        self.attention.begin(iteration, rows, self._buffers)
+        state = _Pass(iteration, rows.count, rows.device_rows, iteration.prefill_row_layers)
+        for layer in range(self.model.config.layers):
+            self._layer(layer, state)
+            if state.stopped and state.rows == 0:
+                break
+        return self._choose(rows, state)
+
+    def _embed(self, rows: Rows) -> None:
+        if rows.count == 0:
+            return
+        device = self.model.device
+        ids = torch.from_numpy(rows.token_ids).to(device, non_blocking=True)
+        if len(rows.seats):
+            self._chooser.fill_seated(ids, rows)
+        positions = torch.from_numpy(rows.positions).to(device, non_blocking=True)
+        self._buffers.x[: rows.count] = self.model.embed(ids)
+        self._buffers.rope[: rows.count] = self.model.rope(positions)
+
+    def _layer(self, layer: int, state: _Pass) -> None:
+        module, buffers, n = self.model.layers[layer], self._buffers, state.rows
+        qkv = module.pre_attention(buffers.x[:n], buffers.rope[:n]) if n else None
+        joined = self._attend(layer, qkv, state)
+        state.rows = n = state.device_rows + joined
+        if joined:
+            tail = buffers.positions[state.device_rows : n].to(self.model.device)
+            buffers.rope[state.device_rows : n] = self.model.rope(tail)
+        if n:
+            module.post_attention(buffers.o[:n], buffers.x[:n])
+        self._advance_staged(layer, state)
+
+    def _attend(
+        self,
+        layer: int,
+        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+        state: _Pass,
+    ) -> int:
+        """In a sweep, staged prefills run while the host attends; then the layer may wait."""
+        iteration = state.iteration
+        if iteration.wait_ns == 0:
+            return self.attention.layer(layer, qkv, iteration.join_rows, 0)
+        if not state.stopped and iteration.interrupted():
+            state.stopped = state.device_rows == 0
+            state.pool = 0
+        self.attention.layer(layer, qkv, 0, 0)
+        if state.stopped:
+            return 0
+        self._advance_staged(layer, state)
+        return self.attention.pick(layer, iteration.join_rows, iteration.wait_ns)
+
+    def _advance_staged(self, layer: int, state: _Pass) -> None:
+        if state.pool > 0:
+            state.pool = self._staged.advance(layer, state.iteration.staged, state.pool)
+
+    def _choose(self, rows: Rows, state: _Pass) -> LaunchedIteration:
+        finished = [s for s in state.iteration.staged if s.layer == self.model.config.layers]
+        tail_rows = state.rows - state.device_rows
+        slots = self.attention.tail_slots if tail_rows else []
+        hops = [self._entries.pop(int(slot)) for slot in slots]
+        chosen = self._chooser.choose(
+            self._buffers.x,
+            rows,
+            hops,
+            [(staged.sample, self._staged.last_row(staged)) for staged in finished],
+        )
+        for staged in finished:
+            staged.work = None
+        return LaunchedIteration(chosen, finished)
+
+    def collect(self, launched: LaunchedIteration) -> Outcome:
+        """See `Executor`."""
+        return self._chooser.collect(launched.chosen)
+
+    # ---- slots and moves -------------------------------------------------------------------
+
+    def open_slot(self, sequence: int) -> int:
+        """See `Executor`."""
+        return self.attention.open_slot(sequence)
+
+    def close_slot(self, slot: int) -> bool:
+        """See `Executor`."""
+        self._entries.pop(slot, None)
+        return self.attention.close_slot(slot)
+
+    def reap(self) -> Sequence[int]:
+        """See `Executor`."""
+        return self.attention.reap()
+
+    def discard_prefill(self, staged: StagedPrefill) -> None:
+        """See `Executor`."""
+        self._stage.discard(staged)
+        staged.work = None
+
+    def copy_to_host(self, device: int, host: int, start: int, count: int) -> None:
+        """See `Executor`."""
+        self.copies.to_host(device, host, start, count)
+
+    def copy_to_device(self, host: int, device: int, start: int, count: int) -> None:
+        """See `Executor`."""
+        self.copies.to_device(host, device, start, count)
+
+    def figures(self) -> ExchangeFigures:
+        """See `Executor`."""
+        return self.attention.figures()
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self.attention.close()

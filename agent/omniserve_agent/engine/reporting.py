@@ -1,0 +1,136 @@
+"""Figures of the engine for the API process: counters as they are, shares over an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from omniserve_agent.engine.execution.iteration import ExchangeFigures
+from omniserve_agent.engine.loop import Engine
+from omniserve_agent.engine.messages import ServiceClass, ServiceFigures, Stats
+from omniserve_agent.scheduling.ceiling import BeFlow, binding
+from omniserve_agent.scheduling.jobs import DEVICE_STAGES, HOST_STAGES, Stage
+
+BE = ServiceClass.BE
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Counters at the start of an interval."""
+
+    at_s: float
+    iterations: int
+    be_output_tokens: int
+    be_prefill_tokens: int
+    hops: int
+    exchange: ExchangeFigures
+
+
+@dataclass(eq=False)
+class Reporter:
+    """Makes `Stats`. `now_s` is a monotonic time in seconds."""
+
+    engine: Engine
+    layers: int
+    join_rows: int
+    host_workers: int
+    now_s: float
+    _mark: _Mark = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._mark = self._take_mark(self.now_s)
+
+    def report(self, now_s: float) -> Stats:
+        """Figures since start, and over the interval since the last report."""
+        before, self._mark = self._mark, self._take_mark(now_s)
+        engine, figures = self.engine, self._mark.exchange
+        counts, moves = engine.counts, engine.residency.counts
+        flow = self._flow(before, self._mark)
+        return Stats(
+            services=self._services(),
+            iterations=counts.iterations,
+            sweeps=counts.sweeps,
+            iteration_ms=1e3 * flow.iteration_s,
+            rows_in_flight=engine.jobs.count(BE, Stage.HOPPING),
+            offloaded_requests=engine.jobs.count(BE, *HOST_STAGES),
+            device_resident_be_requests=engine.jobs.count(BE, *DEVICE_STAGES),
+            joins=figures.joins,
+            same_iteration_joins=figures.same_iteration_joins,
+            stale_completions=figures.stale_completions,
+            host_attention_rows={ServiceClass.LS: 0, BE: figures.host_rows},
+            device_attention_rows={
+                name: rows * self.layers for name, rows in counts.device_rows.items()
+            },
+            host_workers_busy_share=flow.host_busy_share,
+            host_kv_gbps=_rate(
+                figures.kv_bytes - before.exchange.kv_bytes, self._mark.at_s - before.at_s
+            )
+            / 1e9,
+            device_kv_blocks_used=engine.residency.device.pool.used_blocks,
+            device_kv_blocks=engine.residency.device.pool.blocks,
+            host_kv_blocks_used=engine.residency.host.pool.used_blocks,
+            host_kv_blocks=engine.residency.host.pool.blocks,
+            moves_to_host=moves.to_host,
+            moves_to_device=moves.to_device,
+            recomputed_requests=moves.recomputed,
+            ls_swapped=moves.swapped,
+            prefix_hit_tokens={
+                "device": engine.residency.device.hit_tokens,
+                "host": engine.residency.host.hit_tokens,
+            },
+            binding_ceiling=binding(flow),
+            be_tokens_per_s=flow.output_tokens_per_s,
+        )
+
+    def _take_mark(self, now_s: float) -> _Mark:
+        engine = self.engine
+        return _Mark(
+            at_s=now_s,
+            iterations=engine.counts.iterations,
+            be_output_tokens=engine.counts.output_tokens[BE],
+            be_prefill_tokens=engine.counts.be_prefill_tokens,
+            hops=engine.counts.landed_hops,
+            exchange=replace(engine.executor.figures()),
+        )
+
+    def _flow(self, before: _Mark, after: _Mark) -> BeFlow:
+        seconds = after.at_s - before.at_s
+        output = after.be_output_tokens - before.be_output_tokens
+        hops = after.hops - before.hops
+        busy_ns = after.exchange.busy_ns - before.exchange.busy_ns
+        jobs, totals = self.engine.jobs, self.engine.counts
+        return BeFlow(
+            rows_in_flight=jobs.count(BE, Stage.HOPPING),
+            tokens_per_hop=output / hops if hops and output > hops else 1.0,
+            layers=self.layers,
+            iteration_s=_rate(seconds, after.iterations - before.iterations),
+            join_rows=self.join_rows,
+            output_tokens_per_s=_rate(output, seconds),
+            host_busy_share=min(1.0, _rate(busy_ns / 1e9, seconds * self.host_workers)),
+            prefill_tokens_per_s=_rate(after.be_prefill_tokens - before.be_prefill_tokens, seconds),
+            output_per_prompt_token=_rate(
+                totals.output_tokens[BE], max(1, totals.be_prefill_tokens)
+            ),
+            prefill_backlog=jobs.count(BE, Stage.STAGED, Stage.PREFILL, Stage.WAITING) > 0,
+        )
+
+    def _services(self) -> dict[str, ServiceFigures]:
+        services = {
+            name: ServiceFigures(
+                finished=totals.finished,
+                prompt_tokens=totals.prompt_tokens,
+                cached_prompt_tokens=totals.cached_prompt_tokens,
+                output_tokens=totals.output_tokens,
+            )
+            for name, totals in self.engine.services.items()
+        }
+        for request in self.engine.intake.requests.values():
+            figures = services.setdefault(request.submit.service, ServiceFigures())
+            if request.job.stage in (Stage.WAITING, Stage.SWAPPED):
+                figures.waiting += 1
+            else:
+                figures.running += 1
+        return services
+
+
+def _rate(amount: float, over: float) -> float:
+    return amount / over if over > 0 else 0.0

@@ -1,0 +1,59 @@
+"""Expected output lengths, and which ceiling binds."""
+
+from dataclasses import replace
+
+import pytest
+
+from omniserve_agent.scheduling.ceiling import BeFlow, binding, ceilings
+from omniserve_agent.scheduling.lengths import PRIOR_TOKENS, OutputLengths
+
+FLOW = BeFlow(
+    rows_in_flight=16,
+    tokens_per_hop=1,
+    layers=31,
+    iteration_s=0.02,
+    join_rows=16,
+    output_tokens_per_s=20,
+    host_busy_share=0.25,
+    prefill_tokens_per_s=1000,
+    output_per_prompt_token=0.5,
+    prefill_backlog=False,
+)
+
+
+def test_lengths_start_with_a_prior_and_become_a_quantile():
+    lengths = OutputLengths(window=20, min_samples=5)
+    assert lengths.predict("a", 10_000) == PRIOR_TOKENS
+    assert lengths.predict("a", 7) == 7
+    for tokens in range(1, 11):
+        lengths.observe("a", tokens)
+    assert lengths.predict("a", 10_000) == 10
+    assert lengths.predict("a", 4) == 4
+    assert lengths.predict("b", 10_000) == PRIOR_TOKENS
+
+
+def test_lengths_forget_what_is_outside_the_window():
+    lengths = OutputLengths(window=10, min_samples=5)
+    for tokens in [900] * 10 + [3] * 10:
+        lengths.observe("a", tokens)
+    assert lengths.predict("a", 10_000) == 3
+
+
+def test_rows_in_flight_bind_when_the_host_is_idle():
+    assert ceilings(FLOW) == pytest.approx(
+        {"iterations": 25.0, "dense_rows": 800.0, "host_bandwidth": 80.0}
+    )
+    assert binding(FLOW) == "iterations"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"host_busy_share": 1.0}, "host_bandwidth"),
+        ({"rows_in_flight": 900, "join_rows": 1, "host_busy_share": 0.01}, "dense_rows"),
+        ({"prefill_backlog": True, "prefill_tokens_per_s": 10}, "prefill"),
+        ({"rows_in_flight": 0}, "none"),
+    ],
+)
+def test_the_smallest_ceiling_binds(change, name):
+    assert binding(replace(FLOW, **change)) == name
