@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 import structlog
 import zmq.asyncio
 
-from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.http.app import make_app
-from omniserve_agent.node.assignments import Assignment, assign, is_paused
+from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.devices import Device, free_gpu_bytes, pick
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import EngineFailedError, NodeError
+from omniserve_agent.node.listeners import Ports, listening, reserved
 from omniserve_agent.node.model_store import PREPARE_COMMAND, ModelStore, model_bytes
 from omniserve_agent.node.plan import (
     NodePlan,
@@ -33,11 +32,9 @@ from omniserve_agent.node.plan import (
 from omniserve_agent.node.progress import ProgressLog, announce
 from omniserve_agent.node.review import review
 from omniserve_agent.node.secrets import api_keys
-from omniserve_agent.node.server import Server, bind
+from omniserve_agent.node.services import served_services
 from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
-from omniserve_agent.serving import ServedService, Slo
 from omniserve_agent.settings import Settings
-from omniserve_crds.llmservice import LLMService
 from omniserve_crds.manifests import ManifestError, load_manifests
 
 
@@ -65,7 +62,8 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
     Raises NodeError for what cannot be done here, EngineFailedError when every engine is given up.
     """
     programs = programs or Programs()
-    with _signals() as stop, _listeners(settings) as listeners:
+    holding = reserved(settings.host, settings.port, settings.admin_port)
+    with _signals() as stop, holding as (ports, held):
         wanted = await _gather(settings)
         engines = await _prepare(settings, wanted, programs, stop)
         if stop.is_set():
@@ -73,8 +71,9 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
         running = [engine for engine in engines if engine.assignment.wanted]
         plan = plan_node(settings, running, wanted.capacity)
         _warn(plan.warnings)
+        held.close()
         with _pinned(plan.http_cores):
-            await _serve_plan(settings, wanted, engines, plan, programs, listeners, stop)
+            await _serve_plan(settings, wanted, engines, plan, programs, ports, stop)
 
 
 async def _gather(settings: Settings) -> _Wanted:
@@ -129,7 +128,7 @@ async def _serve_plan(
     engines: Sequence[PreparedEngine],
     plan: NodePlan,
     programs: Programs,
-    listeners: Sequence[socket.socket],
+    ports: Ports,
     stop: asyncio.Event,
 ) -> None:
     """Start engines and HTTP, serve, and take everything down again."""
@@ -142,19 +141,17 @@ async def _serve_plan(
         for engine in engines
     }
     running = [clients[engine.assignment.name] for engine in engines if engine.assignment.wanted]
-    services = _served(engines, clients, wanted.keys)
-    server = Server(make_app(services), listeners)
-    async with _supervised(running, plan, programs, wanted.capacity) as supervisors:
+    services = served_services(engines, clients, wanted.keys)
+    async with (
+        _supervised(running, plan, programs, wanted.capacity) as supervisors,
+        listening(make_app(services), ports, settings.drain_grace_s),
+    ):
+        announcing = asyncio.create_task(announce(services, ports.url))
         try:
-            await server.start()
-            announcing = asyncio.create_task(announce(services, listeners[0]))
             await _until_stop(supervisors, stop)
-            announcing.cancel()
-            structlog.get_logger().info("draining", grace_s=settings.drain_grace_s)
-            if not await server.drain(settings.drain_grace_s):
-                structlog.get_logger().warning("some requests outlasted the drain and were ended")
         finally:
-            await server.close()
+            announcing.cancel()
+        structlog.get_logger().info("draining", grace_s=settings.drain_grace_s)
 
 
 @contextlib.asynccontextmanager
@@ -219,50 +216,6 @@ def _failure_line(supervisors: dict[asyncio.Task[None], Supervisor]) -> str:
     )
 
 
-def _served(
-    engines: Sequence[PreparedEngine],
-    clients: dict[str, EngineClient],
-    keys: dict[str, frozenset[str]],
-) -> list[ServedService]:
-    """Every service as HTTP routes to it."""
-    return [
-        _served_service(service, clients[engine.assignment.name], engine.model_dir, keys)
-        for engine in engines
-        for service in engine.assignment.services
-    ]
-
-
-def _served_service(
-    service: LLMService, client: EngineClient, model_dir: Path, keys: dict[str, frozenset[str]]
-) -> ServedService:
-    return ServedService(
-        namespace=service.metadata.namespace,
-        name=service.metadata.name,
-        served_name=service.served_name,
-        service_class=ServiceClass(service.spec.service_class),
-        backend=client,
-        tokenizer_dir=str(model_dir),
-        max_model_len=service.spec.model.max_model_len,
-        slo=_slo(service),
-        priority=service.spec.priority,
-        paused=is_paused(service),
-        api_keys=keys[service.key],
-    )
-
-
-def _slo(service: LLMService) -> Slo | None:
-    slo = service.spec.slo
-    if slo is None:
-        return None
-    return Slo(
-        ttft_ms=slo.ttft_ms,
-        tpot_ms=slo.tpot_ms,
-        objective_percent=slo.objective_percent,
-        window_s=slo.window_s,
-        min_samples=slo.min_samples,
-    )
-
-
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
         structlog.get_logger().warning(line)
@@ -281,17 +234,6 @@ def _signals() -> Iterator[asyncio.Event]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def _listeners(settings: Settings) -> Iterator[list[socket.socket]]:
-    """The bound ports; the first is the API's."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(bind("--port", settings.host, settings.port))]
-        if settings.admin_port is not None:
-            admin = bind("--admin-port", settings.host, settings.admin_port)
-            listeners.append(stack.enter_context(admin))
-        yield listeners
 
 
 @contextlib.contextmanager

@@ -73,4 +73,4 @@ def is_paused(service: LLMService) -> bool:
 
 def cache_salt(namespace: str) -> str:
     """The salt of prefix hashes: prefixes are shared inside a namespace only."""
-    return f"namespace:{namespace}"
+    return namespace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 
 import structlog
@@ -28,7 +27,7 @@ class ProgressLog:
             structlog.get_logger().info(f"{stage} {fraction:.0%}", model=self._model)
 
 
-async def announce(services: Sequence[ServedService], listener: socket.socket) -> None:
+async def announce(services: Sequence[ServedService], url: str) -> None:
     """Log each engine's start-up lines, then the URL and models once all are ready; cancellable."""
     waiting = {id(s.backend): s.backend for s in services if not s.paused}
     names = {id(s.backend): s.served_name for s in services}
@@ -45,11 +44,4 @@ async def announce(services: Sequence[ServedService], listener: socket.socket) -
     models = ", ".join(
         f"{s.served_name} ({'paused' if s.paused else s.service_class})" for s in services
     )
-    structlog.get_logger().info(f"serving {models} at {url(listener)}")
-
-
-def url(listener: socket.socket) -> str:
-    """Where a client on this machine finds the listener."""
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    structlog.get_logger().info(f"serving {models} at {url}")
