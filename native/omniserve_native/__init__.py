@@ -1,0 +1,35 @@
+"""The native library: KV arenas, attention, host workers and the exchange (see `omniserve.h`)."""
+
+from omniserve_native.arena import Arena, ArenaConfig, Layout
+from omniserve_native.calls import AttendCall, LayerCall
+from omniserve_native.exchange import Exchange, ExchangeConfig, ExchangeStats
+from omniserve_native.library import (
+    BLOCK_TOKENS,
+    MAX_GROUP,
+    MAX_Q_LEN,
+    DType,
+    NativeError,
+    Status,
+    isa_name,
+)
+from omniserve_native.workers import Workers, WorkersStats
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "MAX_GROUP",
+    "MAX_Q_LEN",
+    "Arena",
+    "ArenaConfig",
+    "AttendCall",
+    "DType",
+    "Exchange",
+    "ExchangeConfig",
+    "ExchangeStats",
+    "LayerCall",
+    "Layout",
+    "NativeError",
+    "Status",
+    "Workers",
+    "WorkersStats",
+    "isa_name",
+]

@@ -1,0 +1,83 @@
+"""The compiled library, its dtypes and its errors."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+try:
+    from omniserve_native import _omniserve
+except ImportError as error:
+    raise ImportError(
+        "omniserve_native._omniserve is not built: run `pip install -e .`, or "
+        "`python native/omniserve_native/build.py` when working from source"
+    ) from error
+
+ffi: Any = _omniserve.ffi
+lib: Any = _omniserve.lib
+
+BLOCK_TOKENS: int = lib.OS_BLOCK_TOKENS
+MAX_Q_LEN: int = lib.OS_MAX_Q_LEN
+MAX_GROUP: int = lib.OS_MAX_GROUP
+
+
+class DType(IntEnum):
+    """Element types of KV and activations."""
+
+    F32 = 0
+    BF16 = 1
+    F16 = 2
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is DType.F32 else 2
+
+
+class Status(IntEnum):
+    """Why a call failed."""
+
+    EINVAL = -1
+    ENOMEM = -2
+    EFULL = -3
+    EBUSY = -4
+    ESTATE = -5
+
+
+class NativeError(Exception):
+    """A native call failed. `message` names the argument, its value and what would be right."""
+
+    def __init__(self, code: Status, message: str) -> None:
+        super().__init__(f"{message} ({code.name})")
+        self.code = code
+        self.message = message
+
+
+def last_error(code: int) -> NativeError:
+    """The calling thread's last failure."""
+    return NativeError(Status(code), ffi.string(lib.os_last_error()).decode())
+
+
+def checked(status: int) -> int:
+    """The answer of a call that returns a negative status on failure."""
+    if status < 0:
+        raise last_error(status)
+    return status
+
+
+def created(handle: Any) -> Any:
+    """The answer of a call that returns NULL on failure."""
+    if handle == ffi.NULL:
+        raise last_error(Status.EINVAL)
+    return handle
+
+
+def isa_name() -> str:
+    """ISA path in use; see OMNISERVE_ISA. Raises NativeError when that cannot be had."""
+    name: bytes = ffi.string(created(lib.os_isa_name()))
+    return name.decode()
+
+
+def pointer(address: int) -> Any:
+    """A `void *` from an address; 0 is NULL."""
+    return ffi.cast("void *", address)

@@ -1,0 +1,84 @@
+"""Host attention workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from omniserve_native.library import checked, created, ffi, lib
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersStats:
+    """Counters since the start; `busy_ns` is summed over threads."""
+
+    busy_ns: int
+    items: int
+    kv_bytes: int
+    sleeps: int
+    running: int
+
+
+class Workers:
+    """Persistent threads that run attention items. `cores`: one per thread, or None: not pinned.
+
+    Raises NativeError when a core may not be used or a thread cannot be started.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        cores: Sequence[int] | None = None,
+        spin_ns: int = 50_000,
+        batch_priority: bool = False,
+    ) -> None:
+        self._handle: Any = ffi.NULL
+        if cores is not None and len(cores) != count:
+            raise ValueError(
+                f"cores has {len(cores)} entries; it must have one per thread: {count}"
+            )
+        config = ffi.new("os_workers_config *")
+        pinned = ffi.new("int32_t[]", list(cores)) if cores is not None else ffi.NULL
+        config.count, config.cores = count, pinned
+        config.spin_ns, config.batch_priority = spin_ns, batch_priority
+        self._handle = created(lib.os_workers_create(config))
+        self.count = count
+
+    @property
+    def handle(self) -> Any:
+        """The `os_workers *`."""
+        if self._handle == ffi.NULL:
+            raise ValueError("these workers are closed")
+        return self._handle
+
+    def pause(self) -> None:
+        """Closes the gate: afterwards no worker is inside an item and none takes one."""
+        checked(lib.os_workers_pause(self.handle))
+
+    def resume(self) -> None:
+        """Opens the gate."""
+        checked(lib.os_workers_resume(self.handle))
+
+    def stats(self) -> WorkersStats:
+        """Counters since the start."""
+        out = ffi.new("os_workers_stats *")
+        checked(lib.os_workers_get_stats(self.handle, out))
+        return WorkersStats(out.busy_ns, out.items, out.kv_bytes, out.sleeps, out.running)
+
+    def close(self) -> None:
+        """Stops and joins the threads. Exchanges that use them must be closed before."""
+        handle, self._handle = self._handle, ffi.NULL
+        lib.os_workers_destroy(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,374 @@
+#include "arena.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "convert.h"
+#include "error.h"
+#include "memory.h"
+
+enum { PREFAULT_CHUNK = 2 << 20, PAGE = 4096 };
+
+/* ---- shape --------------------------------------------------------------------------------- */
+
+static int check_config(const os_arena_config *c) {
+  if (!c) return os_fail(OS_EINVAL, "config is NULL; it must point at an os_arena_config");
+  if (os_check_range("layers", c->layers, 1, 1024)) return OS_EINVAL;
+  if (os_check_range("kv_heads", c->kv_heads, 1, 1024)) return OS_EINVAL;
+  if (os_check_range("head_size", c->head_size, 16, OS_MAX_HEAD_SIZE)) return OS_EINVAL;
+  if (c->head_size % 8)
+    return os_fail(OS_EINVAL, "head_size is %d; it must be a multiple of 8", c->head_size);
+  if (os_check_range("blocks", c->blocks, 1, INT32_MAX)) return OS_EINVAL;
+  if (os_check_range("max_sequences", c->max_sequences, 1, 1 << 24)) return OS_EINVAL;
+  if (os_check_range("max_blocks_per_sequence", c->max_blocks_per_sequence, 1, 1 << 24))
+    return OS_EINVAL;
+  return os_check_range("dtype", c->dtype, OS_F32, OS_F16);
+}
+
+static size_t tile_bytes(const os_arena_config *c) {
+  return 2 * OS_BLOCK_TOKENS * (size_t)c->head_size * os_dtype_bytes(c->dtype);
+}
+
+static size_t tiles_bytes(const os_arena_config *c) {
+  return tile_bytes(c) * (size_t)c->layers * (size_t)c->blocks * (size_t)c->kv_heads;
+}
+
+static size_t tables_bytes(const os_arena_config *c) {
+  return (size_t)c->max_sequences * (size_t)c->max_blocks_per_sequence * sizeof(int32_t);
+}
+
+int64_t os_arena_bytes(const os_arena_config *config) {
+  if (check_config(config)) return OS_EINVAL;
+  return (int64_t)(tiles_bytes(config) + tables_bytes(config) +
+                   (size_t)config->max_sequences * sizeof(os_sequence));
+}
+
+/* ---- create and destroy -------------------------------------------------------------------- */
+
+static int allocate(os_arena *arena) {
+  const os_arena_config *c = &arena->config;
+  arena->tiles = os_map(arena->bytes);
+  arena->tables = os_map(tables_bytes(c));
+  arena->sequences = calloc((size_t)c->max_sequences, sizeof *arena->sequences);
+  if (!arena->tiles || !arena->tables || os_hand_create(&arena->hand)) return OS_ENOMEM;
+  if (!arena->sequences)
+    return os_fail(OS_ENOMEM, "could not allocate %d sequences", c->max_sequences);
+  for (int32_t i = 0; i < c->max_sequences; i++)
+    arena->sequences[i].blocks = arena->tables + (size_t)i * (size_t)c->max_blocks_per_sequence;
+  return OS_OK;
+}
+
+os_arena *os_arena_create(const os_arena_config *config) {
+  if (check_config(config)) return NULL;
+  const os_kernel *kernel = os_kernel_get();
+  if (!kernel) return NULL;
+  os_arena *arena = calloc(1, sizeof *arena);
+  if (!arena) {
+    os_fail(OS_ENOMEM, "could not allocate an arena");
+    return NULL;
+  }
+  arena->config = *config;
+  arena->kernel = kernel;
+  arena->tile_bytes = tile_bytes(config);
+  arena->block_bytes = arena->tile_bytes * (size_t)config->kv_heads;
+  arena->layer_bytes = arena->block_bytes * (size_t)config->blocks;
+  arena->bytes = tiles_bytes(config);
+  if (allocate(arena) == OS_OK) return arena;
+  os_arena_destroy(arena);
+  return NULL;
+}
+
+void os_arena_destroy(os_arena *arena) {
+  if (!arena) return;
+  os_unmap(arena->tiles, arena->bytes);
+  os_unmap(arena->tables, tables_bytes(&arena->config));
+  if (arena->hand.scratch) os_hand_destroy(&arena->hand);
+  free(arena->sequences);
+  free(arena->rows);
+  free(arena);
+}
+
+/* Writes back what it reads: the arena may hold KV already. */
+static void touch_chunk(void *context, int32_t i, os_hand *hand) {
+  (void)hand;
+  os_arena *arena = context;
+  size_t end = ((size_t)i + 1) * PREFAULT_CHUNK;
+  if (end > arena->bytes) end = arena->bytes;
+  for (size_t at = (size_t)i * PREFAULT_CHUNK; at < end; at += PAGE) {
+    volatile uint8_t *byte = arena->tiles + at;
+    *byte = *byte;
+  }
+}
+
+int os_arena_prefault(os_arena *arena, os_workers *workers) {
+  if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  int32_t chunks = (int32_t)((arena->bytes + PREFAULT_CHUNK - 1) / PREFAULT_CHUNK);
+  os_hand *caller = os_workers_count(workers) > 0 ? NULL : &arena->hand;
+  return os_parallel_for(workers, chunks, touch_chunk, arena, caller);
+}
+
+int os_arena_layout(const os_arena *arena, os_layout *out) {
+  if (!arena || !out) return os_fail(OS_EINVAL, "%s is NULL", arena ? "out" : "arena");
+  const os_arena_config *c = &arena->config;
+  *out = (os_layout){.version = OS_LAYOUT_VERSION,
+                     .dtype = c->dtype,
+                     .block_tokens = OS_BLOCK_TOKENS,
+                     .kv_heads = c->kv_heads,
+                     .head_size = c->head_size,
+                     .tile_bytes = (int64_t)arena->tile_bytes};
+  snprintf(out->isa, sizeof out->isa, "any");
+  snprintf(out->k_order, sizeof out->k_order, c->dtype == OS_F32 ? "dim,token" : "dim/2,token,2");
+  snprintf(out->v_order, sizeof out->v_order, "token,dim");
+  return OS_OK;
+}
+
+/* ---- sequences ----------------------------------------------------------------------------- */
+
+os_sequence *os_seq_get(const os_arena *arena, int32_t seq) {
+  if (!arena) {
+    os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+    return NULL;
+  }
+  if (seq >= 0 && seq < arena->config.max_sequences && arena->sequences[seq].references > 0)
+    return &arena->sequences[seq];
+  os_fail(OS_EINVAL, "seq is %d; it must be an open sequence", seq);
+  return NULL;
+}
+
+int32_t os_seq_open(os_arena *arena) {
+  if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  for (int32_t i = 0; i < arena->config.max_sequences; i++) {
+    os_sequence *sequence = &arena->sequences[i];
+    if (sequence->references > 0) continue;
+    sequence->references = 1;
+    sequence->length = 0;
+    sequence->block_count = 0;
+    return i;
+  }
+  return os_fail(OS_EFULL, "all %d sequences are open; release one", arena->config.max_sequences);
+}
+
+int os_seq_retain(os_arena *arena, int32_t seq) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence) return OS_EINVAL;
+  sequence->references++;
+  return OS_OK;
+}
+
+int os_seq_release(os_arena *arena, int32_t seq) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence) return OS_EINVAL;
+  return --sequence->references;
+}
+
+static bool in_flight(const os_sequence *sequence) {
+  return atomic_load_explicit(&sequence->in_flight, memory_order_acquire) > 0;
+}
+
+int os_seq_set_blocks(os_arena *arena, int32_t seq, int32_t first, int32_t count,
+                      const int32_t *blocks) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence) return OS_EINVAL;
+  const os_arena_config *c = &arena->config;
+  if (os_check_range("first", first, 0, sequence->block_count)) return OS_EINVAL;
+  if (os_check_range("count", count, 0, c->max_blocks_per_sequence - first)) return OS_EINVAL;
+  if (count > 0 && !blocks) return os_fail(OS_EINVAL, "blocks is NULL; it must hold %d ids", count);
+  for (int32_t i = 0; i < count; i++)
+    if (blocks[i] < 0 || blocks[i] >= c->blocks)
+      return os_fail(OS_EINVAL, "blocks[%d] is %d; it must lie between 0 and %d", i, blocks[i],
+                     c->blocks - 1);
+  if ((int64_t)first * OS_BLOCK_TOKENS < sequence->length && count > 0 && in_flight(sequence))
+    return os_fail(OS_EBUSY, "seq %d has items in flight that read blocks from %d on", seq, first);
+  if (count > 0) memcpy(sequence->blocks + first, blocks, (size_t)count * sizeof *blocks);
+  if (first + count > sequence->block_count) sequence->block_count = first + count;
+  return OS_OK;
+}
+
+int64_t os_seq_length(const os_arena *arena, int32_t seq) {
+  const os_sequence *sequence = os_seq_get(arena, seq);
+  return sequence ? sequence->length : OS_EINVAL;
+}
+
+int os_seq_truncate(os_arena *arena, int32_t seq, int64_t tokens) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence) return OS_EINVAL;
+  int64_t capacity = (int64_t)sequence->block_count * OS_BLOCK_TOKENS;
+  if (os_check_range("tokens", tokens, 0, capacity)) return OS_EINVAL;
+  if (in_flight(sequence)) return os_fail(OS_EBUSY, "seq %d has items in flight", seq);
+  sequence->length = tokens;
+  return OS_OK;
+}
+
+/* ---- tokens in and out --------------------------------------------------------------------- */
+
+static uint8_t *tile_of(const os_arena *arena, int32_t layer, int32_t block, int32_t head) {
+  return arena->tiles + (size_t)layer * arena->layer_bytes + (size_t)block * arena->block_bytes +
+         (size_t)head * arena->tile_bytes;
+}
+
+static uint8_t *values_of(const os_arena *arena, uint8_t *tile, int32_t lane) {
+  size_t row = (size_t)arena->config.head_size * os_dtype_bytes(arena->config.dtype);
+  return tile + arena->tile_bytes / 2 + (size_t)lane * row;
+}
+
+/* K units of 4 bytes (a float, or a pair of 2-byte dims) lie 16 lanes apart. */
+static int32_t key_units(const os_arena_config *c) {
+  return c->dtype == OS_F32 ? c->head_size : c->head_size / 2;
+}
+
+static void put_token(const os_arena *arena, uint8_t *tile, int32_t lane, const void *k,
+                      const void *v) {
+  const os_arena_config *c = &arena->config;
+  const int32_t units = key_units(c);
+  for (int32_t u = 0; u < units; u++)
+    memcpy(tile + (u * OS_BLOCK_TOKENS + lane) * 4, (const uint8_t *)k + u * 4, 4);
+  memcpy(values_of(arena, tile, lane), v, (size_t)c->head_size * os_dtype_bytes(c->dtype));
+}
+
+static void get_token(const os_arena *arena, uint8_t *tile, int32_t lane, void *k, void *v) {
+  const os_arena_config *c = &arena->config;
+  const int32_t units = key_units(c);
+  for (int32_t u = 0; u < units; u++)
+    memcpy((uint8_t *)k + u * 4, tile + (u * OS_BLOCK_TOKENS + lane) * 4, 4);
+  memcpy(v, values_of(arena, tile, lane), (size_t)c->head_size * os_dtype_bytes(c->dtype));
+}
+
+static const void *as_stored(const os_arena *arena, const void *from, int32_t dtype, void *room) {
+  if (dtype == arena->config.dtype) return from;
+  float wide[OS_MAX_HEAD_SIZE];
+  os_to_f32(wide, from, dtype, arena->config.head_size);
+  os_from_f32(room, wide, arena->config.dtype, arena->config.head_size);
+  return room;
+}
+
+void os_append_head(const os_attention *a, const os_row *row, int32_t head) {
+  const os_arena *arena = a->arena;
+  const size_t element = os_dtype_bytes(a->dtype);
+  const int64_t column = (int64_t)head * arena->config.head_size;
+  float k_room[OS_MAX_HEAD_SIZE], v_room[OS_MAX_HEAD_SIZE];
+  for (int32_t i = 0; i < row->q_len; i++) {
+    const int64_t token = row->start + i;
+    const void *k = row->k + (size_t)(i * row->k_stride + column) * element;
+    const void *v = row->v + (size_t)(i * row->v_stride + column) * element;
+    uint8_t *tile = tile_of(arena, a->layer, row->blocks[token / OS_BLOCK_TOKENS], head);
+    put_token(arena, tile, (int32_t)(token % OS_BLOCK_TOKENS),
+              as_stored(arena, k, a->dtype, k_room), as_stored(arena, v, a->dtype, v_room));
+  }
+}
+
+int os_check_layer(const os_arena *arena, int32_t layer) {
+  return os_check_range("layer", layer, 0, arena->config.layers - 1);
+}
+
+/* [start, start + count) lies within `limit` tokens. */
+static int check_tokens(int64_t start, int64_t count, int64_t limit) {
+  if (os_check_range("start", start, 0, limit)) return OS_EINVAL;
+  return os_check_range("count", count, 0, limit - start);
+}
+
+static int check_write(const os_arena *arena, const os_sequence *sequence, int64_t start,
+                       int64_t count) {
+  (void)arena;
+  if (os_check_range("start", start, 0, sequence->length)) return OS_EINVAL; /* no holes */
+  return check_tokens(start, count, (int64_t)sequence->block_count * OS_BLOCK_TOKENS);
+}
+
+int os_arena_append(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                    const void *k, const void *v, int64_t stride, int32_t source_dtype) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
+  if (check_write(arena, sequence, start, count)) return OS_EINVAL;
+  if (os_check_range("source_dtype", source_dtype, OS_F32, OS_F16)) return OS_EINVAL;
+  const int64_t width = (int64_t)arena->config.kv_heads * arena->config.head_size;
+  if (os_check_range("stride", stride, width, INT32_MAX)) return OS_EINVAL;
+  if (!k || !v) return os_fail(OS_EINVAL, "%s is NULL; it must hold %d rows", k ? "v" : "k", count);
+  os_attention attention = {.arena = arena, .layer = layer, .dtype = source_dtype};
+  os_row row = {.blocks = sequence->blocks, .start = start, .q_len = count, .k = k, .v = v};
+  row.k_stride = row.v_stride = stride;
+  for (int32_t head = 0; head < arena->config.kv_heads; head++)
+    os_append_head(&attention, &row, head);
+  if (start + count > sequence->length) sequence->length = start + count;
+  return OS_OK;
+}
+
+int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                    const void *k, const void *v) {
+  if (!os_seq_get(arena, seq)) return OS_EINVAL;
+  const int64_t width = (int64_t)arena->config.kv_heads * arena->config.head_size;
+  return os_arena_append(arena, seq, layer, start, count, k, v, width, arena->config.dtype);
+}
+
+int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t start,
+                    int32_t count, void *k, void *v) {
+  const os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
+  if (check_tokens(start, count, sequence->length)) return OS_EINVAL;
+  if (!k || !v) return os_fail(OS_EINVAL, "%s is NULL; it must hold %d rows", k ? "v" : "k", count);
+  const os_arena_config *c = &arena->config;
+  const size_t head_bytes = (size_t)c->head_size * os_dtype_bytes(c->dtype);
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t head = 0; head < c->kv_heads; head++) {
+      const int64_t token = start + i;
+      const size_t at = ((size_t)i * (size_t)c->kv_heads + (size_t)head) * head_bytes;
+      uint8_t *tile = tile_of(arena, layer, sequence->blocks[token / OS_BLOCK_TOKENS], head);
+      get_token(arena, tile, (int32_t)(token % OS_BLOCK_TOKENS), (uint8_t *)k + at,
+                (uint8_t *)v + at);
+    }
+  return OS_OK;
+}
+
+/* ---- copies between arenas ----------------------------------------------------------------- */
+
+static int check_same_shape(const os_arena *to, const os_arena *from) {
+  const os_arena_config *a = &to->config, *b = &from->config;
+  if (a->layers == b->layers && a->kv_heads == b->kv_heads && a->head_size == b->head_size &&
+      a->dtype == b->dtype)
+    return OS_OK;
+  return os_fail(OS_EINVAL,
+                 "to is an arena of %d layers, %d kv heads, head size %d, dtype %d; it must have "
+                 "the shape of from: %d, %d, %d, %d",
+                 a->layers, a->kv_heads, a->head_size, a->dtype, b->layers, b->kv_heads,
+                 b->head_size, b->dtype);
+}
+
+static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from, uint8_t *from_tile,
+                       int32_t lane) {
+  float k[OS_MAX_HEAD_SIZE], v[OS_MAX_HEAD_SIZE];
+  get_token(from, from_tile, lane, k, v);
+  put_token(to, to_tile, lane, k, v);
+}
+
+/* Lanes [first, end) of one block, all layers and heads. */
+static void copy_block(os_arena *to, int32_t to_block, const os_arena *from, int32_t from_block,
+                       int32_t first, int32_t end) {
+  for (int32_t layer = 0; layer < to->config.layers; layer++) {
+    if (first == 0 && end == OS_BLOCK_TOKENS) {
+      memcpy(tile_of(to, layer, to_block, 0), tile_of(from, layer, from_block, 0),
+             to->block_bytes);
+      continue;
+    }
+    for (int32_t head = 0; head < to->config.kv_heads; head++)
+      for (int32_t lane = first; lane < end; lane++)
+        copy_token(to, tile_of(to, layer, to_block, head), from,
+                   tile_of(from, layer, from_block, head), lane);
+  }
+}
+
+int os_arena_copy(os_arena *to, int32_t to_seq, const os_arena *from, int32_t from_seq,
+                  int64_t start, int64_t count) {
+  os_sequence *target = os_seq_get(to, to_seq);
+  const os_sequence *source = target ? os_seq_get(from, from_seq) : NULL;
+  if (!source || check_same_shape(to, from)) return OS_EINVAL;
+  if (check_tokens(start, count, source->length)) return OS_EINVAL;
+  if (check_write(to, target, start, count)) return OS_EINVAL;
+  for (int64_t t = start; t < start + count;) {
+    int64_t block = t / OS_BLOCK_TOKENS, base = block * OS_BLOCK_TOKENS;
+    int64_t end = base + OS_BLOCK_TOKENS < start + count ? base + OS_BLOCK_TOKENS : start + count;
+    copy_block(to, target->blocks[block], from, source->blocks[block], (int32_t)(t - base),
+               (int32_t)(end - base));
+    t = end;
+  }
+  if (start + count > target->length) target->length = start + count;
+  return OS_OK;
+}

@@ -1,0 +1,71 @@
+/* KV blocks of one tier and the sequences that name them. Memory: [layer][block][kv head] tile. */
+#ifndef OS_ARENA_H
+#define OS_ARENA_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernel.h"
+#include "omniserve.h"
+#include "workers.h"
+
+typedef struct {
+  int32_t *blocks;
+  int32_t block_count; /* table entries set, from 0 without holes */
+  int32_t references;  /* 0: the id is free */
+  int64_t length;
+  _Atomic int32_t in_flight; /* hops submitted and not yet finished by the workers */
+} os_sequence;
+
+/* Up to OS_MAX_Q_LEN query tokens of one sequence at one layer: the unit of attention. */
+typedef struct {
+  const int32_t *blocks;
+  int64_t start;
+  int32_t q_len;
+  bool append; /* the row's own k and v are still to be written */
+  const uint8_t *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride; /* elements between tokens */
+  os_result result;
+} os_row;
+
+struct os_arena {
+  os_arena_config config;
+  const os_kernel *kernel;
+  size_t tile_bytes, block_bytes, layer_bytes, bytes;
+  uint8_t *tiles;
+  os_sequence *sequences;
+  int32_t *tables; /* [max_sequences][max_blocks_per_sequence] */
+  os_hand hand;    /* the engine's thread, when it attends itself */
+  os_row *rows;    /* os_attend's work list, grown as needed */
+  int32_t rows_capacity;
+};
+
+/* What the rows of one call share. */
+typedef struct {
+  const os_arena *arena;
+  int32_t layer, group, dtype;
+  float scale;
+} os_attention;
+
+/* Where the ranges of one split (row, kv head) meet; NULL when the KV is not split. */
+typedef struct {
+  float *partials;       /* `ranges` of os_partial_floats each */
+  _Atomic int32_t *left; /* ranges not yet finished */
+} os_split;
+
+/* Attends range `range` of `ranges` of (row, head): the last range appends first, the last finisher
+ * merges and stores. */
+void os_attend_item(const os_attention *attention, const os_row *row, int32_t head, int32_t range,
+                    int32_t ranges, const os_split *split, os_hand *hand);
+/* Writes the row's k and v of one kv head. */
+void os_append_head(const os_attention *attention, const os_row *row, int32_t head);
+/* How many ranges of at least `split_tokens` the row's KV gives, at most `wanted`; at least 1. */
+int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted);
+
+/* The open sequence, or NULL with the error set. */
+os_sequence *os_seq_get(const os_arena *arena, int32_t seq);
+int os_check_layer(const os_arena *arena, int32_t layer);
+int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype);
+
+#endif

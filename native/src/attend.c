@@ -1,0 +1,268 @@
+/* Attention of device rows: query tiles shared out over the caller and idle workers. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "arena.h"
+#include "convert.h"
+#include "error.h"
+
+enum { MAX_RANGES = 64, DEFAULT_SPLIT_TOKENS = 256, LEAST_SPLIT_TOKENS = 2 * OS_BLOCK_TOKENS };
+
+/* ---- items --------------------------------------------------------------------------------- */
+
+/* A range of two blocks at least: the last one must hold all of a row's own tokens. */
+int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted) {
+  if (split_tokens == 0) split_tokens = DEFAULT_SPLIT_TOKENS;
+  if (split_tokens < LEAST_SPLIT_TOKENS) split_tokens = LEAST_SPLIT_TOKENS;
+  int64_t ranges = tokens / split_tokens;
+  if (ranges > wanted) ranges = wanted;
+  if (ranges > MAX_RANGES) ranges = MAX_RANGES;
+  return ranges < 1 ? 1 : (int32_t)ranges;
+}
+
+static os_range range_of(const os_attention *a, const os_row *row, int32_t head, int32_t range,
+                         int32_t ranges) {
+  const os_arena *arena = a->arena;
+  const os_arena_config *c = &arena->config;
+  const int64_t tokens = row->start + row->q_len;
+  const int64_t blocks = (tokens + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS;
+  const int64_t end = blocks * (range + 1) / ranges * OS_BLOCK_TOKENS;
+  const size_t column = (size_t)head * (size_t)(a->group * c->head_size);
+  return (os_range){
+      .tiles = arena->tiles + (size_t)a->layer * arena->layer_bytes +
+               (size_t)head * arena->tile_bytes,
+      .block_stride = (int64_t)arena->block_bytes,
+      .blocks = row->blocks,
+      .start = row->start,
+      .first = blocks * range / ranges * OS_BLOCK_TOKENS,
+      .end = end < tokens ? end : tokens,
+      .q_len = row->q_len,
+      .group = a->group,
+      .head_size = c->head_size,
+      .kv_dtype = c->dtype,
+      .dtype = a->dtype,
+      .scale = a->scale,
+      .q = row->q + column * os_dtype_bytes(a->dtype),
+      .q_stride = row->q_stride,
+  };
+}
+
+static void store(const os_attention *a, const os_row *row, int32_t head, const os_range *x,
+                  os_partial *partials, int32_t count) {
+  os_result to = row->result;
+  const size_t first_query = (size_t)head * (size_t)a->group;
+  to.o = (uint8_t *)to.o +
+         first_query * (size_t)a->arena->config.head_size * os_dtype_bytes(a->dtype);
+  if (to.lse) to.lse += first_query;
+  a->arena->kernel->finish(x, partials, count, to);
+}
+
+void os_attend_item(const os_attention *a, const os_row *row, int32_t head, int32_t range,
+                    int32_t ranges, const os_split *split, os_hand *hand) {
+  const os_arena_config *c = &a->arena->config;
+  const os_range x = range_of(a, row, head, range, ranges);
+  const int32_t queries = row->q_len * a->group;
+  const size_t floats = os_partial_floats(queries, c->head_size);
+  float *memory = split ? split->partials + (size_t)range * floats : hand->partial;
+  os_partial partials[MAX_RANGES] = {os_partial_at(memory, queries, c->head_size)};
+  if (row->append && range == ranges - 1) os_append_head(a, row, head);
+  a->arena->kernel->attend(&x, partials[0], hand->scratch);
+  atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
+  const int64_t bytes = (x.end - x.first) * 2 * c->head_size * (int64_t)os_dtype_bytes(c->dtype);
+  atomic_fetch_add_explicit(&hand->kv_bytes, bytes, memory_order_relaxed);
+  if (split) { /* the last finisher merges: it sees the others' partials through this counter */
+    if (atomic_fetch_sub_explicit(split->left, 1, memory_order_acq_rel) > 1) return;
+    for (int32_t i = 0; i < ranges; i++)
+      partials[i] = os_partial_at(split->partials + (size_t)i * floats, queries, c->head_size);
+  }
+  store(a, row, head, &x, partials, split ? ranges : 1);
+}
+
+/* ---- one call over all device rows --------------------------------------------------------- */
+
+typedef struct {
+  os_attention attention;
+  os_row *rows;
+  os_workers *workers;
+  int32_t kv_heads, wanted_ranges;
+} attend_call;
+
+static void append_item(void *context, int32_t i, os_hand *hand) {
+  (void)hand;
+  const attend_call *call = context;
+  os_append_head(&call->attention, &call->rows[i / call->kv_heads], i % call->kv_heads);
+}
+
+static void attend_item(void *context, int32_t i, os_hand *hand) {
+  const attend_call *call = context;
+  const int32_t unit = i / call->wanted_ranges, range = i % call->wanted_ranges;
+  const os_row *row = &call->rows[unit / call->kv_heads];
+  const int32_t ranges = os_ranges(row->start + row->q_len, 0, call->wanted_ranges);
+  if (range >= ranges) return;
+  os_split split = {0};
+  if (ranges > 1) {
+    const size_t room = os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE);
+    split.partials =
+        os_workers_partials(call->workers) + (size_t)unit * (size_t)call->wanted_ranges * room;
+    split.left = os_workers_counters(call->workers) + unit;
+  }
+  os_attend_item(&call->attention, row, unit % call->kv_heads, range, ranges,
+                 ranges > 1 ? &split : NULL, hand);
+}
+
+/* KV is split only when there are fewer items than twice the threads. */
+static void plan_splits(attend_call *call, int32_t rows) {
+  const int32_t items = rows * call->kv_heads, threads = os_workers_count(call->workers) + 1;
+  call->wanted_ranges = 1;
+  if (threads == 1 || items >= 2 * threads) return;
+  call->wanted_ranges = (2 * threads + items - 1) / items;
+  if (items * call->wanted_ranges > os_workers_splits(call->workers)) call->wanted_ranges = 1;
+  for (int32_t i = 0; i < items && call->wanted_ranges > 1; i++) {
+    const os_row *row = &call->rows[i / call->kv_heads];
+    atomic_store(os_workers_counters(call->workers) + i,
+                 os_ranges(row->start + row->q_len, 0, call->wanted_ranges));
+  }
+}
+
+/* ---- arguments ----------------------------------------------------------------------------- */
+
+int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype) {
+  const int32_t kv_heads = arena->config.kv_heads;
+  if (os_check_range("q_heads", q_heads, kv_heads, (int64_t)kv_heads * OS_MAX_GROUP))
+    return OS_EINVAL;
+  if (q_heads % kv_heads)
+    return os_fail(OS_EINVAL, "q_heads is %d; it must be a multiple of the %d kv heads", q_heads,
+                   kv_heads);
+  return os_check_range("dtype", dtype, OS_F32, OS_F16);
+}
+
+static int check_segment(const os_attend_args *args, int32_t i) {
+  const os_segment *segment = &args->segments[i];
+  const os_sequence *sequence = os_seq_get(args->arena, segment->seq);
+  if (!sequence) return OS_EINVAL;
+  const int64_t capacity = (int64_t)sequence->block_count * OS_BLOCK_TOKENS;
+  const int64_t limit = args->k ? capacity : sequence->length;
+  if (segment->q_len >= 1 && segment->start >= 0 && segment->start <= sequence->length &&
+      segment->start + segment->q_len <= limit)
+    return OS_OK;
+  return os_fail(OS_EINVAL,
+                 "segments[%d] is seq %d, start %lld, q_len %d; start must lie between 0 and the "
+                 "length %lld, q_len must be at least 1 and end by token %lld",
+                 i, segment->seq, (long long)segment->start, segment->q_len,
+                 (long long)sequence->length, (long long)limit);
+}
+
+static int check_strides(const os_attend_args *args) {
+  const os_arena_config *c = &args->arena->config;
+  const int64_t q_width = (int64_t)args->q_heads * c->head_size;
+  const int64_t kv_width = (int64_t)c->kv_heads * c->head_size;
+  if (os_check_range("q_stride", args->q_stride, q_width, INT32_MAX)) return OS_EINVAL;
+  if (os_check_range("o_stride", args->o_stride, q_width, INT32_MAX)) return OS_EINVAL;
+  if (!args->k) return OS_OK;
+  if (os_check_range("k_stride", args->k_stride, kv_width, INT32_MAX)) return OS_EINVAL;
+  return os_check_range("v_stride", args->v_stride, kv_width, INT32_MAX);
+}
+
+static int check_args(const os_attend_args *args) {
+  if (!args) return os_fail(OS_EINVAL, "args is NULL; it must point at an os_attend_args");
+  if (!args->arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  if (os_check_layer(args->arena, args->layer)) return OS_EINVAL;
+  if (os_check_queries(args->arena, args->q_heads, args->dtype)) return OS_EINVAL;
+  if (os_check_range("segments_count", args->segments_count, 0, 1 << 20)) return OS_EINVAL;
+  if (args->segments_count == 0) return OS_OK;
+  if (!args->q || !args->o || !args->segments)
+    return os_fail(OS_EINVAL, "%s is NULL; it must hold the rows of %d segments",
+                   !args->q ? "q" : !args->o ? "o" : "segments", args->segments_count);
+  if (!args->k != !args->v)
+    return os_fail(OS_EINVAL, "one of k and v is NULL; both must be given, or neither");
+  if (check_strides(args)) return OS_EINVAL;
+  for (int32_t i = 0; i < args->segments_count; i++)
+    if (check_segment(args, i)) return OS_EINVAL;
+  return OS_OK;
+}
+
+/* ---- work list ----------------------------------------------------------------------------- */
+
+static int reserve_rows(os_arena *arena, int64_t count) {
+  if (count <= arena->rows_capacity) return OS_OK;
+  os_row *rows = realloc(arena->rows, (size_t)(2 * count) * sizeof *rows);
+  if (!rows) return os_fail(OS_ENOMEM, "could not allocate %lld rows", (long long)(2 * count));
+  arena->rows = rows;
+  arena->rows_capacity = (int32_t)(2 * count);
+  return OS_OK;
+}
+
+static os_row row_of(const os_attend_args *args, const os_segment *segment, int32_t done,
+                     int64_t first_row) {
+  const size_t element = os_dtype_bytes(args->dtype);
+  const size_t at = (size_t)(first_row + done) * element;
+  const int32_t left = segment->q_len - done;
+  os_row row = {
+      .blocks = args->arena->sequences[segment->seq].blocks,
+      .start = segment->start + done,
+      .q_len = left < OS_MAX_Q_LEN ? left : OS_MAX_Q_LEN,
+      .append = args->k != NULL,
+      .q = (const uint8_t *)args->q + at * (size_t)args->q_stride,
+      .q_stride = args->q_stride,
+      .k_stride = args->k_stride,
+      .v_stride = args->v_stride,
+      .result = {.o = (uint8_t *)args->o + at * (size_t)args->o_stride,
+                 .o_stride = args->o_stride,
+                 .lse_stride = args->q_heads},
+  };
+  if (args->lse) row.result.lse = args->lse + (first_row + done) * args->q_heads;
+  if (!args->k) return row;
+  row.k = (const uint8_t *)args->k + at * (size_t)args->k_stride;
+  row.v = (const uint8_t *)args->v + at * (size_t)args->v_stride;
+  return row;
+}
+
+/* Query tiles of every segment in order; `long_segments`: some segment has more than one. */
+static int32_t list_rows(const os_attend_args *args, bool *long_segments) {
+  int32_t count = 0;
+  int64_t first_row = 0;
+  for (int32_t i = 0; i < args->segments_count; i++) {
+    const os_segment *segment = &args->segments[i];
+    os_sequence *sequence = &args->arena->sequences[segment->seq];
+    if (segment->q_len > OS_MAX_Q_LEN) *long_segments = true;
+    for (int32_t done = 0; done < segment->q_len; done += OS_MAX_Q_LEN)
+      args->arena->rows[count++] = row_of(args, segment, done, first_row);
+    first_row += segment->q_len;
+    if (segment->start + segment->q_len > sequence->length)
+      sequence->length = segment->start + segment->q_len;
+  }
+  return count;
+}
+
+static int64_t count_tiles(const os_attend_args *args) {
+  int64_t tiles = 0;
+  for (int32_t i = 0; i < args->segments_count; i++)
+    tiles += (args->segments[i].q_len + OS_MAX_Q_LEN - 1) / OS_MAX_Q_LEN;
+  return tiles;
+}
+
+int os_attend(const os_attend_args *args) {
+  if (check_args(args)) return OS_EINVAL;
+  os_arena *arena = args->arena;
+  const int32_t kv_heads = arena->config.kv_heads;
+  const int64_t tiles = count_tiles(args);
+  if (os_check_range("rows", tiles * kv_heads, 0, INT32_MAX / 4)) return OS_EINVAL;
+  if (reserve_rows(arena, tiles)) return OS_ENOMEM;
+  bool long_segments = false;
+  const int32_t rows = list_rows(args, &long_segments);
+  attend_call call = {.attention = {.arena = arena,
+                                    .layer = args->layer,
+                                    .group = args->q_heads / kv_heads,
+                                    .dtype = args->dtype,
+                                    .scale = args->scale},
+                      .rows = arena->rows,
+                      .workers = args->workers,
+                      .kv_heads = kv_heads};
+  if (long_segments && args->k) { /* a tile reads what its segment's other tiles append */
+    os_parallel_for(args->workers, rows * kv_heads, append_item, &call, &arena->hand);
+    for (int32_t i = 0; i < rows; i++) arena->rows[i].append = false;
+  }
+  plan_splits(&call, rows);
+  return os_parallel_for(args->workers, rows * kv_heads * call.wanted_ranges, attend_item, &call,
+                         &arena->hand);
+}

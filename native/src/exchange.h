@@ -1,0 +1,86 @@
+/* Slots, their way to the workers and back.
+ *
+ * A slot is the engine's except between a submission and its completion: then q, k, v, o and lse
+ * belong to the workers. Completions carry slot and epoch; closing a slot in flight moves the epoch
+ * on, and the completion that no longer fits frees the slot.
+ */
+#ifndef OS_EXCHANGE_H
+#define OS_EXCHANGE_H
+
+#include "arena.h"
+
+enum { OS_NONE = -1 };
+
+typedef enum {
+  SLOT_FREE,
+  SLOT_OPEN,       /* its row is in the batch, or between tokens */
+  SLOT_SUBMITTING, /* checked, about to leave */
+  SLOT_IN_FLIGHT,
+  SLOT_READY,
+  SLOT_CLOSING, /* closed in flight: freed by its stale completion */
+  SLOT_FREED    /* not yet told by os_exchange_reap */
+} slot_state;
+
+typedef struct {
+  os_task task; /* first: a task is its slot */
+  os_exchange *exchange;
+  os_attention attention;
+  os_row row;
+  uint64_t completion; /* what the workers report: epoch << 32 | slot, as submitted */
+  _Atomic int32_t left; /* items not yet finished */
+  int32_t seq, ranges;
+  int32_t area; /* of split partials, or OS_NONE */
+  slot_state state;
+  uint32_t epoch;
+  int32_t layer;          /* of the last submission */
+  int32_t previous, next; /* in that layer's line */
+  bool begun;             /* os_slot_begin was called since it was opened */
+  bool has_result;        /* o and lse of the last hop are there */
+  int64_t iteration;
+  uint8_t *q, *k, *v, *o, *residual;
+  float *lse;
+} slot;
+
+/* Hops that wait at one layer, in order of submission. */
+typedef struct {
+  int32_t first, last, waiting, ready;
+} line;
+
+struct os_exchange {
+  os_exchange_config config;
+  os_arena *arena;
+  int32_t group, head_size, kv_heads;
+  slot *slots;
+  line *lines;         /* [layers] */
+  int32_t *free_slots; /* a stack */
+  int32_t free_count;
+  int32_t *freed; /* for os_exchange_reap, oldest first */
+  int32_t freed_count;
+  uint8_t *memory;
+  size_t memory_bytes;
+  int32_t areas, area_ranges; /* KV splits: areas of [kv_heads][area_ranges] partials */
+  float *partials;
+  size_t partials_bytes;
+  _Atomic int32_t *counters; /* [areas][kv_heads] ranges not yet finished */
+  int32_t *free_areas;       /* a stack */
+  int32_t free_areas_count;
+  os_exchange_stats stats;
+  uint64_t completion_head;
+  _Atomic uint64_t *completions; /* [slots]; 0: empty. A slot has one hop in flight at most */
+  _Atomic uint64_t completion_tail __attribute__((aligned(128)));
+  _Atomic uint32_t signal __attribute__((aligned(128)));
+  _Atomic int32_t listening; /* the engine sleeps in pick */
+  _Atomic int32_t leaving;   /* workers between publishing a completion and letting go */
+};
+
+/* The slot when it is in use, or NULL with the error set. */
+slot *os_slot_get(const os_exchange *exchange, int32_t index);
+/* Takes in what the workers have finished. */
+void os_drain(os_exchange *exchange);
+void os_line_append(os_exchange *exchange, int32_t index);
+void os_line_remove(os_exchange *exchange, int32_t index);
+/* A task's run: one (kv head, kv range) of a slot. */
+void os_run_slot(os_task *task, int32_t item, os_hand *hand);
+float *os_area_partials(const os_exchange *exchange, int32_t area, int32_t head);
+
+#endif

@@ -1,0 +1,285 @@
+/* Submission, the workers' side, and picking. */
+#include <string.h>
+
+#include "clock.h"
+#include "convert.h"
+#include "error.h"
+#include "exchange.h"
+
+enum { SPIN_NS = 20000, NAP_NS = 1000000 };
+
+/* ---- the workers' side --------------------------------------------------------------------- */
+
+/* `leaving` keeps the exchange alive until this thread has let go of it. */
+static void complete(os_exchange *x, uint64_t completion) {
+  atomic_fetch_add(&x->leaving, 1);
+  const uint64_t at = atomic_fetch_add(&x->completion_tail, 1) % (uint64_t)x->config.slots;
+  atomic_store_explicit(&x->completions[at], completion, memory_order_seq_cst);
+  if (atomic_load_explicit(&x->listening, memory_order_seq_cst)) {
+    atomic_fetch_add(&x->signal, 1);
+    os_futex_wake(&x->signal, 1);
+  }
+  atomic_fetch_sub_explicit(&x->leaving, 1, memory_order_release);
+}
+
+float *os_area_partials(const os_exchange *x, int32_t area, int32_t head) {
+  const size_t floats = os_partial_floats(OS_MAX_Q_LEN * x->group, x->head_size);
+  const size_t unit = (size_t)(area * x->kv_heads + head) * (size_t)x->area_ranges;
+  return x->partials + unit * floats;
+}
+
+/* Nothing of the slot is read once its last item is counted: the engine may have it again. */
+void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
+  slot *s = (slot *)task;
+  os_exchange *x = s->exchange;
+  const int32_t head = item / s->ranges, range = item % s->ranges;
+  const bool is_split = s->area != OS_NONE;
+  os_split split = {0};
+  if (is_split)
+    split = (os_split){os_area_partials(x, s->area, head),
+                       x->counters + s->area * x->kv_heads + head};
+  os_attend_item(&s->attention, &s->row, head, range, s->ranges, is_split ? &split : NULL, hand);
+  const uint64_t completion = s->completion;
+  const int32_t seq = s->seq;
+  if (atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel) > 1) return;
+  atomic_fetch_sub_explicit(&x->arena->sequences[seq].in_flight, 1, memory_order_release);
+  complete(x, completion);
+}
+
+/* ---- submission ---------------------------------------------------------------------------- */
+
+/* One row buffer, read or written from its first row on. */
+typedef struct {
+  uint8_t *at;
+  size_t stride, width; /* bytes between rows, bytes of a row */
+} rows;
+
+static rows rows_of(const void *first, int64_t stride, int64_t width, size_t element) {
+  return (rows){(uint8_t *)first, (size_t)stride * element, (size_t)width * element};
+}
+
+static void read_rows(rows *from, uint8_t *to, int32_t count) {
+  for (int32_t i = 0; i < count; i++, from->at += from->stride)
+    memcpy(to + (size_t)i * from->width, from->at, from->width);
+}
+
+static void write_rows(rows *to, const uint8_t *from, int32_t count) {
+  for (int32_t i = 0; i < count; i++, to->at += to->stride)
+    memcpy(to->at, from + (size_t)i * to->width, to->width);
+}
+
+static int check_submission(const os_exchange *x, int32_t index) {
+  const slot *s = os_slot_get(x, index);
+  if (!s) return OS_EINVAL;
+  if (s->state != SLOT_OPEN || !s->begun)
+    return os_fail(OS_ESTATE, "slot %d %s", index,
+                   s->begun ? "has a hop under way, or is named twice; pick it first"
+                            : "has no token; call os_slot_begin first");
+  const os_sequence *sequence = os_seq_get(x->arena, s->seq);
+  if (!sequence) return OS_EINVAL;
+  const int64_t capacity = (int64_t)sequence->block_count * OS_BLOCK_TOKENS;
+  if (s->row.start <= sequence->length && s->row.start + s->row.q_len <= capacity) return OS_OK;
+  return os_fail(OS_EINVAL,
+                 "slot %d is at position %lld with q_len %d; seq %d has %lld tokens and blocks for "
+                 "%lld",
+                 index, (long long)s->row.start, s->row.q_len, s->seq,
+                 (long long)sequence->length, (long long)capacity);
+}
+
+/* Marks the slots, so that one named twice is seen; puts all back when one is wrong. */
+static int claim_slots(os_exchange *x, int32_t count, const int32_t *slots) {
+  for (int32_t i = 0; i < count; i++) {
+    const int status = check_submission(x, slots[i]);
+    if (status == OS_OK) {
+      x->slots[slots[i]].state = SLOT_SUBMITTING;
+      continue;
+    }
+    while (i-- > 0) x->slots[slots[i]].state = SLOT_OPEN;
+    return status;
+  }
+  return OS_OK;
+}
+
+static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
+  const int32_t threads = os_workers_count(x->config.workers);
+  if (items_waiting >= 2 * threads || x->free_areas_count == 0) return 1;
+  int32_t wanted = (2 * threads + items_waiting - 1) / items_waiting;
+  if (wanted > x->area_ranges) wanted = x->area_ranges;
+  const int32_t ranges = os_ranges(s->row.start + s->row.q_len, x->config.split_tokens, wanted);
+  if (ranges < 2) return 1;
+  s->area = x->free_areas[--x->free_areas_count];
+  for (int32_t head = 0; head < x->kv_heads; head++)
+    atomic_store_explicit(&x->counters[s->area * x->kv_heads + head], ranges,
+                          memory_order_relaxed);
+  return ranges;
+}
+
+/* Everything the workers will read; published by the push. Returns the slot's items. */
+static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t iteration,
+                       int32_t items_waiting) {
+  slot *s = &x->slots[index];
+  os_sequence *sequence = &x->arena->sequences[s->seq];
+  const int64_t width = (int64_t)x->kv_heads * x->head_size;
+  s->layer = layer;
+  s->iteration = iteration;
+  s->attention.layer = layer;
+  s->row.blocks = sequence->blocks;
+  s->row.append = true;
+  s->row.q = s->q;
+  s->row.k = s->k;
+  s->row.v = s->v;
+  s->row.q_stride = width * x->group;
+  s->row.k_stride = s->row.v_stride = width;
+  s->row.result = (os_result){s->o, width * x->group, s->lse, x->config.q_heads};
+  s->completion = (uint64_t)s->epoch << 32 | (uint32_t)index;
+  s->has_result = false;
+  s->ranges = choose_ranges(x, s, items_waiting);
+  const int32_t items = x->kv_heads * s->ranges;
+  atomic_store_explicit(&s->left, items, memory_order_relaxed);
+  atomic_fetch_add_explicit(&sequence->in_flight, 1, memory_order_relaxed);
+  const int64_t end = s->row.start + s->row.q_len;
+  if (end > sequence->length) sequence->length = end;
+  return items;
+}
+
+static int check_submit(os_exchange *x, int32_t layer, int32_t count, const int32_t *slots,
+                        const void *q, const void *k, const void *v, const void *residual) {
+  if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+  if (os_check_layer(x->arena, layer)) return OS_EINVAL;
+  if (os_check_range("count", count, 0, x->config.slots)) return OS_EINVAL;
+  if (count == 0) return OS_OK;
+  if (!slots || !q || !k || !v)
+    return os_fail(OS_EINVAL, "%s is NULL; it must hold the rows of %d slots",
+                   !slots ? "slots" : !q ? "q" : !k ? "k" : "v", count);
+  if (!residual == !x->config.host_residual) return OS_OK;
+  return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", residual ? "given" : "NULL",
+                 x->config.host_residual);
+}
+
+static int check_stride(const char *name, int64_t stride, int64_t width) {
+  return os_check_range(name, stride, width, INT32_MAX);
+}
+
+int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t count,
+                       const int32_t *slots, const void *q, int64_t q_stride, const void *k,
+                       int64_t k_stride, const void *v, int64_t v_stride, const void *residual,
+                       int64_t residual_stride) {
+  if (check_submit(x, layer, count, slots, q, k, v, residual)) return OS_EINVAL;
+  if (count == 0) return OS_OK;
+  const int64_t kv_width = (int64_t)x->kv_heads * x->head_size, q_width = kv_width * x->group;
+  if (check_stride("q_stride", q_stride, q_width) || check_stride("k_stride", k_stride, kv_width) ||
+      check_stride("v_stride", v_stride, kv_width) ||
+      (residual && check_stride("residual_stride", residual_stride, x->config.hidden_size)))
+    return OS_EINVAL;
+  os_drain(x);
+  if (os_workers_space(x->config.workers) < count)
+    return os_fail(OS_EFULL, "the submit ring has no room for %d slots", count);
+  const int status = claim_slots(x, count, slots);
+  if (status != OS_OK) return status;
+  const size_t element = os_dtype_bytes(x->config.dtype);
+  rows q_rows = rows_of(q, q_stride, q_width, element);
+  rows k_rows = rows_of(k, k_stride, kv_width, element);
+  rows v_rows = rows_of(v, v_stride, kv_width, element);
+  rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
+  const int32_t items_waiting = (x->stats.in_flight + count) * x->kv_heads;
+  int32_t items = 0;
+  for (int32_t i = 0; i < count; i++) {
+    slot *s = &x->slots[slots[i]];
+    read_rows(&q_rows, s->q, s->row.q_len);
+    read_rows(&k_rows, s->k, s->row.q_len);
+    read_rows(&v_rows, s->v, s->row.q_len);
+    if (residual) read_rows(&residual_rows, s->residual, s->row.q_len);
+    const int32_t own_items = prepare(x, slots[i], layer, iteration, items_waiting);
+    s->state = SLOT_IN_FLIGHT;
+    os_line_append(x, slots[i]);
+    os_workers_push(x->config.workers, &s->task, own_items);
+    items += own_items;
+  }
+  x->stats.submitted += count;
+  x->stats.in_flight += count;
+  os_workers_wake(x->config.workers, items);
+  return OS_OK;
+}
+
+/* ---- picking ------------------------------------------------------------------------------- */
+
+/* Sleeps until a completion comes or `ns` have passed; looks again after saying that it listens. */
+static void listen(os_exchange *x, const line *l, int64_t ns) {
+  const uint32_t signal = atomic_load(&x->signal);
+  atomic_store_explicit(&x->listening, 1, memory_order_seq_cst);
+  const int32_t ready = l->ready;
+  os_drain(x);
+  if (l->ready == ready && l->ready < l->waiting) os_futex_wait(&x->signal, signal, ns);
+  atomic_store(&x->listening, 0);
+}
+
+static void await_line(os_exchange *x, int32_t layer, int64_t wait_ns) {
+  const line *l = &x->lines[layer];
+  const int64_t begin = os_now_ns();
+  while (l->ready < l->waiting) {
+    const int64_t waited = os_now_ns() - begin, left = wait_ns - waited;
+    if (left <= 0) return;
+    if (waited < SPIN_NS)
+      os_relax();
+    else
+      listen(x, l, left < NAP_NS ? left : NAP_NS);
+    os_drain(x);
+  }
+}
+
+static int check_pick(const os_exchange *x, int32_t layer, int32_t max_rows, int64_t wait_ns,
+                      const int32_t *slots, const void *o, const void *residual,
+                      const int64_t *positions, const int32_t *rows_out) {
+  if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+  if (os_check_layer(x->arena, layer)) return OS_EINVAL;
+  if (os_check_range("max_rows", max_rows, 0, INT32_MAX)) return OS_EINVAL;
+  if (os_check_range("wait_ns", wait_ns, 0, 60000000000)) return OS_EINVAL;
+  if (!rows_out) return os_fail(OS_EINVAL, "rows_out is NULL; it must point at an int32");
+  if (max_rows == 0) return OS_OK;
+  if (!slots || !o || !positions)
+    return os_fail(OS_EINVAL, "%s is NULL; it must have room for %d rows",
+                   !slots ? "slots" : !o ? "o" : "positions", max_rows);
+  if (!residual == !x->config.host_residual) return OS_OK;
+  return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", residual ? "given" : "NULL",
+                 x->config.host_residual);
+}
+
+static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
+  x->stats.picked++;
+  x->stats.picked_rows += s->row.q_len;
+  if (s->iteration == iteration) x->stats.same_iteration++;
+}
+
+int os_exchange_pick(os_exchange *x, int32_t layer, int64_t iteration, int32_t max_rows,
+                     int64_t wait_ns, int32_t *slots, void *o, int64_t o_stride, void *residual,
+                     int64_t residual_stride, int64_t *positions, int32_t *rows_out) {
+  if (check_pick(x, layer, max_rows, wait_ns, slots, o, residual, positions, rows_out))
+    return OS_EINVAL;
+  *rows_out = 0;
+  if (max_rows == 0) return 0;
+  const int64_t q_width = (int64_t)x->config.q_heads * x->head_size;
+  if (check_stride("o_stride", o_stride, q_width) ||
+      (residual && check_stride("residual_stride", residual_stride, x->config.hidden_size)))
+    return OS_EINVAL;
+  os_drain(x);
+  if (wait_ns > 0) await_line(x, layer, wait_ns);
+  const size_t element = os_dtype_bytes(x->config.dtype);
+  rows o_rows = rows_of(o, o_stride, q_width, element);
+  rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
+  int32_t count = 0;
+  for (int32_t index = x->lines[layer].first, next; index != OS_NONE; index = next) {
+    slot *s = &x->slots[index];
+    next = s->next;
+    if (s->state != SLOT_READY) continue;
+    if (*rows_out + s->row.q_len > max_rows) break; /* those behind it must not overtake */
+    write_rows(&o_rows, s->o, s->row.q_len);
+    if (residual) write_rows(&residual_rows, s->residual, s->row.q_len);
+    for (int32_t i = 0; i < s->row.q_len; i++) positions[*rows_out + i] = s->row.start + i;
+    os_line_remove(x, index);
+    s->state = SLOT_OPEN;
+    count_pick(x, s, iteration);
+    slots[count++] = index;
+    *rows_out += s->row.q_len;
+  }
+  return count;
+}

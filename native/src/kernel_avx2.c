@@ -1,0 +1,55 @@
+/* AVX2 with FMA and F16C: eight-lane vectors. Empty where the target is not x86-64. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef float part __attribute__((vector_size(32)));
+
+enum { PART_LANES = 8, SCORE_ROWS = 5, SCORE_BLOCKS = 1, WEIGH_ROWS = 6, WEIGH_PARTS = 2 };
+
+static inline part part_max(part a, part b) { return (part)_mm256_max_ps((__m256)a, (__m256)b); }
+
+static inline float part_peak(part a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+static inline void pair_bf16(const uint16_t *row, part *even, part *odd) {
+  __m256i words = _mm256_loadu_si256((const __m256i *)row);
+  *even = (part)_mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  *odd = (part)_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)));
+}
+
+/* The low halves of eight words as floats. */
+static inline part low_halves(__m256i words) {
+  words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+  __m128i halves =
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return (part)_mm256_cvtph_ps(halves);
+}
+
+static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
+  __m256i words = _mm256_loadu_si256((const __m256i *)row);
+  *even = low_halves(words);
+  *odd = low_halves(_mm256_srli_epi32(words, 16));
+}
+
+static inline part load_bf16(const uint16_t *row) {
+  __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)row));
+  return (part)_mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+static inline part load_f16(const uint16_t *row) {
+  return (part)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)row));
+}
+
+/* Head sizes are multiples of 8: no half part is ever left over. */
+#define load_half(kind, row, d) ((part){0})
+
+#define KERNEL os_kernel_avx2
+#define KERNEL_NAME "avx2"
+#include "kernel.inc"
+#else
+typedef int os_no_avx2; /* ISO C wants one declaration */
+#endif

@@ -1,0 +1,166 @@
+/* A slot's life as the engine's thread sees it. */
+#include <string.h>
+
+#include "error.h"
+#include "exchange.h"
+
+slot *os_slot_get(const os_exchange *x, int32_t index) {
+  if (!x) {
+    os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+    return NULL;
+  }
+  if (index >= 0 && index < x->config.slots) {
+    slot *s = &x->slots[index];
+    if (s->state != SLOT_FREE && s->state != SLOT_FREED && s->state != SLOT_CLOSING) return s;
+  }
+  os_fail(OS_EINVAL, "slot is %d; it must be an open slot", index);
+  return NULL;
+}
+
+/* ---- lines --------------------------------------------------------------------------------- */
+
+void os_line_append(os_exchange *x, int32_t index) {
+  slot *s = &x->slots[index];
+  line *l = &x->lines[s->layer];
+  s->previous = l->last;
+  s->next = OS_NONE;
+  if (l->last == OS_NONE)
+    l->first = index;
+  else
+    x->slots[l->last].next = index;
+  l->last = index;
+  l->waiting++;
+}
+
+void os_line_remove(os_exchange *x, int32_t index) {
+  slot *s = &x->slots[index];
+  line *l = &x->lines[s->layer];
+  if (s->previous == OS_NONE)
+    l->first = s->next;
+  else
+    x->slots[s->previous].next = s->next;
+  if (s->next == OS_NONE)
+    l->last = s->previous;
+  else
+    x->slots[s->next].previous = s->previous;
+  s->previous = s->next = OS_NONE;
+  l->waiting--;
+  if (s->state != SLOT_READY) return;
+  l->ready--;
+  x->stats.ready--;
+}
+
+/* ---- completions --------------------------------------------------------------------------- */
+
+static void free_slot(os_exchange *x, slot *s) {
+  os_seq_release(x->arena, s->seq);
+  x->stats.open--;
+}
+
+static void take_completion(os_exchange *x, uint64_t completion) {
+  const int32_t index = (int32_t)(uint32_t)completion;
+  slot *s = &x->slots[index];
+  x->stats.in_flight--;
+  if (s->area != OS_NONE) x->free_areas[x->free_areas_count++] = s->area;
+  s->area = OS_NONE;
+  if (s->epoch != (uint32_t)(completion >> 32)) {
+    x->stats.stale++;
+    s->state = SLOT_FREED;
+    free_slot(x, s);
+    x->freed[x->freed_count++] = index;
+    return;
+  }
+  s->state = SLOT_READY;
+  s->has_result = true;
+  x->lines[s->layer].ready++;
+  x->stats.ready++;
+  x->stats.completed++;
+}
+
+/* A cell is written again only by a hop submitted after this thread has emptied it. */
+void os_drain(os_exchange *x) {
+  for (;;) {
+    _Atomic uint64_t *cell = &x->completions[x->completion_head % (uint64_t)x->config.slots];
+    uint64_t completion = atomic_load_explicit(cell, memory_order_seq_cst);
+    if (completion == 0) return;
+    atomic_store_explicit(cell, 0, memory_order_relaxed);
+    x->completion_head++;
+    take_completion(x, completion);
+  }
+}
+
+/* ---- open, begin, close -------------------------------------------------------------------- */
+
+int32_t os_slot_open(os_exchange *x, int32_t seq) {
+  if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+  if (!os_seq_get(x->arena, seq)) return OS_EINVAL;
+  if (x->free_count == 0)
+    return os_fail(OS_EFULL, "all %d slots are open; close one, and call os_exchange_reap",
+                   x->config.slots);
+  const int32_t index = x->free_slots[--x->free_count];
+  slot *s = &x->slots[index];
+  os_seq_retain(x->arena, seq);
+  if (++s->epoch == 0) s->epoch = 1; /* a completion must never read as an empty cell */
+  s->seq = seq;
+  s->state = SLOT_OPEN;
+  s->begun = s->has_result = false;
+  x->stats.open++;
+  return index;
+}
+
+int os_slot_begin(os_exchange *x, int32_t index, int64_t position, int32_t q_len) {
+  slot *s = os_slot_get(x, index);
+  if (!s) return OS_EINVAL;
+  if (s->state != SLOT_OPEN)
+    return os_fail(OS_ESTATE, "slot %d has a hop under way; pick it first", index);
+  if (os_check_range("q_len", q_len, 1, OS_MAX_Q_LEN)) return OS_EINVAL;
+  if (os_check_range("position", position, 0, INT64_MAX - OS_MAX_Q_LEN)) return OS_EINVAL;
+  s->row.start = position;
+  s->row.q_len = q_len;
+  s->begun = true;
+  s->has_result = false;
+  return OS_OK;
+}
+
+int os_slot_close(os_exchange *x, int32_t index) {
+  slot *s = os_slot_get(x, index);
+  if (!s) return OS_EINVAL;
+  os_drain(x);
+  if (s->state == SLOT_IN_FLIGHT) {
+    os_line_remove(x, index);
+    if (++s->epoch == 0) s->epoch = 1;
+    s->state = SLOT_CLOSING;
+    return 1;
+  }
+  if (s->state == SLOT_READY) os_line_remove(x, index);
+  s->state = SLOT_FREE;
+  free_slot(x, s);
+  x->free_slots[x->free_count++] = index;
+  return 0;
+}
+
+int os_exchange_reap(os_exchange *x, int32_t max, int32_t *slots) {
+  if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+  if (os_check_range("max", max, 0, INT32_MAX)) return OS_EINVAL;
+  if (max > 0 && !slots) return os_fail(OS_EINVAL, "slots is NULL; it must have room for %d", max);
+  os_drain(x);
+  const int32_t count = x->freed_count < max ? x->freed_count : max;
+  for (int32_t i = 0; i < count; i++) {
+    slots[i] = x->freed[i];
+    x->slots[slots[i]].state = SLOT_FREE;
+    x->free_slots[x->free_count++] = slots[i];
+  }
+  x->freed_count -= count;
+  memmove(x->freed, x->freed + count, (size_t)x->freed_count * sizeof *x->freed);
+  return count;
+}
+
+int os_slot_lse(os_exchange *x, int32_t index, float *lse) {
+  slot *s = os_slot_get(x, index);
+  if (!s) return OS_EINVAL;
+  if (!lse) return os_fail(OS_EINVAL, "lse is NULL; it must have room for q_len * q_heads floats");
+  os_drain(x);
+  if (!s->has_result) return os_fail(OS_ESTATE, "slot %d has no finished hop", index);
+  memcpy(lse, s->lse, (size_t)(s->row.q_len * x->config.q_heads) * sizeof *lse);
+  return OS_OK;
+}
