@@ -1,0 +1,97 @@
+"""Prometheus metrics, base units, one registry per server.
+
+By service and class: `omniserve_requests_total` (by outcome), `omniserve_slo_offered_total`,
+`omniserve_slo_attained_total`, `omniserve_ttft_seconds`, `omniserve_tpot_seconds`,
+`omniserve_prompt_tokens_total`, `omniserve_cached_prompt_tokens_total`,
+`omniserve_output_tokens_total`. By engine: `omniserve_engine_*`, see `engine_metrics`.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from omniserve_agent.http.attainment import Observation
+from omniserve_agent.http.engine_metrics import EngineCollector
+from omniserve_agent.http.registry import ServiceRegistry
+from omniserve_agent.serving import ServedService
+
+_TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300)
+_TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 5)
+_LABELS = ("service", "class")
+
+
+class Metrics:
+    """Counters and histograms of requests; engine figures are read when scraped."""
+
+    def __init__(self, services: ServiceRegistry) -> None:
+        registry = CollectorRegistry()
+        registry.register(EngineCollector(services))
+        self._registry = registry
+        self._requests = Counter(
+            "omniserve_requests",
+            "Requests that ended, a choice each; outcome: finished, refused (capacity), failed "
+            "(by us), cancelled, caller_error, paused. Service is empty if none was named.",
+            (*_LABELS, "outcome"),
+            registry=registry,
+        )
+        self._offered = self._counter(
+            "slo_offered",
+            "Requests that count for attainment: finished, refused, failed, and cancelled after a "
+            "deadline had passed.",
+        )
+        self._attained = self._counter(
+            "slo_attained", "LS requests that finished within their service's TTFT and TPOT."
+        )
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of requests sent on.")
+        self._cached = self._counter(
+            "cached_prompt_tokens", "Prompt tokens found in a prefix cache."
+        )
+        self._output = self._counter("output_tokens", "Output tokens delivered.")
+        self._ttft = Histogram(
+            "omniserve_ttft_seconds",
+            "From request received to first event written, of finished requests.",
+            _LABELS,
+            buckets=_TTFT_BUCKETS,
+            registry=registry,
+        )
+        self._tpot = Histogram(
+            "omniserve_tpot_seconds",
+            "Mean time per output token after the first, of finished requests.",
+            _LABELS,
+            buckets=_TPOT_BUCKETS,
+            registry=registry,
+        )
+
+    def text(self) -> bytes:
+        """The exposition format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+    def caller_error(self) -> None:
+        """A request that named no service, or none that could be read."""
+        self._requests.labels("", "", "caller_error").inc()
+
+    def ended(
+        self, service: ServedService, seen: Observation, offered: bool, attained: bool
+    ) -> None:
+        """A request ended."""
+        labels = (service.key, service.service_class.value)
+        self._requests.labels(*labels, seen.outcome.value).inc()
+        self._offered.labels(*labels).inc(offered)
+        self._attained.labels(*labels).inc(attained)
+        if seen.outcome == "finished":
+            if seen.ttft_ms is not None:
+                self._ttft.labels(*labels).observe(seen.ttft_ms / 1e3)
+            if seen.tpot_ms is not None:
+                self._tpot.labels(*labels).observe(seen.tpot_ms / 1e3)
+
+    def tokens(
+        self, service: ServedService, *, prompt: int = 0, cached: int = 0, output: int = 0
+    ) -> None:
+        """Tokens of a request."""
+        labels = (service.key, service.service_class.value)
+        self._prompt.labels(*labels).inc(prompt)
+        self._cached.labels(*labels).inc(cached)
+        self._output.labels(*labels).inc(output)
+
+    def _counter(self, name: str, help_text: str) -> Counter:
+        return Counter(f"omniserve_{name}", help_text, _LABELS, registry=self._registry)

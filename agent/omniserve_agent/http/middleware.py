@@ -1,0 +1,61 @@
+"""What surrounds every request: errors in one shape, connections that end in time."""
+
+from __future__ import annotations
+
+from asyncio import BaseTransport
+from collections.abc import Awaitable, Callable
+from weakref import WeakKeyDictionary
+
+from aiohttp import web
+
+from omniserve_agent.http.errors import ApiError, translated
+from omniserve_agent.http.log import log_unexpected
+from omniserve_agent.http.state import STATE
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure as an OpenAI error object."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _from_aiohttp(request, error).response()
+    except Exception as error:
+        log_unexpected(error)
+        return translated(error).response()
+
+
+class ConnectionAge:
+    """Closes a connection after so many requests, so that clients spread over new replicas."""
+
+    def __init__(self, requests_per_connection: int) -> None:
+        self._most = requests_per_connection
+        self._served: WeakKeyDictionary[BaseTransport, int] = WeakKeyDictionary()
+
+    async def __call__(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Runs before headers are sent."""
+        transport = request.transport
+        if transport is None:
+            return
+        served = self._served.get(transport, 0) + 1
+        self._served[transport] = served
+        if served >= self._most or request.app[STATE].draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+
+def _from_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            most = request.app[STATE].settings.max_body_bytes
+            return ApiError(413, f"the body is longer than {most} bytes; send less")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return ApiError(405, f"{request.path} does not take {request.method}; use {allowed}")
+        case web.HTTPNotFound():
+            return ApiError(
+                404, f"no such path: {request.path}; see GET /v1/models", code="no_path"
+            )
+    return ApiError(error.status, error.reason)

@@ -1,0 +1,127 @@
+"""Times of each request, told once to the service's tally and to the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.http.attainment import Observation, Outcome
+from omniserve_agent.http.metrics import Metrics
+from omniserve_agent.http.tally import Tally
+from omniserve_agent.serving import RequestRefusedError, ServedService
+
+Clock = Callable[[], float]
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection, or stopped reading."""
+
+
+class Books:
+    """A tally per service. A class change begins a new one: the figures mean something else."""
+
+    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._started_s = clock()
+        self._tallies: dict[str, tuple[ServiceClass, Tally]] = {}
+
+    def tally(self, service: ServedService) -> Tally:
+        """The service's tally."""
+        known = self._tallies.get(service.key)
+        if known is None or known[0] is not service.service_class:
+            started_s = self._started_s if known is None else self._clock()
+            known = (service.service_class, Tally(started_s))
+            self._tallies[service.key] = known
+        return known[1]
+
+    def keep_only(self, services: Sequence[ServedService]) -> None:
+        """Forget services that are gone."""
+        keys = {service.key for service in services}
+        self._tallies = {key: entry for key, entry in self._tallies.items() if key in keys}
+
+    def open(self, service: ServedService, received_s: float, prompt_tokens: int) -> Record:
+        """A record of one request that is about to be sent to the engine."""
+        self._metrics.tokens(service, prompt=prompt_tokens)
+        return Record(service, self.tally(service), self._metrics, self._clock, received_s)
+
+    def unsent(self, service: ServedService, outcome: Outcome, received_s: float) -> None:
+        """A request that never reached the engine."""
+        Record(service, self.tally(service), self._metrics, self._clock, received_s).end(outcome)
+
+
+class Record:
+    """One request from submission to its end."""
+
+    def __init__(
+        self,
+        service: ServedService,
+        tally: Tally,
+        metrics: Metrics,
+        clock: Clock,
+        received_s: float,
+    ) -> None:
+        self._service = service
+        self._tally = tally
+        self._metrics = metrics
+        self._clock = clock
+        self._received_s = received_s
+        self._first_s: float | None = None
+        self._last_s: float | None = None
+        self._output_tokens = 0
+        self._ended = False
+        tally.waiting += 1
+
+    def wrote(self, tokens: int, cached_tokens: int = 0) -> None:
+        """An event that carried so many output tokens has been written."""
+        if tokens == 0:
+            return
+        now_s = self._clock()
+        if self._first_s is None:
+            self._first_s = now_s
+            self._tally.waiting -= 1
+            self._tally.running += 1
+        self._last_s = now_s
+        self._output_tokens += tokens
+        self._tally.add_tokens(tokens, now_s)
+        self._metrics.tokens(self._service, output=tokens, cached=cached_tokens)
+
+    def end(self, outcome: Outcome) -> None:
+        """The request is over; later calls change nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._first_s is None:
+            self._tally.waiting -= 1
+        else:
+            self._tally.running -= 1
+        seen = Observation(
+            outcome,
+            self._received_s,
+            self._clock(),
+            self._first_s,
+            self._last_s,
+            self._output_tokens,
+        )
+        offered, attained = self._tally.add(seen, self._service.slo)
+        self._metrics.ended(self._service, seen, offered, attained)
+
+
+@contextmanager
+def recorded(records: Sequence[Record]) -> Iterator[None]:
+    """Ends every record that is still open with what the block's exception means."""
+    try:
+        yield
+    except BaseException as error:
+        for record in records:
+            record.end(_outcome(error))
+        raise
+
+
+def _outcome(error: BaseException) -> Outcome:
+    if isinstance(error, RequestRefusedError):
+        return Outcome.REFUSED if error.reason == "queue_full" else Outcome.CALLER_ERROR
+    if isinstance(error, Exception) and not isinstance(error, ClientGoneError):
+        return Outcome.FAILED
+    return Outcome.CANCELLED

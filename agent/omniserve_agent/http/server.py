@@ -1,0 +1,74 @@
+"""Listening, and an end that lets running requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from omniserve_agent.http.errors import unavailable
+from omniserve_agent.http.state import STATE, State
+
+DRAIN_POLL_S = 0.05
+FAREWELL_S = 2.0
+
+
+@dataclass
+class Server:
+    """A listening server; `stop` it once."""
+
+    state: State
+    port: int
+    _runner: web.AppRunner
+    _site: web.TCPSite
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, let requests in flight finish for up to `grace_s`, then end them with an
+        error their clients can read."""
+        self.state.draining = True
+        await self._site.stop()
+        await self._until_idle(grace_s)
+        for merge in list(self.state.merges):
+            merge.fail(unavailable("this server is shutting down; try again", 1.0, "shutting_down"))
+        await self._until_idle(FAREWELL_S)
+        await self._runner.cleanup()
+
+    async def _until_idle(self, limit_s: float) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                while self.state.in_flight:
+                    await asyncio.sleep(DRAIN_POLL_S)
+        except TimeoutError:
+            return
+
+
+async def start(app: web.Application, host: str, port: int) -> Server:
+    """Listen on `host`:`port` (0: any free one, see `Server.port`); OSError if that fails."""
+    state = app[STATE]
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,  # a client that hangs up cancels its requests at once
+        keepalive_timeout=state.settings.idle_connection_s,
+        shutdown_timeout=FAREWELL_S,
+        access_log=None,
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return Server(state, runner.addresses[0][1], runner, site)
+
+
+async def serve_until(
+    app: web.Application, host: str, port: int, stopping: asyncio.Event, grace_s: float
+) -> None:
+    """Serve until `stopping` is set, then drain."""
+    server = await start(app, host, port)
+    try:
+        await stopping.wait()
+    finally:
+        await server.stop(grace_s)

@@ -1,0 +1,61 @@
+"""Server-sent events: one JSON object per event, comments while waiting, `[DONE]` at the end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from omniserve_agent.http.errors import ApiError
+from omniserve_agent.http.records import ClientGoneError
+
+
+class EventStream:
+    """Headers go out with the first write, so that what fails before it has a status of its own."""
+
+    def __init__(self, request: web.Request, write_timeout_s: float) -> None:
+        self._request = request
+        self._write_timeout_s = write_timeout_s
+        self.response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether the headers have gone out."""
+        return self.response.prepared
+
+    async def send(self, *bodies: object) -> None:
+        """Each body as an event, in one write."""
+        await self._write(b"".join(b"data: %b\n\n" % msgspec.json.encode(body) for body in bodies))
+
+    async def comment(self) -> None:
+        """Bytes that clients ignore and proxies count as life."""
+        await self._write(b": keep-alive\n\n")
+
+    async def done(self) -> None:
+        """The end of a complete stream."""
+        await self._write(b"data: [DONE]\n\n")
+        await self.response.write_eof()
+
+    async def fail(self, error: ApiError) -> None:
+        """The end of a broken stream: an error event, no `[DONE]`, connection closed."""
+        self.response.force_close()
+        try:
+            await self.send(error.body)
+            await self.response.write_eof()
+        except ClientGoneError:
+            return
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                if not self.started:
+                    await self.response.prepare(self._request)
+                await self.response.write(data)
+        except TimeoutError as error:
+            self.response.force_close()
+            raise ClientGoneError("the client reads nothing") from error
+        except ConnectionError as error:
+            raise ClientGoneError("the client closed the connection") from error

@@ -1,0 +1,116 @@
+"""One service's figures: since the start, and over a window. Pure: the caller has the clock."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from omniserve_agent.http.attainment import Observation, Outcome, is_attained, is_offered
+from omniserve_agent.serving import Slo
+
+RATE_SECONDS = 60
+MAX_SAMPLES = 65_536
+
+
+@dataclass
+class Counts:
+    """Requests by what became of them."""
+
+    offered: int = 0
+    attained: int = 0
+    finished: int = 0
+    refused: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def add(self, outcome: Outcome, offered: bool, attained: bool) -> None:
+        """Count one request."""
+        self.offered += offered
+        self.attained += attained
+        self.finished += outcome is Outcome.FINISHED
+        self.refused += outcome is Outcome.REFUSED
+        self.failed += outcome is Outcome.FAILED
+        self.cancelled += outcome is Outcome.CANCELLED
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Milliseconds over the finished requests; None without any."""
+
+    ttft_ms_p50: float | None
+    ttft_ms_p99: float | None
+    tpot_ms_p50: float | None
+    tpot_ms_p99: float | None
+
+
+@dataclass(frozen=True)
+class _Sample:
+    seen: Observation
+    offered: bool
+    attained: bool
+
+
+def nearest_rank(values: Iterable[float], percent: int) -> float | None:
+    """The smallest value with at least `percent` % of all values at or below it."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return ordered[max(1, math.ceil(percent * len(ordered) / 100)) - 1]
+
+
+class Tally:
+    """Counts requests and tokens of one service. Memory is bounded by `MAX_SAMPLES`."""
+
+    def __init__(self, started_s: float) -> None:
+        self.total = Counts()
+        self.output_tokens = 0
+        self.waiting = 0  # submitted, no token yet
+        self.running = 0  # at least one token
+        self._started_s = started_s
+        self._samples: deque[_Sample] = deque(maxlen=MAX_SAMPLES)
+        self._tokens_by_second: deque[tuple[int, int]] = deque(maxlen=RATE_SECONDS + 1)
+
+    def add(self, seen: Observation, slo: Slo | None) -> tuple[bool, bool]:
+        """Count a request that ended; (offered, attained)."""
+        offered, attained = is_offered(seen, slo), is_attained(seen, slo)
+        self.total.add(seen.outcome, offered, attained)
+        self._samples.append(_Sample(seen, offered, attained))
+        return offered, attained
+
+    def add_tokens(self, count: int, now_s: float) -> None:
+        """Count output tokens as they are delivered."""
+        self.output_tokens += count
+        second = int(now_s)
+        if self._tokens_by_second and self._tokens_by_second[-1][0] == second:
+            count += self._tokens_by_second.pop()[1]
+        self._tokens_by_second.append((second, count))
+
+    def tokens_per_minute(self, now_s: float) -> float:
+        """Over the last minute, or since the start if that is less."""
+        recent = sum(n for second, n in self._tokens_by_second if second > now_s - RATE_SECONDS)
+        elapsed_s = min(RATE_SECONDS, max(1.0, now_s - self._started_s))
+        return recent * 60 / elapsed_s
+
+    def window(self, now_s: float, window_s: float) -> tuple[Counts, Quantiles]:
+        """Figures of the requests that ended within the last `window_s` seconds."""
+        counts, recent = Counts(), []
+        for sample in reversed(self._samples):
+            if sample.seen.ended_s <= now_s - window_s:
+                break
+            counts.add(sample.seen.outcome, sample.offered, sample.attained)
+            recent.append(sample.seen)
+        return counts, _quantiles(recent)
+
+
+def _quantiles(recent: list[Observation]) -> Quantiles:
+    finished = [seen for seen in recent if seen.outcome is Outcome.FINISHED]
+    ttfts = [seen.ttft_ms for seen in finished if seen.ttft_ms is not None]
+    tpots = [seen.tpot_ms for seen in finished if seen.tpot_ms is not None]
+    return Quantiles(
+        ttft_ms_p50=nearest_rank(ttfts, 50),
+        ttft_ms_p99=nearest_rank(ttfts, 99),
+        tpot_ms_p50=nearest_rank(tpots, 50),
+        tpot_ms_p99=nearest_rank(tpots, 99),
+    )

@@ -1,0 +1,52 @@
+"""Tokenizers shared by services, and threads that keep long texts off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from omniserve_agent.http.settings import HttpSettings
+from omniserve_agent.http.tokenizer import ModelTokenizer
+
+Result = TypeVar("Result")
+
+
+class Tokenizing:
+    """Loads each tokenizer directory once. Work waits for one of a few threads; how much can wait
+    is bounded by the number of requests in flight."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._threaded_chars = settings.threaded_tokenizing_chars
+        self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizing")
+        self._loaded: dict[str, asyncio.Task[ModelTokenizer]] = {}
+
+    async def get(self, directory: str) -> ModelTokenizer:
+        """The directory's tokenizer; TokenizerError if it cannot be loaded (tried anew then)."""
+        task = self._loaded.get(directory)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = asyncio.create_task(self._run(lambda: ModelTokenizer(directory)))
+            self._loaded[directory] = task
+        return await asyncio.shield(task)
+
+    async def encode(self, tokenizer: ModelTokenizer, text: str) -> list[int]:
+        """Ids of a completion prompt."""
+        if len(text) < self._threaded_chars:
+            return tokenizer.encode(text)
+        return await self._run(lambda: tokenizer.encode(text))
+
+    async def encode_chat(
+        self, tokenizer: ModelTokenizer, messages: Sequence[Mapping[str, str]]
+    ) -> list[int]:
+        """Ids of a conversation; ChatTemplateError as in ModelTokenizer."""
+        if sum(len(message["content"]) for message in messages) < self._threaded_chars:
+            return tokenizer.encode_chat(messages)
+        return await self._run(lambda: tokenizer.encode_chat(messages))
+
+    def close(self) -> None:
+        """Drop what waits; running work ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
