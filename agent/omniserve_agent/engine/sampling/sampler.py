@@ -12,7 +12,7 @@ import torch
 from omniserve_agent.engine.messages import SamplingParams, TokenLogprob
 from omniserve_agent.engine.sampling.batch import Batch, RandomRows
 from omniserve_agent.engine.sampling.penalties import Histories, History, penalise_
-from omniserve_agent.engine.sampling.selection import cut_offs, draw, first_maximum
+from omniserve_agent.engine.sampling.selection import cut_offs, draw, first_maximum, largest
 from omniserve_agent.engine.sampling.uniforms import Uniforms
 
 KEPT_BATCHES = 64
@@ -133,11 +133,13 @@ class Sampler:
     def _draw(
         self, scores: torch.Tensor, random: RandomRows, rows: Sequence[SamplingRow]
     ) -> torch.Tensor:
-        probabilities = (scores[random.rows] / random.temperature).softmax(-1)
+        drawn = scores if len(random.row_numbers) == len(rows) else scores[random.rows]
+        probabilities = (drawn / random.temperature).softmax(-1)
         if random.filters is not None:
-            some = probabilities[random.filtered]
-            limits = cut_offs(some, random.filters)
-            probabilities[random.filtered] = some.clone().ge_(limits).mul_(some)
+            every = random.filtered.shape[0] == probabilities.shape[0]
+            some = probabilities if every else probabilities[random.filtered]
+            kept = some.clone().ge_(cut_offs(some, random.filters)).mul_(some)
+            probabilities = kept if every else probabilities.index_copy_(0, random.filtered, kept)
         numbers = [
             self._uniforms.number(rows[i].params.seed, rows[i].output_index)
             for i in random.row_numbers
@@ -152,10 +154,7 @@ def _logprobs(
     if batch.logprobs is None:
         return None
     wanted = batch.logprobs
-    raw = logits[wanted.rows]
-    normaliser = raw.logsumexp(-1, keepdim=True)
-    chosen = raw.gather(1, token_ids[wanted.rows, None]) - normaliser
-    values, ids = raw.topk(max(wanted.top_counts), dim=-1)
-    return _WantedLogprobs(
-        wanted.row_numbers, wanted.top_counts, chosen.squeeze(1), values - normaliser, ids
-    )
+    raw = logits[wanted.rows].log_softmax(-1)
+    chosen = raw.gather(1, token_ids[wanted.rows, None]).squeeze(1)
+    values, ids = largest(raw, max(wanted.top_counts))
+    return _WantedLogprobs(wanted.row_numbers, wanted.top_counts, chosen, values, ids)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 MAX_BLOCK = 256
-CANDIDATES = (128, 2048)  # how many of the likeliest tokens are sorted before all of them are
+SEARCHED_BLOCK = 64
+CANDIDATES = (64, 1024)  # how many of the likeliest tokens are sorted before all of them are
 BELOW_ONE = 1.0 - 2.0**-40  # keeps a product with the total below the total after rounding
 
 
@@ -23,6 +24,23 @@ def first_maximum(rows: torch.Tensor) -> torch.Tensor:
     blocks = rows.view(rows.shape[0], -1, block)
     best = blocks.amax(-1).argmax(-1)
     return best * block + _take_block(blocks, best).argmax(-1)
+
+
+def largest(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and indices [R, count] of each row's largest, downwards; tied ones in any order.
+
+    On a CPU only the blocks with the largest maxima are searched: they hold all of them.
+    """
+    blocks_count = rows.shape[1] // SEARCHED_BLOCK
+    if rows.device.type != "cpu" or rows.shape[1] % SEARCHED_BLOCK or blocks_count < 4 * count:
+        values, indices = rows.topk(count, dim=-1)
+        return values, indices
+    blocks = rows.view(rows.shape[0], blocks_count, SEARCHED_BLOCK)
+    best = blocks.amax(-1).topk(count, dim=-1).indices
+    searched = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, SEARCHED_BLOCK)).flatten(1)
+    values, places = searched.topk(count, dim=-1)
+    starts = best.gather(1, places // SEARCHED_BLOCK) * SEARCHED_BLOCK
+    return values, starts + places % SEARCHED_BLOCK
 
 
 def block_size(columns: int) -> int:
@@ -80,20 +98,17 @@ def cut_offs(
     """
     columns = probabilities.shape[1]
     width = min(candidates[0], columns) if candidates else columns
-    likeliest = probabilities.topk(width, dim=-1).values
-    limits = _limits(likeliest, filters)
-    if width == columns:
-        return limits
-    # The limit is final only where a token below it was seen.
-    unsure = likeliest[:, -1:] >= limits
-    if bool(unsure.any()):
-        rows = unsure.squeeze(1)
-        limits[rows] = cut_offs(probabilities[rows], filters.at(rows), candidates[1:])
+    likeliest, _ = largest(probabilities, width)
+    limits, seen = _limits(likeliest, filters)
+    # Limits are final where a candidate below all of them was seen.
+    unsure = (likeliest[:, -1:] >= seen).squeeze(1)
+    if width < columns and bool(unsure.any()):
+        limits[unsure] = cut_offs(probabilities[unsure], filters.at(unsure), candidates[1:])
     return limits
 
 
-def _limits(likeliest: torch.Tensor, filters: Filters) -> torch.Tensor:
-    """Cut-offs within likeliest [R, W], which is sorted downwards."""
+def _limits(likeliest: torch.Tensor, filters: Filters) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut-offs within likeliest [R, W], which is sorted downwards, and the least limit used."""
     last = (filters.top_k - 1).clamp(0, likeliest.shape[1] - 1)
     has_k, has_p = filters.top_k > 0, filters.top_p < 1
     by_k = torch.where(has_k, likeliest.gather(1, last), 0.0)
@@ -102,5 +117,6 @@ def _limits(likeliest: torch.Tensor, filters: Filters) -> torch.Tensor:
     before = kept.cumsum(-1) - kept
     nucleus = (before < filters.top_p * total).sum(-1, keepdim=True).clamp_(min=1)
     by_p = torch.where(has_p, likeliest.gather(1, nucleus - 1), 0.0)
-    by_min = filters.min_p * likeliest[:, :1]
-    return torch.maximum(torch.maximum(by_k, by_p), by_min)
+    limits = torch.maximum(torch.maximum(by_k, by_p), filters.min_p * likeliest[:, :1])
+    # The nucleus is a share of what top-k keeps, so all of that must have been seen too.
+    return limits, torch.where(has_k, by_k, limits)
