@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from omniserve_native.library import DType, checked, created, ffi, lib, pointer
+from omniserve_native.library import DType, Pointer, checked, created, ffi, lib, pointer
 from omniserve_native.workers import Workers
 
 
@@ -26,7 +26,7 @@ class ArenaConfig:
     max_blocks_per_sequence: int
     dtype: DType
 
-    def native(self) -> Any:
+    def native(self) -> Pointer:
         """The `os_arena_config *`."""
         return ffi.new(
             "os_arena_config *",
@@ -60,12 +60,12 @@ class Arena:
     """
 
     def __init__(self, config: ArenaConfig) -> None:
-        self._handle: Any = ffi.NULL
+        self._handle: Pointer = ffi.NULL
         self.config = config
         self._handle = created(lib.os_arena_create(config.native()))
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> Pointer:
         """The `os_arena *`."""
         if self._handle == ffi.NULL:
             raise ValueError("this arena is closed")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from omniserve_native.arena import Arena
 from omniserve_native.exchange import Exchange, Int32s
-from omniserve_native.library import DType, checked, ffi, lib
+from omniserve_native.library import DType, Pointer, checked, ffi, lib
 from omniserve_native.workers import Workers
 
 Int64s = npt.NDArray[np.int64]
@@ -35,7 +33,7 @@ class Segments:
 
 
 def _fill_device(
-    device: Any, arena: Arena, workers: Workers | None, q_heads: int, dtype: DType, scale: float
+    device: Pointer, arena: Arena, workers: Workers | None, q_heads: int, dtype: DType, scale: float
 ) -> None:
     device.arena = arena.handle
     device.workers = workers.handle if workers else ffi.NULL
@@ -100,7 +98,7 @@ class LayerCall:
         exchange: Exchange | None = None,
     ) -> None:
         self._keep = (arena, workers, exchange)
-        self._exchange: Any = exchange.handle if exchange else ffi.NULL
+        self._exchange: Pointer = exchange.handle if exchange else ffi.NULL
         self._segments = Segments(max_segments)
         self.tail_slots = np.zeros(exchange.config.slots if exchange else 1, np.int32)
         self.positions = np.zeros(capacity_rows, np.int64)

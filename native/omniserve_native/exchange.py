@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from omniserve_native.arena import Arena
-from omniserve_native.library import DType, checked, created, ffi, lib, pointer
+from omniserve_native.library import DType, Pointer, checked, created, ffi, lib, pointer
 from omniserve_native.workers import Workers
 
 Int32s = npt.NDArray[np.int32]
@@ -29,7 +29,7 @@ class ExchangeConfig:
     host_residual: bool = True
     split_tokens: int = 0
 
-    def native(self, arena: Arena, workers: Workers) -> Any:
+    def native(self, arena: Arena, workers: Workers) -> Pointer:
         """The `os_exchange_config *`."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         handles = {"arena": arena.handle, "workers": workers.handle}
@@ -57,13 +57,13 @@ class Exchange:
     """
 
     def __init__(self, config: ExchangeConfig, arena: Arena, workers: Workers) -> None:
-        self._handle: Any = ffi.NULL
+        self._handle: Pointer = ffi.NULL
         self.config, self.arena, self.workers = config, arena, workers
         self._handle = created(lib.os_exchange_create(config.native(arena, workers)))
         self._reaped = np.empty(config.slots, np.int32)
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> Pointer:
         """The `os_exchange *`."""
         if self._handle == ffi.NULL:
             raise ValueError("this exchange is closed")

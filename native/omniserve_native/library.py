@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 try:
     from omniserve_native import _omniserve
@@ -13,8 +13,9 @@ except ImportError as error:
         "`python native/omniserve_native/build.py` when working from source"
     ) from error
 
-ffi: Any = _omniserve.ffi
-lib: Any = _omniserve.lib
+ffi = _omniserve.ffi
+lib = _omniserve.lib
+Pointer: TypeAlias = Any  # a cffi pointer; cffi has no static types for them
 
 BLOCK_TOKENS: int = lib.OS_BLOCK_TOKENS
 MAX_Q_LEN: int = lib.OS_MAX_Q_LEN
@@ -65,7 +66,7 @@ def checked(status: int) -> int:
     return status
 
 
-def created(handle: Any) -> Any:
+def created(handle: Pointer) -> Pointer:
     """The answer of a call that returns NULL on failure."""
     if handle == ffi.NULL:
         raise last_error(Status.EINVAL)
@@ -78,6 +79,6 @@ def isa_name() -> str:
     return name.decode()
 
 
-def pointer(address: int) -> Any:
+def pointer(address: int) -> Pointer:
     """A `void *` from an address; 0 is NULL."""
     return ffi.cast("void *", address)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from omniserve_native.library import checked, created, ffi, lib
+from omniserve_native.library import Pointer, checked, created, ffi, lib
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Workers:
         spin_ns: int = 50_000,
         batch_priority: bool = False,
     ) -> None:
-        self._handle: Any = ffi.NULL
+        self._handle: Pointer = ffi.NULL
         if cores is not None and len(cores) != count:
             raise ValueError(
                 f"cores has {len(cores)} entries; it must have one per thread: {count}"
@@ -47,7 +47,7 @@ class Workers:
         self.count = count
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> Pointer:
         """The `os_workers *`."""
         if self._handle == ffi.NULL:
             raise ValueError("these workers are closed")
