@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from omniserve_agent.http.state import STATE
 from omniserve_agent.node import agent
 from omniserve_agent.node.agent import Programs
 from omniserve_agent.node.errors import EngineFailedError, NodeError
@@ -71,8 +72,8 @@ def programs(mode="run"):
 
 
 class Client:
-    def __init__(self, session, ports):
-        self.session, self.url, self.admin = session, ports.url, ports.admin
+    def __init__(self, session, state, ports):
+        self.session, self.state, self.url, self.admin = session, state, ports.url, ports.admin
 
     async def get(self, path):
         async with self.session.get(self.url + path) as response:
@@ -98,14 +99,14 @@ def serving(monkeypatch):
         listening = agent.listening
 
         def noting(app, ports, grace_s):
-            bound.set_result(ports)
+            bound.set_result((app[STATE], ports))
             return listening(app, ports, grace_s)
 
         monkeypatch.setattr(agent, "listening", noting)
         task = asyncio.create_task(agent.serve(settings, programs()))
         async with aiohttp.ClientSession() as session:
             await asyncio.wait({bound, task}, return_when=asyncio.FIRST_COMPLETED)
-            client = Client(session, bound.result())
+            client = Client(session, *bound.result())
             await until_listening(client, task)
             try:
                 yield client, task
@@ -146,49 +147,26 @@ def test_both_classes_answer_and_sigterm_leaves_nothing_behind(run, settings, se
     assert os.sched_getaffinity(0) == affinity
 
 
-def test_sigterm_waits_for_open_responses_and_accepts_no_others(run, settings, serving, commands):
+def test_sigterm_waits_for_open_responses_and_accepts_no_others(
+    run, settings, serving, commands, submit
+):
     async def scenario():
         async with serving(settings()) as (client, task):
             await client.until_ready()
             gated = asyncio.create_task(client.complete("chat", [commands.GATE]))
-            await until_gated(client)
-            async with aiohttp.ClientSession() as session:
-                opener = await open_request(session, client.url, commands.OPEN)
-                os.kill(os.getpid(), signal.SIGTERM)
-                while await listening(client.url):
-                    await asyncio.sleep(0.02)
-                assert not gated.done()
-                await opener()
+            while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
+                await asyncio.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while await listening(client.url):
+                await asyncio.sleep(0.02)
+            assert not gated.done()
+            backend = client.state.registry.services[0].backend
+            _ = [event async for event in backend.stream(submit("opener", [commands.OPEN]))]
             status, _ = await gated
             assert status == 200
             await task
 
-    async def until_gated(client):
-        while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
-            await asyncio.sleep(0.02)
-
     run(scenario())
-
-
-async def open_request(session, url, command):
-    """A request whose body is half sent; the returned function sends the rest."""
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps({"model": "batch", "prompt": [command], "max_tokens": 2}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
-    await writer.drain()
-    # The server has taken the request up once it has answered a later one on another connection.
-    async with session.get(url + "/healthz") as response:
-        await response.read()
-
-    async def send_rest():
-        writer.write(body[5:])
-        await writer.drain()
-        assert b"200 OK" in await reader.readline()
-        writer.close()
-
-    return send_rest
 
 
 async def listening(url):
