@@ -43,7 +43,7 @@ def make_app(
         settings=settings,
         clock=clock,
         metrics=metrics,
-        books=Books(metrics, clock),
+        books=Books(registry, metrics, clock),
         tokenizing=Tokenizing(settings),
     )
     app.add_routes(_ROUTES)

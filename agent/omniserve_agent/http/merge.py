@@ -43,13 +43,16 @@ class Merge:
         self.unfinished = len(choices)
 
     async def next(self, timeout_s: float) -> Chunk | None:
-        """The next chunk, or None after `timeout_s` without one; raises what a choice raised."""
+        """The next chunk, or None after `timeout_s` without one; raises what a choice raised, and
+        EngineUnavailableError if nothing can come any more."""
         if self._failure is not None:
             raise self._failure
         try:
             async with asyncio.timeout(timeout_s):
                 item = await self._queue.get()
         except TimeoutError:
+            if self._queue.empty() and all(task.done() for task in self._tasks):
+                raise EngineUnavailableError("the engine dropped the request") from None
             return None
         if isinstance(item, Exception):
             raise item

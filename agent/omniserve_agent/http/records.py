@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.http.attainment import Observation, Outcome
 from omniserve_agent.http.metrics import Metrics
+from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.tally import Tally
 from omniserve_agent.serving import RequestRefusedError, ServedService
 
@@ -21,7 +22,8 @@ class ClientGoneError(Exception):
 class Books:
     """A tally per service. A class change begins a new one: the figures mean something else."""
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, registry: ServiceRegistry, metrics: Metrics, clock: Clock) -> None:
+        self._registry = registry
         self._metrics = metrics
         self._clock = clock
         self._started_s = clock()
@@ -33,12 +35,12 @@ class Books:
         if known is None or known[0] is not service.service_class:
             started_s = self._started_s if known is None else self._clock()
             known = (service.service_class, Tally(started_s))
+            self._forget_removed()
             self._tallies[service.key] = known
         return known[1]
 
-    def keep_only(self, services: Sequence[ServedService]) -> None:
-        """Forget services that are gone."""
-        keys = {service.key for service in services}
+    def _forget_removed(self) -> None:
+        keys = {service.key for service in self._registry.services}
         self._tallies = {key: entry for key, entry in self._tallies.items() if key in keys}
 
     def open(self, service: ServedService, received_s: float, prompt_tokens: int) -> Record:

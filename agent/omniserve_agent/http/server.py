@@ -16,16 +16,20 @@ FAREWELL_S = 2.0
 
 @dataclass
 class Server:
-    """A listening server; `stop` it once."""
+    """A listening server. Stopping it again changes nothing."""
 
     state: State
     port: int
     _runner: web.AppRunner
     _site: web.TCPSite
+    _stopped: bool = False
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests in flight finish for up to `grace_s`, then end them with an
         error their clients can read."""
+        if self._stopped:
+            return
+        self._stopped = True
         self.state.draining = True
         await self._site.stop()
         await self._until_idle(grace_s)

@@ -1,0 +1,178 @@
+"""Every kind of bad input: status, the field at fault, and what would be right."""
+
+import pytest
+
+from omniserve_agent.http.settings import HttpSettings
+
+COMPLETION_ERRORS = [
+    ({"prompt": ...}, "prompt", "missing; write a string, token ids"),
+    ({"model": ...}, "model", "name one of the models"),
+    ({"model": 5}, "model", "model is 5: expected `str`, got `int`"),
+    ({"prompt": {}}, "prompt", "expected `str | array`, got `object`; write a string"),
+    ({"prompt": []}, "prompt", "empty list"),
+    ({"prompt": [[]]}, "prompt", "empty"),
+    ({"prompt": ""}, "prompt", "empty"),
+    ({"prompt": ["a", 1]}, "prompt", "mixes kinds"),
+    ({"prompt": ["a", [1]]}, "prompt", "mixes kinds"),
+    ({"prompt": [1.5]}, "prompt[0]", "got `float`"),
+    ({"prompt": [-1]}, "prompt[0]", "expected `int` >= 0"),
+    ({"prompt": [1, 100000]}, "prompt", "token id 100000; this model's ids are 0 to"),
+    ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
+    ({"prompt": ["a"] * 9, "n": 16}, "n", "9 prompts with n 16 are 144 choices"),
+    ({"n": 0}, "n", "n is 0: expected `int` >= 1"),
+    ({"n": 17}, "n", "expected `int` <= 16"),
+    ({"n": True}, "n", "got `bool`"),
+    ({"n": "1"}, "n", "got `str`"),
+    ({"max_tokens": 0}, "max_tokens", ">= 1"),
+    ({"max_tokens": 1000}, "max_tokens", "takes at most 256 together: ask for at most"),
+    ({"temperature": 2.1}, "temperature", "<= 2"),
+    ({"temperature": -0.1}, "temperature", ">= 0"),
+    ({"top_p": 0}, "top_p", "> 0"),
+    ({"top_k": -2}, "top_k", ">= -1"),
+    ({"min_p": 1.1}, "min_p", "<= 1"),
+    ({"presence_penalty": 3}, "presence_penalty", "<= 2"),
+    ({"frequency_penalty": -3}, "frequency_penalty", ">= -2"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "> 0"),
+    ({"seed": 2**63}, "seed", "<= 9223372036854775807"),
+    ({"seed": 1.5}, "seed", "got `float`"),
+    ({"stop": 5}, "stop", "write a string or a list of at most 4 strings"),
+    ({"stop": ["a"] * 5}, "stop", "has 5 strings; give at most 4"),
+    ({"stop": ""}, "stop", "0 characters"),
+    ({"stop": "x" * 1025}, "stop", "1025 characters"),
+    ({"logprobs": 21}, "logprobs", "<= 20"),
+    ({"logprobs": True}, "logprobs", "got `bool`"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "names token 'x'; use token ids 0 to"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias", "names token '99999'"),
+    ({"logit_bias": {"1": 101}}, "logit_bias[...]", "<= 100"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "1025 entries"),
+    ({"stream": "yes"}, "stream", "expected `bool`"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
+    ({"echo": True}, "echo", "echo is not supported; remove it"),
+    ({"best_of": 2}, "best_of", "not supported"),
+    ({"suffix": "x"}, "suffix", "not supported"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
+]
+
+CHAT_ERRORS = [
+    ({"messages": ...}, "messages", "missing; write a list of 1 to 4096 messages"),
+    ({"messages": []}, "messages", "write a list of 1 to 4096 messages"),
+    ({"messages": "hi"}, "messages", "write a list of 1 to 4096 messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "use system, developer"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "missing; write a string or a list"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "write a string or"),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
+        "messages[0].tool_calls",
+        "not supported",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].type",
+        "is 'image_url'; only 'text' parts",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+        "messages[0].content[0].text",
+        "write a string",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}]},
+        "messages[0].content[0].b",
+        "not supported",
+    ),
+    ({"messages": [{"role": "user", "content": "forbidden"}]}, "messages", "the user says"),
+    ({"messages": [{"role": "user", "content": "x " * 500}]}, "messages", "at most 256"),
+    ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
+    ({"logprobs": 2}, "logprobs", "expected `bool`"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "<= 20"),
+    ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "send one of them"),
+    ({"max_completion_tokens": 1000}, "max_completion_tokens", "takes at most 256 together"),
+    ({"tools": [{"type": "function"}]}, "tools", "tools is not supported; remove it"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"functions": []}, "functions", "not supported"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "param", "words"),
+    [("/v1/completions", *row) for row in COMPLETION_ERRORS]
+    + [("/v1/chat/completions", *row) for row in CHAT_ERRORS],
+)
+async def test_fields(engine, service, serving, say, path, changes, param, words):
+    body = {"model": "chat"}
+    if "chat" in path:
+        body["messages"] = [{"role": "user", "content": "Hello"}]
+    else:
+        body["prompt"] = "Hello"
+    body = {name: v for name, v in (body | changes).items() if v is not ...}
+    backend = engine(say("x"))
+    async with serving([service(backend)]) as client:
+        status, answer, _ = await client.post(path, json=body)
+    error = answer["error"]
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert words in error["message"]
+    assert param.split("[")[0].split(".")[0] in error["message"]
+    assert backend.submits == []
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "words"),
+    [
+        (b'{"model":', "application/json", 400, "not valid JSON"),
+        (b"", "application/json", 400, "not valid JSON"),
+        (b"\xff", "application/json", 400, "not valid JSON"),
+        (b'{"temperature": NaN}', "application/json", 400, "not valid JSON"),
+        (b"[" * 5000, "application/json", 400, "not valid JSON"),
+        (b"[]", "application/json", 400, "send a JSON object"),
+        (b'"x"', "application/json", 400, "send a JSON object"),
+        (b"{}", "text/plain", 415, "send JSON as application/json"),
+        (b"{}", "application/x-www-form-urlencoded", 415, "send JSON as application/json"),
+        (b'{"prompt": "' + b"x" * 9000 + b'"}', "application/json", 413, "longer than 8192 bytes"),
+    ],
+)
+async def test_bodies(engine, service, serving, say, body, content_type, status, words):
+    settings = HttpSettings(max_body_bytes=8192)
+    async with serving([service(engine(say("x")))], settings=settings) as client:
+        found, answer, _ = await client.post(
+            "/v1/completions", data=body, headers={"Content-Type": content_type}
+        )
+    assert found == status
+    assert words in answer["error"]["message"]
+
+
+async def test_paths_methods_and_models(engine, service, serving, say):
+    async with serving([service(engine(say("x")))]) as client:
+        status, answer, _ = await client.get("/v1/nothing")
+        assert (status, answer["error"]["code"]) == (404, "no_path")
+        status, answer, _ = await client.get("/v1/completions")
+        assert (status, "use POST" in answer["error"]["message"]) == (405, True)
+        status, answer, _ = await client.complete(model="none")
+        assert (status, answer["error"]["code"]) == (404, "model_not_found")
+        assert "use one of: chat" in answer["error"]["message"]
+
+
+async def test_a_prompt_longer_than_the_model_tells_the_figures(engine, service, serving, say):
+    backend = engine(say("x"))
+    async with serving([service(backend, max_model_len=32)]) as client:
+        status, answer, _ = await client.complete(prompt=[5] * 32)
+        fits, _, _ = await client.complete(prompt=[5] * 31)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert "has 32 tokens" in answer["error"]["message"]
+    assert "at most 32" in answer["error"]["message"]
+    assert fits == 200
+    assert backend.submits[0].max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"tools": [], "response_format": {"type": "text"}, "store": False},
+        {"stop": None, "seed": None, "logit_bias": None, "tools": None, "functions": None},
+        {"parallel_tool_calls": True, "tool_choice": "none", "n": 1},
+    ],
+)
+async def test_values_that_ask_for_nothing_are_accepted(engine, service, serving, say, neutral):
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hello", "name": None}]}
+    async with serving([service(engine(say("x")))]) as client:
+        status, _, _ = await client.post("/v1/chat/completions", json=body | neutral)
+    assert status == 200
