@@ -19,8 +19,8 @@ def root(tmp_path):
     """A model root with one (empty) safetensors directory `model`."""
     model = tmp_path / "root" / "model"
     model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_text("{}")
     return tmp_path / "root"
 
 
@@ -30,8 +30,8 @@ def package(tmp_path, monkeypatch):
     directory = tmp_path / "site" / "weights_package"
     (directory / "model").mkdir(parents=True)
     (directory / "__init__.py").write_text("raise RuntimeError('imported')")
-    (directory / "model" / "config.json").write_text("{}")
-    (directory / "model" / "model.safetensors").write_bytes(b"")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (directory / "model" / name).write_text("{}")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return directory
 
@@ -142,6 +142,30 @@ def test_a_package_is_located_without_running_it(spelling, package, tmp_path):
 def test_no_package_is_allowed_by_default(package, tmp_path):
     with pytest.raises(PrepareError, match="allowed are none"):
         prepare("python://weights_package/model", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_incomplete_directory_is_refused(name, root, tmp_path):
+    (root / "model" / name).unlink()
+    with pytest.raises(PrepareError, match="holds no "):
+        prepare((root / "model").as_uri(), tmp_path, model_roots=[root])
+
+
+def test_the_hub_is_looked_up_in_its_local_cache(root, tmp_path, monkeypatch):
+    """As its client lays it out: a revision's files are links into the repository's blobs."""
+    repository = tmp_path / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (root / "model").rename(repository / "blobs")
+    for file in (repository / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert prepare("hf://org/name", tmp_path) == snapshot
+    assert prepare(f"hf://org/name@{'0' * 40}", tmp_path) == snapshot
+    with pytest.raises(PrepareError, match="not in the local Hugging Face cache"):
+        prepare("hf://org/name@other", tmp_path)
 
 
 def test_a_gguf_is_converted_once(root, tmp_path, fake_conversion):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from omniserve_agent.engine.model.errors import PrepareError
+from omniserve_agent.engine.model.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Progress = Callable[[str, float], None]
 
 BYTES_PER_WEIGHT = 2
 TOKENIZER_BYTES = 32 << 20  # generous: vocabularies of 256k tokens stay below

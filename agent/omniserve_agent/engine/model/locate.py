@@ -54,7 +54,7 @@ def _checked_model(uri: str, path: Path, roots: Sequence[Path]) -> Path:
     for pattern in MODEL_FILES:
         for file in resolved.glob(pattern):
             _require_inside(uri, file.resolve(), roots)
-    for needed in ("config.json", "*.safetensors"):
+    for needed in ("config.json", "*.safetensors", "tokenizer*"):
         if not any(resolved.glob(needed)):
             raise PrepareError(f"model uri {uri!r}: {resolved} holds no {needed}")
     return resolved

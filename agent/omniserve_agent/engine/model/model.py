@@ -12,9 +12,9 @@ from omniserve_agent.engine.model.config import ModelConfig
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.layers import Layer, rms_norm, rope_table
 from omniserve_agent.engine.model.linear import Linear, make_linear
+from omniserve_agent.engine.model.progress import Progress
 
 TensorSource = Callable[[str], torch.Tensor]
-Progress = Callable[[str, float], None]  # stage, fraction of that stage (0 to 1)
 
 
 @dataclass(frozen=True, slots=True)

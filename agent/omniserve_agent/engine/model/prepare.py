@@ -14,15 +14,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from omniserve_agent.engine.model.errors import PrepareError
 from omniserve_agent.engine.model.locate import locate
-
-Progress = Callable[[str, float], None]
+from omniserve_agent.engine.model.progress import Progress
 
 LOCK_TIMEOUT_S = 900.0
 CONVERSION_VERSION = 1  # raise it when the converter writes something else: old results are left

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from omniserve_agent.engine.model.config import ModelConfig, parse_dtype
 from omniserve_agent.engine.model.errors import ModelError
-from omniserve_agent.engine.model.model import Model, Progress, build_model
+from omniserve_agent.engine.model.model import Model, build_model
+from omniserve_agent.engine.model.progress import Progress
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
