@@ -178,6 +178,7 @@ async def test_be_figures_and_token_counters(engine, service, serving, say, cloc
     figures = report["services"][0]
     assert figures["outputTokens"] == tokens
     assert figures["tokensPerMinute"] == tokens * 2
+    assert not any(name == "omniserve_slo_offered_total" for name, _ in found)
     assert "slo" not in figures
     assert (figures["total"]["offered"], figures["total"]["attained"]) == (2, 0)
     names = {"service": "default/batch", "class": "BE"}
@@ -232,6 +233,7 @@ async def test_engine_figures(engine, service, serving, say):
     assert labelled("omniserve_engine_joins_total", engine="engine-1") not in found
     first, second = report["engines"]
     assert first["stats"]["host_attention_rows"] == {"BE": 90}
+    assert "type" not in first["stats"]
     assert first["limits"]["max_request_tokens"] == {"LS": 256, "BE": 512}
     assert (second["services"], second["stats"], second["ready"]) == (
         ["default/quiet"],

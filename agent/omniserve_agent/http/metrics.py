@@ -36,8 +36,8 @@ class Metrics:
         )
         self._offered = self._counter(
             "slo_offered",
-            "Requests that count for attainment: finished, refused, failed, and cancelled after a "
-            "deadline had passed.",
+            "LS requests that count for attainment: finished, refused, failed, and cancelled "
+            "after a deadline had passed.",
         )
         self._attained = self._counter(
             "slo_attained", "LS requests that finished within their service's TTFT and TPOT."
@@ -47,19 +47,15 @@ class Metrics:
             "cached_prompt_tokens", "Prompt tokens found in a prefix cache."
         )
         self._output = self._counter("output_tokens", "Output tokens delivered.")
-        self._ttft = Histogram(
-            "omniserve_ttft_seconds",
+        self._ttft = self._histogram(
+            "ttft_seconds",
             "From request received to first event written, of finished requests.",
-            _LABELS,
-            buckets=_TTFT_BUCKETS,
-            registry=registry,
+            _TTFT_BUCKETS,
         )
-        self._tpot = Histogram(
-            "omniserve_tpot_seconds",
+        self._tpot = self._histogram(
+            "tpot_seconds",
             "Mean time per output token after the first, of finished requests.",
-            _LABELS,
-            buckets=_TPOT_BUCKETS,
-            registry=registry,
+            _TPOT_BUCKETS,
         )
 
     def text(self) -> bytes:
@@ -76,8 +72,9 @@ class Metrics:
         """A request ended."""
         labels = (service.key, service.service_class.value)
         self._requests.labels(*labels, seen.outcome.value).inc()
-        self._offered.labels(*labels).inc(offered)
-        self._attained.labels(*labels).inc(attained)
+        if service.slo is not None:
+            self._offered.labels(*labels).inc(offered)
+            self._attained.labels(*labels).inc(attained)
         if seen.outcome == "finished":
             if seen.ttft_ms is not None:
                 self._ttft.labels(*labels).observe(seen.ttft_ms / 1e3)
@@ -95,3 +92,8 @@ class Metrics:
 
     def _counter(self, name: str, help_text: str) -> Counter:
         return Counter(f"omniserve_{name}", help_text, _LABELS, registry=self._registry)
+
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"omniserve_{name}", help_text, _LABELS, buckets=buckets, registry=self._registry
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.engine.messages import Ready, ServiceClass, Stats
 from omniserve_agent.http.errors import json_response
 from omniserve_agent.http.state import STATE, State
 from omniserve_agent.http.tally import Quantiles
@@ -85,8 +85,15 @@ def _engine_report(state: State, name: str, backend: Backend) -> dict[str, Any]:
         "name": name,
         "services": services,
         "ready": backend.ready is not None,
-        "limits": msgspec.to_builtins(backend.ready),
+        "limits": _untagged(backend.ready),
         "progress": backend.progress,
         "restarts": backend.restarts,
-        "stats": msgspec.to_builtins(backend.stats),
+        "stats": _untagged(backend.stats),
     }
+
+
+def _untagged(message: Ready | Stats | None) -> dict[str, Any] | None:
+    """The message's fields; its wire tag means nothing here."""
+    if message is None:
+        return None
+    return {name: v for name, v in msgspec.to_builtins(message).items() if name != "type"}
