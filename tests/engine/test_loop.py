@@ -50,7 +50,7 @@ def test_gate_ls_goes_on_while_host_attention_stands_still():
     for i in range(3):
         engine.submit(submit(f"be{i}", [i + 1] * 6, "BE", max_tokens=8))
     collector = Collector()
-    while not engine.jobs.count(ServiceClass.BE, Stage.HOPPING) == 3:
+    while engine.jobs.count(ServiceClass.BE, Stage.HOPPING) != 3:
         collector.take(engine.step())
     be_tokens = {k: len(v) for k, v in collector.tokens.items()}
     engine.executor.gate_open = False
@@ -229,11 +229,11 @@ def test_any_mix_finishes_exactly_and_frees_everything(
                 prompts[name] = [request["family"] + 1] * request["length"]
                 fields = {k: request[k] for k in ("service_class", "max_tokens", "priority")}
                 assert engine.submit(submit(name, prompts[name], **fields)) is None
-            if request["cancel_after"] is not None:
-                if step == request["at"] + request["cancel_after"]:
-                    if name not in collector.finished:
-                        cancelled.add(name)
-                    engine.cancel(name)
+            after = request["cancel_after"]
+            if after is not None and step == request["at"] + after:
+                if name not in collector.finished:
+                    cancelled.add(name)
+                engine.cancel(name)
         collector.take(engine.step())
         if step > 80 and engine.idle:
             break

@@ -14,6 +14,7 @@ from omniserve_agent.engine.execution.iteration import (
     Choice,
     ExchangeFigures,
     Iteration,
+    Launched,
     Outcome,
     StagedPrefill,
 )
@@ -81,12 +82,6 @@ class Hop:
     ready: bool = False
     closed: bool = False
     submitted: int = -1
-
-
-@dataclass
-class FakeLaunched:
-    outcome: Outcome
-    finished_prefills: list
 
 
 class FakeExecutor:
@@ -157,7 +152,7 @@ class FakeExecutor:
             Choice(s.handle, next_token(self.host.read(s.sequence, s.start + len(s.token_ids))))
             for s in finished
         ]
-        return FakeLaunched(outcome, finished)
+        return Launched(finished, outcome)
 
     def _segment(self, segment, outcome):
         ids = list(segment.token_ids)
@@ -214,7 +209,7 @@ class FakeExecutor:
         return True
 
     def collect(self, launched):
-        return launched.outcome
+        return launched.chosen
 
     def discard_prefill(self, staged: StagedPrefill):
         staged.work = None

@@ -11,6 +11,7 @@ import torch
 
 import omniserve_native as native
 from omniserve_agent.engine.drafts import DraftSource
+from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
     NativeBatchAttention,
@@ -105,6 +106,7 @@ class Parts:
     config: EngineConfig
     model: Model
     workers: native.Workers
+    helpers: native.Workers | None  # of the device thread, on the other device cores
     host: native.Arena
     exchange: native.Exchange
     device_blocks: int
@@ -122,22 +124,13 @@ class Parts:
             batch_priority=config.host_batch_priority,
         )
         host = _arena(model, host_blocks)
-        shape = model.config
-        exchange = native.Exchange(
-            host,
-            workers,
-            slots=config.slots,
-            q_heads=shape.q_heads,
-            hidden_size=shape.hidden_size,
-            dtype=_KV_TYPES[model.dtype],
-            host_residual=_native_attention(config),
-            scale=shape.head_size**-0.5,
-        )
-        return cls(config, model, workers, host, exchange, device_blocks, host_blocks)
+        exchange = native.Exchange(_exchange_config(config, model), host, workers)
+        helpers = _helpers(config)
+        return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
     def engine(self, drafts: DraftSource | None = None) -> Engine:
         """The loop over these parts."""
-        executor, device = self._executor()
+        executor, device = self._native() if _native_attention(self.config) else self._torch()
         return Engine(
             FixedCaps(self._caps()),
             executor,
@@ -148,41 +141,66 @@ class Parts:
             drafts,
         )
 
-    def _executor(self) -> tuple[LayerLoopExecutor, KvTier]:
-        pool = BlockPool(self.device_blocks, BLOCK_TOKENS)
-        return self._native(pool) if _native_attention(self.config) else self._torch(pool)
-
-    def _native(self, pool: BlockPool) -> tuple[LayerLoopExecutor, KvTier]:
+    def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
         arena, shape = _arena(self.model, self.device_blocks), self.model.config
-        helpers = self.config.device_cores[1:]
-        attention = NativeBatchAttention(
-            arena, self.exchange, shape, _KV_TYPES[self.model.dtype], helpers, self.config.slots
-        )
+        dtype, buffers = _KV_TYPES[self.model.dtype], self._buffers()
         executor = LayerLoopExecutor(
             self.model,
-            attention,
-            NativeStageAttention(self.host, attention.helpers, shape, _KV_TYPES[self.model.dtype]),
+            NativeBatchAttention(
+                arena,
+                self.exchange,
+                self.helpers,
+                shape,
+                dtype,
+                buffers,
+                self.config.max_device_rows,
+            ),
+            NativeStageAttention(self.host, self.helpers, shape, dtype),
             ArenaCopies(arena, self.host),
+            buffers,
             max_sequences=self.device_blocks + SPARE_SEQUENCES,
             depth=self._depth(0),
+            close=lambda: self._close(arena),
         )
-        return executor, KvTier(pool, ArenaStore(arena))
+        return executor, KvTier(BlockPool(self.device_blocks, BLOCK_TOKENS), ArenaStore(arena))
 
-    def _torch(self, pool: BlockPool) -> tuple[LayerLoopExecutor, KvTier]:
-        model, device = self.model, self.model.device
-        kv = TorchKv(model.config, self.device_blocks, BLOCK_TOKENS, model.dtype, device)
+    def _torch(self) -> tuple[LayerLoopExecutor, KvTier]:
+        model, buffers = self.model, self._buffers()
+        kv = TorchKv(
+            model.config,
+            self.device_blocks,
+            BLOCK_TOKENS,
+            model.dtype,
+            model.device,
+            self.device_blocks + SPARE_SEQUENCES,
+        )
         copies = TorchCopies(kv, self.host)
         executor = LayerLoopExecutor(
             model,
-            TorchBatchAttention(
-                kv, self.exchange, self.config.slots, model.config.hidden_size, model.dtype
-            ),
+            TorchBatchAttention(kv, self.exchange, self.config.slots, buffers),
             TorchStageAttention(copies),
             copies,
+            buffers,
             max_sequences=kv.max_sequences,
-            depth=self._depth(1 if device.type == "cuda" else 0),
+            depth=self._depth(1 if model.device.type == "cuda" else 0),
+            close=self._close,
         )
-        return executor, KvTier(pool, kv)
+        return executor, KvTier(BlockPool(self.device_blocks, BLOCK_TOKENS), kv)
+
+    def _buffers(self) -> RowBuffers:
+        config = self.config
+        device_rows = config.max_device_rows + config.ls_prefill_rows + config.be_prefill_rows
+        return RowBuffers(self.model, device_rows + native.MAX_Q_LEN * config.join_lanes)
+
+    def _close(self, device: native.Arena | None = None) -> None:
+        """Workers finish what is in flight; then memory goes."""
+        self.exchange.close()
+        self.workers.close()
+        if self.helpers is not None:
+            self.helpers.close()
+        self.host.close()
+        if device is not None:
+            device.close()
 
     def _depth(self, default: int) -> int:
         wanted = self.config.pipeline_depth
@@ -224,6 +242,25 @@ def _native_attention(config: EngineConfig) -> bool:
     return config.attention == "native"
 
 
+def _helpers(config: EngineConfig) -> native.Workers | None:
+    """Threads that share the device thread's attention: one per further device core."""
+    cores = config.device_cores[1:]
+    if not cores or not _native_attention(config):
+        return None
+    return native.Workers(len(cores), cores=cores, spin_ns=0)
+
+
+def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfig:
+    return native.ExchangeConfig(
+        slots=config.slots,
+        q_heads=model.config.q_heads,
+        hidden_size=model.config.hidden_size,
+        dtype=_KV_TYPES[model.dtype],
+        scale=model.config.head_size**-0.5,
+        host_residual=_native_attention(config),
+    )
+
+
 def block_bytes(model: Model) -> int:
     """Bytes of one block over all layers."""
     shape = model.config
@@ -244,11 +281,13 @@ def _arena(model: Model, blocks: int) -> native.Arena:
     shape = model.config
     per_sequence = min(blocks, -(-(model.positions + BLOCK_TOKENS) // BLOCK_TOKENS))
     return native.Arena(
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_size=shape.head_size,
-        blocks=blocks,
-        max_sequences=blocks + SPARE_SEQUENCES,
-        max_blocks_per_sequence=per_sequence,
-        dtype=_KV_TYPES[model.dtype],
+        native.ArenaConfig(
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+            blocks=blocks,
+            max_sequences=blocks + SPARE_SEQUENCES,
+            max_blocks_per_sequence=per_sequence,
+            dtype=_KV_TYPES[model.dtype],
+        )
     )

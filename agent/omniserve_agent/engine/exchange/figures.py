@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from omniserve_native import Exchange
-
 from omniserve_agent.engine.execution.iteration import ExchangeFigures
+from omniserve_native import Exchange
 
 
 def exchange_figures(exchange: Exchange) -> ExchangeFigures:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.iteration import (
     ExchangeFigures,
     Int32s,
@@ -23,7 +23,11 @@ class BatchAttention(Protocol):
     def tail_slots(self) -> Int32s:
         """Slots whose rows are the tail of the batch now."""
 
-    def begin(self, iteration: Iteration, rows: Rows, buffers: RowBuffers) -> None:
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [capacity] on the CPU: joined rows' positions lie behind the device rows."""
+
+    def begin(self, iteration: Iteration, rows: Rows) -> None:
         """A new batch: its device segments and its entries, which are the first tail."""
 
     def layer(
@@ -35,7 +39,7 @@ class BatchAttention(Protocol):
     ) -> int:
         """The tail leaves for the host; device rows attend; then `pick`. `qkv` None: no rows.
 
-        Fills buffers.o for device rows. Returns the rows that joined.
+        Fills the o buffer for device rows. Returns the rows that joined.
         """
 
     def pick(self, layer: int, lanes: int, wait_ns: int) -> int:
@@ -48,14 +52,11 @@ class BatchAttention(Protocol):
     def close_slot(self, slot: int) -> bool:
         """Whether it was freed at once."""
 
-    def reap(self) -> list[int]:
+    def reap(self) -> Sequence[int]:
         """Slots freed since the last call."""
 
     def figures(self) -> ExchangeFigures:
         """Counters."""
-
-    def close(self) -> None:
-        """Stop; the host arena and the workers stay the caller's."""
 
 
 class StageAttention(Protocol):

@@ -1,35 +1,24 @@
-"""Row buffers of a batch: they grow when a larger batch comes, and are never copied."""
+"""Row buffers of a batch: allocated once, for the largest batch the caps allow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from omniserve_agent.engine.model.model import Model
 
-@dataclass(eq=False)
+
 class RowBuffers:
-    """x is the residual stream; o the attention output; tail positions are on the host.
-
-    x [capacity, H], o [capacity, Hq D], rope [capacity, 2 D], positions [capacity] int64 (CPU).
+    """x [capacity, H] is the residual stream, o [capacity, Hq D] the attention output, rope
+    [capacity, 2 D] the rotary rows; all on the model's device.
     """
 
-    hidden_size: int
-    o_size: int
-    rope_size: int
-    dtype: torch.dtype
-    device: torch.device
-    capacity: int = 0
+    def __init__(self, model: Model, capacity: int) -> None:
+        self.capacity = capacity
+        self._model = model
+        self.x = self._rows(model.config.hidden_size)
+        self.o = self._rows(model.config.q_heads * model.config.head_size)
+        self.rope = self._rows(model.rope_rows.shape[1])
 
-    def reserve(self, rows: int) -> None:
-        """Room for that many rows; what was in the buffers is gone when they grow."""
-        if rows <= self.capacity:
-            return
-        self.capacity = max(rows, 2 * self.capacity)
-        self.x = self._empty(self.hidden_size)
-        self.o = self._empty(self.o_size)
-        self.rope = self._empty(self.rope_size)
-        self.positions = torch.empty(self.capacity, dtype=torch.int64)
-
-    def _empty(self, width: int) -> torch.Tensor:
-        return torch.empty(self.capacity, width, dtype=self.dtype, device=self.device)
+    def _rows(self, width: int) -> torch.Tensor:
+        model = self._model
+        return torch.zeros(self.capacity, width, dtype=model.dtype, device=model.device)

@@ -120,12 +120,12 @@ class ExchangeFigures:
     host_rows: int = 0  # row-layers attended on the host
 
 
-class Launched(Protocol):
+@dataclass(slots=True, eq=False)
+class Launched:
     """An iteration under way: which prefills it finishes is known at once, tokens later."""
 
-    @property
-    def finished_prefills(self) -> Sequence[StagedPrefill]:
-        """Staged prefills whose last layer this iteration ends."""
+    finished_prefills: Sequence[StagedPrefill]
+    chosen: Any  # the executor's own; on the device until collected
 
 
 class Executor(Protocol):

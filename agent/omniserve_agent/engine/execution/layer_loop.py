@@ -11,18 +11,19 @@ logits of the rows that need them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from omniserve_agent.engine.execution.attention import BatchAttention, StageAttention
 from omniserve_agent.engine.execution.buffers import RowBuffers
-from omniserve_agent.engine.execution.choices import Chooser, ChosenRows
+from omniserve_agent.engine.execution.choices import Chooser
 from omniserve_agent.engine.execution.iteration import (
     Entry,
     ExchangeFigures,
     Iteration,
+    Launched,
     Outcome,
     StagedPrefill,
 )
@@ -30,14 +31,6 @@ from omniserve_agent.engine.execution.rows import Rows, lay_out
 from omniserve_agent.engine.execution.staged import StagedRunner
 from omniserve_agent.engine.kv.copies import TierCopies
 from omniserve_agent.engine.model.model import Model
-
-
-@dataclass(slots=True, eq=False)
-class LaunchedIteration:
-    """An iteration under way: its choices lie on the device until collected."""
-
-    chosen: ChosenRows
-    finished_prefills: Sequence[StagedPrefill]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +53,11 @@ class LayerLoopExecutor:
         attention: BatchAttention,
         stage: StageAttention,
         copies: TierCopies,
+        buffers: RowBuffers,
+        *,
         max_sequences: int,
         depth: int,
+        close: Callable[[], None],
     ) -> None:
         self.model = model
         self.attention = attention
@@ -71,25 +67,18 @@ class LayerLoopExecutor:
         self._staged = StagedRunner(model, stage)
         self._chooser = Chooser(model, max_sequences)
         self._entries: dict[int, Entry] = {}
-        self._buffers = RowBuffers(
-            model.config.hidden_size,
-            model.config.q_heads * model.config.head_size,
-            model.rope_rows.shape[1],
-            model.dtype,
-            model.device,
-        )
+        self._buffers = buffers
+        self.close = close
 
     # ---- iterations ------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def launch(self, iteration: Iteration) -> LaunchedIteration:
+    def launch(self, iteration: Iteration) -> Launched:
         """See `Executor`."""
         rows = lay_out(iteration)
-        entry_rows = rows.count - rows.device_rows
-        self._buffers.reserve(rows.device_rows + max(entry_rows, iteration.join_rows))
         self._entries.update((entry.slot, entry) for entry in iteration.entries)
         self._embed(rows)
-        self.attention.begin(iteration, rows, self._buffers)
+        self.attention.begin(iteration, rows)
         state = _Pass(iteration, rows.count, rows.device_rows, iteration.prefill_row_layers)
         for layer in range(self.model.config.layers):
             self._layer(layer, state)
@@ -114,7 +103,7 @@ class LayerLoopExecutor:
         joined = self._attend(layer, qkv, state)
         state.rows = n = state.device_rows + joined
         if joined:
-            tail = buffers.positions[state.device_rows : n].to(self.model.device)
+            tail = self.attention.positions[state.device_rows : n].to(self.model.device)
             buffers.rope[state.device_rows : n] = self.model.rope(tail)
         if n:
             module.post_attention(buffers.o[:n], buffers.x[:n])
@@ -143,11 +132,11 @@ class LayerLoopExecutor:
         if state.pool > 0:
             state.pool = self._staged.advance(layer, state.iteration.staged, state.pool)
 
-    def _choose(self, rows: Rows, state: _Pass) -> LaunchedIteration:
+    def _choose(self, rows: Rows, state: _Pass) -> Launched:
         finished = [s for s in state.iteration.staged if s.layer == self.model.config.layers]
         tail_rows = state.rows - state.device_rows
-        slots = self.attention.tail_slots if tail_rows else []
-        hops = [self._entries.pop(int(slot)) for slot in slots]
+        slots = self.attention.tail_slots.tolist() if tail_rows else []
+        hops = [self._entries.pop(slot) for slot in slots]
         chosen = self._chooser.choose(
             self._buffers.x,
             rows,
@@ -156,9 +145,9 @@ class LayerLoopExecutor:
         )
         for staged in finished:
             staged.work = None
-        return LaunchedIteration(chosen, finished)
+        return Launched(finished, chosen)
 
-    def collect(self, launched: LaunchedIteration) -> Outcome:
+    def collect(self, launched: Launched) -> Outcome:
         """See `Executor`."""
         return self._chooser.collect(launched.chosen)
 
@@ -193,7 +182,3 @@ class LayerLoopExecutor:
     def figures(self) -> ExchangeFigures:
         """See `Executor`."""
         return self.attention.figures()
-
-    def close(self) -> None:
-        """See `Executor`."""
-        self.attention.close()

@@ -6,7 +6,7 @@ later layer the rows that joined there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ def lay_out(iteration: Iteration) -> Rows:
     seated = [i for i, s in enumerate(segments) if s.from_seat >= 0]
     sampled = [i for i, s in enumerate(segments) if s.sample is not None]
     return Rows(
-        token_ids=np.array([t for part in (*segments, *entries) for t in part.token_ids], np.int64),
+        token_ids=np.array([*_ids(segments), *_ids(entries)], np.int64),
         positions=_positions(segments, entries),
         seats=np.array([segments[i].from_seat for i in seated], np.int64),
         seat_rows=ends[seated] - 1 if seated else np.empty(0, np.int64),
@@ -64,6 +64,10 @@ def lay_out(iteration: Iteration) -> Rows:
         sample_index=ends[sampled] - 1 if sampled else np.empty(0, np.int64),
         samples=[s.sample for s in segments if s.sample is not None],
     )
+
+
+def _ids(parts: Sequence[Segment] | Sequence[Entry]) -> Iterator[int]:
+    return (token for part in parts for token in part.token_ids)
 
 
 def _positions(segments: Sequence[Segment], entries: Sequence[Entry]) -> Int64s:

@@ -35,27 +35,25 @@ class _Outbound:
 
     def arrived(self) -> bool:
         """Whether the copy is done."""
-        return self.event is None or self.event.query()
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
 
 class TorchBatchAttention:
     """See `BatchAttention` and the module."""
 
-    def __init__(
-        self, kv: TorchKv, exchange: Exchange, slots: int, hidden_size: int, dtype: torch.dtype
-    ) -> None:
-        self.kv, self.exchange = kv, exchange
-        self.device, self.dtype = kv.device, dtype
-        self._residual = torch.empty(slots * MAX_Q_LEN, hidden_size, dtype=dtype, device=kv.device)
+    def __init__(self, kv: TorchKv, exchange: Exchange, slots: int, buffers: RowBuffers) -> None:
+        self.kv, self.exchange, self._buffers = kv, exchange, buffers
+        self.device, self.dtype = kv.device, buffers.x.dtype
+        self.positions = torch.zeros(buffers.capacity, dtype=torch.int64)
+        self._residual = buffers.x.new_empty(slots * MAX_Q_LEN, buffers.x.shape[1])
         self._q_lens = np.zeros(slots, np.int64)
         self._outbound: deque[_Outbound] = deque()
         self.tail_slots: Int32s = np.empty(0, np.int32)
         self._slots_out = np.empty(slots, np.int32)
 
-    def begin(self, iteration: Iteration, rows: Rows, buffers: RowBuffers) -> None:
+    def begin(self, iteration: Iteration, rows: Rows) -> None:
         """See `BatchAttention`."""
-        self._number, self._buffers = iteration.number, buffers
-        self._device_rows = rows.device_rows
+        self._number, self._device_rows = iteration.number, rows.device_rows
         self.tail_slots = rows.entry_slots
         for entry in iteration.entries:
             self.exchange.begin(entry.slot, entry.position, len(entry.token_ids))
@@ -88,7 +86,7 @@ class TorchBatchAttention:
         if self.device.type == "cuda":
             host = torch.empty(tail.shape, dtype=tail.dtype, pin_memory=True)
             host.copy_(tail, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._outbound.append(_Outbound(layer, self._number, self.tail_slots, host, event))
         self.tail_slots = np.empty(0, np.int32)
@@ -127,7 +125,7 @@ class TorchBatchAttention:
             self.tail_slots = np.empty(0, np.int32)
             return 0
         on_cuda = self.device.type == "cuda"
-        o = torch.empty(lanes, self._buffers.o_size, dtype=self.dtype, pin_memory=on_cuda)
+        o = torch.empty(lanes, self._buffers.o.shape[1], dtype=self.dtype, pin_memory=on_cuda)
         start = self._device_rows
         picked, rows = self.exchange.pick(
             layer,
@@ -137,7 +135,7 @@ class TorchBatchAttention:
             self._slots_out,
             o.data_ptr(),
             o.stride(0),
-            positions=self._buffers.positions[start:].data_ptr(),
+            positions=self.positions[start:].data_ptr(),
         )
         self.tail_slots = self._slots_out[:picked].copy()
         if picked:
@@ -164,8 +162,3 @@ class TorchBatchAttention:
     def figures(self) -> ExchangeFigures:
         """See `BatchAttention`."""
         return exchange_figures(self.exchange)
-
-    def close(self) -> None:
-        """See `BatchAttention`."""
-        self._outbound.clear()
-        self.exchange.close()

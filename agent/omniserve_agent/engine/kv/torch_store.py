@@ -32,14 +32,15 @@ class TorchKv:
         block_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
+        max_sequences: int,
     ) -> None:
         shape = (config.layers, blocks * block_tokens, config.kv_heads, config.head_size)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.config, self.block_tokens, self.device = config, block_tokens, device
-        self.max_sequences = blocks
+        self.max_sequences = max_sequences
         self._tables: dict[int, list[int]] = {}
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free = list(range(max_sequences - 1, -1, -1))
         self._runs: list[_Run] = []
         self._written = torch.empty(0, dtype=torch.int64, device=device)
 
