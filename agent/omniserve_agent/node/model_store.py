@@ -59,7 +59,7 @@ class ModelStore:
         if returncode == 0 and last.model_dir is not None:
             return Path(last.model_dir)
         reason = last.error or f"preparing it {ended_how(returncode)}: {noise or 'no message'}"
-        raise NodeError(f"model {uri}: {reason}")
+        raise NodeError(reason if uri in reason else f"model {uri}: {reason}")
 
     def _program(self, uri: str) -> list[str]:
         program = [*self.command, "--uri", uri, "--cache-dir", str(self.cache_dir)]

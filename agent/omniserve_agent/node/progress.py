@@ -30,13 +30,15 @@ class ProgressLog:
 async def announce(services: Sequence[ServedService], url: str) -> None:
     """Log each engine's start-up lines, then the URL and models once all are ready; cancellable."""
     waiting = {id(s.backend): s.backend for s in services if not s.paused}
-    names = {id(s.backend): s.served_name for s in services}
+    names: dict[int, list[str]] = {}
+    for s in services:
+        names.setdefault(id(s.backend), []).append(s.served_name)
     shown: dict[int, str] = {}
     while waiting:
         for key, backend in list(waiting.items()):
             if shown.get(key) != backend.progress:
                 shown[key] = backend.progress
-                structlog.get_logger().info(backend.progress, model=names[key])
+                structlog.get_logger().info(backend.progress, models=names[key])
             if backend.ready is not None:
                 del waiting[key]
         if waiting:
