@@ -44,8 +44,8 @@ def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Dev
         gpus = [gpu for gpu in gpus if gpu.name == f"cuda:{int(wanted[5:])}"]
     if len(gpus) < engines:
         raise NodeError(
-            f"--device {wanted}: {engines} engines (one per distinct spec.model) need a GPU each and "
-            f"{len(gpus)} of the {len(gpus_free_bytes)} found can be used; "
+            f"--device {wanted}: {engines} engines (one per distinct spec.model) need a GPU each "
+            f"and {len(gpus)} of the {len(gpus_free_bytes)} found can be used; "
             "use fewer models or --device cpu"
         )
     return tuple(gpus[:engines])
