@@ -133,15 +133,15 @@ def _shared_reason(
     if wishes.device is None and wishes.host is None and len(cores) < 2 * engines:
         return (
             f"{_plural(engines, 'engine')} (one per distinct spec.model) need "
-            f"{2 * engines} cores, one for the device and one for host attention each, and {_plural(len(cores), 'core')} "
-            f"({_text(cores)}) can be used"
+            f"{2 * engines} cores, one for the device and one for host attention each, "
+            f"and {_plural(len(cores), 'core')} ({_text(cores)}) can be used"
         )
     short = min(len(pools.device), len(pools.host))
     if short < engines:
         return (
             f"{_plural(engines, 'engine')} (one per distinct spec.model) need as many "
-            f"device cores and host cores, and there are {len(pools.device)} ({_text(pools.device)}) and "
-            f"{len(pools.host)} ({_text(pools.host)})"
+            f"device cores and host cores, and there are "
+            f"{len(pools.device)} ({_text(pools.device)}) and {len(pools.host)} ({_text(pools.host)})"
         )
     both = sorted(set(pools.device) & set(pools.host))
     return f"core {both[0]} is both a device core and a host core" if both else None
