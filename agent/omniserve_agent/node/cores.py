@@ -140,8 +140,9 @@ def _shared_reason(
     if short < engines:
         return (
             f"{_plural(engines, 'engine')} (one per distinct spec.model) need as many "
-            f"device cores and host cores, and there are "
-            f"{len(pools.device)} ({_text(pools.device)}) and {len(pools.host)} ({_text(pools.host)})"
+            "device cores and host cores, and there are "
+            f"{len(pools.device)} ({_text(pools.device)}) "
+            f"and {len(pools.host)} ({_text(pools.host)})"
         )
     both = sorted(set(pools.device) & set(pools.host))
     return f"core {both[0]} is both a device core and a host core" if both else None
