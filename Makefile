@@ -35,5 +35,20 @@ test: $(STAMP) ## all tests that need no cluster
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
 	$(BIN)/pytest -m cuda -rs tests/engine
 
+sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
+	native/sanitize.sh
+
+demo: $(STAMP) ## chat and batch on the real model, live, for DEMO_SECONDS (60)
+	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)
+
+serve: $(STAMP) ## examples/hybrid.yaml at http://127.0.0.1:8000
+	$(BIN)/omniserve-agent serve -f examples/hybrid.yaml
+
+bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel.json
+	$(BIN)/python bench/kernel.py
+
+bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.json
+	$(BIN)/python bench/engine.py
+
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info

@@ -1,1 +1,1 @@
-"""The Kubernetes operator (built by a later issue; the package exists so that its import rules hold from the start)."""
+"""The Kubernetes operator: its own issue builds it; its import rules hold from the start."""
