@@ -1,5 +1,7 @@
 """Greedy float32 output equals transformers' `generate`, wherever a row's attention ran."""
 
+import os
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ BE, LS = ServiceClass.BE, ServiceClass.LS
 TOKENS = 12
 
 # The torch path is the CUDA path: here it runs on the CPU, on a GPU machine on CUDA as well.
+CORES = sorted(os.sched_getaffinity(0))[:2]
 PATHS = [
     pytest.param({"attention": "native"}, id="native"),
+    pytest.param({"attention": "native", "device_cores": CORES}, id="native-helpers"),
     pytest.param({"attention": "torch"}, id="torch"),
     pytest.param({"attention": "torch", "pipeline_depth": 1}, id="torch-ahead"),
     pytest.param({"device": "cuda"}, id="cuda", marks=pytest.mark.cuda),
@@ -153,7 +157,7 @@ def _move_one(engine, step):
         engine.residency.promote(engine.intake.requests[boundary[0].handle])
 
 
-@pytest.mark.parametrize("path", PATHS[:3])
+@pytest.mark.parametrize("path", PATHS[:4])
 def test_blocked_workers_do_not_hold_up_ls(path, tiny_model_dir, reference_generate):
     model_dir = tiny_model_dir(TINY_MODELS[0])
     asked = prompts(4)
@@ -181,6 +185,29 @@ def test_blocked_workers_do_not_hold_up_ls(path, tiny_model_dir, reference_gener
             check_same(f"be{i}", collector.tokens[f"be{i}"], *expected)
         assert engine.executor.figures().stale_completions == 1
         check_same("ls", collector.tokens["ls"], *reference_generate(model_dir, asked[1], 40))
+        check_no_leaks(engine)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_sweep_parks_at_once_when_work_comes_in(path, tiny_model_dir, reference_generate):
+    model_dir, prompt = tiny_model_dir(TINY_MODELS[4]), prompts(2)[1]
+    with engine_for(model_dir, be_device_residency=False, **path) as engine:
+        collector, asked = Collector(), []
+        engine.submit(submit("be", prompt, "BE", max_tokens=TOKENS))
+        while "be" not in collector.tokens:
+            collector.take(engine.step())
+
+        def interrupted():
+            asked.append(None)
+            return True
+
+        # Every sweep is interrupted at its first layer: rows are parked, a layer further at most.
+        for _ in range(4 * engine.layers):
+            collector.take(engine.step(interrupted))
+        assert asked
+        assert len(collector.tokens["be"]) < 4
+        run(engine, collector)
+        check_same("be", collector.tokens["be"], *reference_generate(model_dir, prompt, TOKENS))
         check_no_leaks(engine)
 
 
@@ -215,7 +242,7 @@ BF16_MEAN_RATIO, BF16_MAX_NATS = 1.25, 0.4
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("path", PATHS[:2])
+@pytest.mark.parametrize("path", [PATHS[0], PATHS[2]])
 def test_smollm2_bf16_logprobs(path, smollm2_dir, reference_model):
     """Along the engine's own output, so that one flipped near tie does not end the comparison."""
     prompt = prompts(6, longest=120)[5]

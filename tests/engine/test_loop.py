@@ -142,6 +142,37 @@ def test_be_leaves_the_device_for_ls_and_its_written_blocks_are_not_copied_again
     check_no_leak(engine)
 
 
+@pytest.mark.parametrize("host_blocks", [12, 40])
+def test_the_oldest_be_request_ends_beside_endless_ls(host_blocks):
+    """More LS than the device can hold, for ever: it is preempted and resumed, BE goes on."""
+    engine = make_engine(device_blocks=12, host_blocks=host_blocks, max_waiting=10_000)
+    for i in range(3):
+        engine.submit(submit(f"be{i}", [i + 1] * 12, "BE", max_tokens=20))
+    collector = Collector()
+    for step in range(3000):
+        if engine.jobs.count(ServiceClass.LS, Stage.WAITING) < 4:
+            engine.submit(submit(f"ls{step}", [step % 90] * 9, "LS", max_tokens=12))
+        collector.take(engine.step())
+        if "be0" in collector.finished:
+            break
+    assert collector.tokens["be0"] == continuation([1] * 12, 20)
+    assert sum(name.startswith("ls") for name in collector.finished) > 5
+
+
+def test_endless_be_does_not_hold_up_ls():
+    engine = make_engine(device_blocks=12, host_blocks=40, max_waiting=10_000)
+    collector = Collector()
+    for i in range(200):
+        engine.submit(submit(f"be{i}", [i % 90] * 12, "BE", max_tokens=20))
+    for _ in range(50):
+        collector.take(engine.step())
+    engine.submit(submit("ls", [5] * 16, "LS", max_tokens=10))
+    # Two iterations of prefill, one per further token, one for BE to leave the device.
+    for _ in range(2 + 9 + 1):
+        collector.take(engine.step())
+    assert collector.finished.get("ls") == "length"
+
+
 def test_youngest_ls_is_swapped_and_resumes():
     engine = make_engine(device_blocks=8, host_blocks=20, ls_prefill_rows=32)
     for i in range(2):
@@ -198,7 +229,7 @@ REQUEST = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     requests=st.lists(REQUEST, min_size=1, max_size=10),
     device_blocks=st.integers(12, 20),
