@@ -66,6 +66,6 @@ int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted);
 /* The open sequence, or NULL with the error set. */
 os_sequence *os_seq_get(const os_arena *arena, int32_t seq);
 int os_check_layer(const os_arena *arena, int32_t layer);
-int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype);
+int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype, float scale);
 
 #endif

@@ -126,13 +126,15 @@ static void plan_splits(attend_call *call, int32_t rows) {
 
 /* ---- arguments ----------------------------------------------------------------------------- */
 
-int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype) {
+int os_check_queries(const os_arena *arena, int32_t q_heads, int32_t dtype, float scale) {
   const int32_t kv_heads = arena->config.kv_heads;
   if (os_check_range("q_heads", q_heads, kv_heads, (int64_t)kv_heads * OS_MAX_GROUP))
     return OS_EINVAL;
   if (q_heads % kv_heads)
     return os_fail(OS_EINVAL, "q_heads is %d; it must be a multiple of the %d kv heads", q_heads,
                    kv_heads);
+  if (!(scale > 0 && scale <= 1e30f))
+    return os_fail(OS_EINVAL, "scale is %g; it must be positive and finite", (double)scale);
   return os_check_range("dtype", dtype, OS_F32, OS_F16);
 }
 
@@ -167,7 +169,7 @@ static int check_args(const os_attend_args *args) {
   if (!args) return os_fail(OS_EINVAL, "args is NULL; it must point at an os_attend_args");
   if (!args->arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
   if (os_check_layer(args->arena, args->layer)) return OS_EINVAL;
-  if (os_check_queries(args->arena, args->q_heads, args->dtype)) return OS_EINVAL;
+  if (os_check_queries(args->arena, args->q_heads, args->dtype, args->scale)) return OS_EINVAL;
   if (os_check_range("segments_count", args->segments_count, 0, 1 << 20)) return OS_EINVAL;
   if (args->segments_count == 0) return OS_OK;
   if (!args->q || !args->o || !args->segments)

@@ -58,7 +58,7 @@ static int check_config(const os_exchange_config *c) {
   if (os_workers_count(c->workers) < 1)
     return os_fail(OS_EINVAL, "workers has no thread; host attention needs at least 1");
   if (os_check_range("slots", c->slots, 1, OS_RING_ENTRIES)) return OS_EINVAL;
-  if (os_check_queries(c->arena, c->q_heads, c->dtype)) return OS_EINVAL;
+  if (os_check_queries(c->arena, c->q_heads, c->dtype, c->scale)) return OS_EINVAL;
   if (os_check_range("hidden_size", c->hidden_size, 1, 1 << 20)) return OS_EINVAL;
   return os_check_range("split_tokens", c->split_tokens, 0, INT32_MAX);
 }

@@ -24,7 +24,7 @@ typedef struct {
   int64_t q_stride;
 } os_range;
 
-/* Softmax state of queries r = i * group + g. Scores are kept in units of log2. */
+/* Softmax state of queries r = i * group + g; `max` is of the scores before scaling. */
 typedef struct {
   float *acc; /* [queries][head_size padded to OS_LANES], not yet divided by `sum` */
   float *max, *sum;

@@ -5,6 +5,15 @@
 
 #include "error.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+enum { POISON_BYTES = 4096 };
+#else
+#define ASAN_POISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+enum { POISON_BYTES = 0 };
+#endif
+
 enum { HUGE_PAGE = 2 << 20 };
 
 /* Maps a huge page more than asked for and gives the unaligned ends back. */
@@ -18,9 +27,10 @@ static void *map_aligned(size_t bytes) {
   return all + lead;
 }
 
+/* Under AddressSanitizer one page more, so that there is always an end to poison. */
 static size_t whole_pages(size_t bytes) {
   const size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 4096;
-  return (bytes + page - 1) / page * page;
+  return (bytes + page - 1) / page * page + POISON_BYTES;
 }
 
 void *os_map(size_t bytes) {
@@ -30,9 +40,12 @@ void *os_map(size_t bytes) {
     return NULL;
   }
   if (bytes >= HUGE_PAGE) madvise(memory, whole_pages(bytes), MADV_HUGEPAGE); /* a wish only */
+  ASAN_POISON_MEMORY_REGION((uint8_t *)memory + bytes, whole_pages(bytes) - bytes);
   return memory;
 }
 
 void os_unmap(void *memory, size_t bytes) {
-  if (memory) munmap(memory, whole_pages(bytes));
+  if (!memory) return;
+  ASAN_UNPOISON_MEMORY_REGION(memory, whole_pages(bytes));
+  munmap(memory, whole_pages(bytes));
 }
