@@ -33,6 +33,8 @@ enum { OS_BLOCK_TOKENS = 16, OS_MAX_Q_LEN = 8, OS_MAX_GROUP = 16, OS_LAYOUT_VERS
 
 /* The calling thread's last error as one line; never NULL. */
 const char *os_last_error(void);
+/* Its os_status: for the functions that return NULL. */
+int os_last_status(void);
 
 /* ISA path in use: "avx512_bf16", "avx512", "avx2" or "portable". The best this machine has, or
  * the one named by OMNISERVE_ISA at the first call; NULL (and os_last_error) when that names an

@@ -52,7 +52,7 @@ class AttendCall:
         max_segments: int,
         workers: Workers | None = None,
     ) -> None:
-        self._keep = (arena, workers)
+        self._arena, self._workers = arena, workers
         self._segments = Segments(max_segments)
         self._args = ffi.new("os_attend_args *")
         _fill_device(self._args, arena, workers, q_heads, dtype, scale)
@@ -71,7 +71,7 @@ class AttendCall:
         """Appends k and v (0: the KV is already there), then attends; `lse` float32 [rows, q_heads]
         or 0. Raises NativeError."""
         args, cast = self._args, ffi.cast
-        args.layer = layer
+        args.arena, args.layer = self._arena.handle, layer  # raises when the arena is closed
         args.q, args.k = cast("void *", q), cast("void *", k)
         args.v, args.o = cast("void *", v), cast("void *", o)
         args.lse = cast("float *", lse)
@@ -97,8 +97,7 @@ class LayerCall:
         workers: Workers | None = None,
         exchange: Exchange | None = None,
     ) -> None:
-        self._keep = (arena, workers, exchange)
-        self._exchange: Pointer = exchange.handle if exchange else ffi.NULL
+        self._arena, self._workers, self._exchange = arena, workers, exchange
         self._segments = Segments(max_segments)
         self.tail_slots = np.zeros(exchange.config.slots if exchange else 1, np.int32)
         self.positions = np.zeros(capacity_rows, np.int64)
@@ -145,10 +144,12 @@ class LayerCall:
                 f"{args.device_rows} device rows and {max_join_rows} join lanes; "
                 f"there is room for {self._capacity_rows} rows"
             )
+        device.arena = self._arena.handle  # these raise when closed
+        exchange = self._exchange.handle if self._exchange else ffi.NULL
         device.layer, args.iteration = layer, iteration
         device.q, device.k = cast("void *", q), cast("void *", k)
         device.v, device.o = cast("void *", v), cast("void *", o)
         args.residual = cast("void *", residual)
         args.max_join_rows, args.wait_ns = max_join_rows, wait_ns
-        checked(lib.os_layer(self._exchange, args))
+        checked(lib.os_layer(exchange, args))
         return args.tail_count, args.tail_rows

@@ -69,7 +69,7 @@ def checked(status: int) -> int:
 def created(handle: Pointer) -> Pointer:
     """The answer of a call that returns NULL on failure."""
     if handle == ffi.NULL:
-        raise last_error(Status.EINVAL)
+        raise last_error(lib.os_last_status())
     return handle
 
 

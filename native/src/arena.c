@@ -23,6 +23,10 @@ static int check_config(const os_arena_config *c) {
   if (os_check_range("max_sequences", c->max_sequences, 1, 1 << 24)) return OS_EINVAL;
   if (os_check_range("max_blocks_per_sequence", c->max_blocks_per_sequence, 1, 1 << 24))
     return OS_EINVAL;
+  const double tiles = (double)c->layers * c->kv_heads * c->blocks;
+  if (tiles * c->head_size > 1e15)
+    return os_fail(OS_EINVAL, "blocks is %d; that many of %d layers can never be mapped", c->blocks,
+                   c->layers);
   return os_check_range("dtype", c->dtype, OS_F32, OS_F16);
 }
 

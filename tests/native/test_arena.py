@@ -121,6 +121,7 @@ BAD_CONFIGS = [
     ({"layers": 0}, "layers is 0"),
     ({"kv_heads": -1}, "kv_heads is -1"),
     ({"blocks": 0}, "blocks is 0"),
+    ({"blocks": 2**31 - 1, "layers": 1024, "kv_heads": 1024}, "can never be mapped"),
     ({"max_sequences": 0}, "max_sequences is 0"),
     ({"dtype": 3}, "dtype is 3; it must lie between 0 and 2"),
 ]
@@ -132,6 +133,13 @@ def test_bad_shapes_are_named(change: dict[str, int], message: str) -> None:
             "max_blocks_per_sequence": 1, "dtype": DType.F32}  # fmt: skip
     with pytest.raises(NativeError, match=message):
         Arena(ArenaConfig(**(good | change)))
+
+
+def test_memory_that_is_not_there_is_refused() -> None:
+    config = ArenaConfig(100, 100, 256, 2_000_000, 1, 1, DType.F32)  # 650 TB
+    with pytest.raises(NativeError, match="could not map") as caught:
+        Arena(config)
+    assert caught.value.code is Status.ENOMEM
 
 
 def test_bad_arguments_are_named(arena: Arena) -> None:

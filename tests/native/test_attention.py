@@ -93,14 +93,12 @@ def test_random_shapes(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", DType)
 def test_helpers_split_the_kv_of_a_lone_row(dtype: DType, workers: Workers) -> None:
-    before = workers.stats().items
     for prior in (511, 512, 513, 1500):
         for q_len in (1, 8):
             case = Case(((prior, q_len),), kv_heads=1, dtype=dtype, seed=prior)
             check(case, workers)
     check(Case(tuple((n, 1) for n in range(0, 200, 7)), dtype=dtype), workers)
     check(Case(((40, 90), (0, 300)), dtype=dtype), workers)
-    assert workers.stats().items >= before
 
 
 def test_huge_scores_stay_exact() -> None:

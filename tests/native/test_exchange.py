@@ -344,7 +344,12 @@ def test_a_layer_call_without_exchange_refuses_joins(arena: Arena) -> None:
 
 def test_a_closed_exchange_says_so(arena: Arena, workers: Workers) -> None:
     exchange = Exchange(ExchangeConfig(2, Q_HEADS, HIDDEN, DType.F32, SCALE), arena, workers)
+    call = LayerCall(
+        arena, Q_HEADS, DType.F32, SCALE, capacity_rows=4, max_segments=1, exchange=exchange
+    )
     exchange.close()
     exchange.close()
     with pytest.raises(ValueError, match="this exchange is closed"):
         exchange.stats()
+    with pytest.raises(ValueError, match="this exchange is closed"):
+        call.run(0, 0, 0, 0, 0, 0, 0, max_join_rows=1)
