@@ -144,14 +144,15 @@ def test_moves_between_tiers_and_cancellation(path, tiny_model_dir, reference_ge
         check_no_leaks(engine)
 
 
-def _move_one(engine, step):
-    """At every fifth step some request changes its tier, at a token boundary."""
-    if step % 5:
+def _move_one(engine, step, every=5):
+    """At every `every`-th step some request changes its tier, at a token boundary."""
+    turn, wait = divmod(step, every)
+    if wait:
         return
     on_device = [j for j in engine.jobs.at(BE, Stage.DECODE) if not j.held]
     boundary = [j for j in engine.jobs.at(BE, Stage.BOUNDARY) if not j.held]
-    if on_device and step % 10:
-        request = engine.intake.requests[on_device[step % len(on_device)].handle]
+    if on_device and turn % 2:
+        request = engine.intake.requests[on_device[turn % len(on_device)].handle]
         engine.residency.demote(request)
     elif boundary:
         engine.residency.promote(engine.intake.requests[boundary[0].handle])
@@ -234,6 +235,44 @@ def test_smollm2_mixed(residency, smollm2_dir, reference_generate):
             assert engine.counts.device_rows[BE] > sum(len(p) for p in asked)
         else:
             assert engine.executor.figures().host_rows == 4 * 15 * engine.layers
+
+
+@pytest.mark.real_model
+def test_smollm2_with_drafts_moves_prefixes_and_cancellation(smollm2_dir, reference_generate):
+    shared = prompts(6, longest=150)[5]
+    asked = [shared, shared[:100], shared[:130], prompts(3)[2]]
+    expected = [reference_generate(smollm2_dir, prompt, 16) for prompt in asked]
+    drafts = OwnContinuation([p + e[0] for p, e in zip(asked, expected, strict=True)])
+    with engine_for(
+        smollm2_dir,
+        drafts,
+        host_kv_bytes=256 << 20,
+        device_kv_bytes=256 << 20,
+        max_model_len=512,
+        be_prefill_rows=64,
+        be_device_residency=False,
+    ) as engine:
+        collector = Collector()
+        engine.submit(submit("gone", asked[3], "BE", max_tokens=400))
+        for i, prompt in enumerate(asked):
+            engine.submit(submit(f"be{i}", prompt, "BE", max_tokens=16))
+            if i == 0:  # the others share its prefix, once that is computed
+                while not collector.tokens.get("be0"):
+                    collector.take(engine.step())
+        step = 0
+        while not engine.idle:
+            collector.take(engine.step())
+            step += 1
+            _move_one(engine, step, every=1)
+            if step == 4:
+                engine.cancel("gone")
+        for i, (tokens, gaps) in enumerate(expected):
+            check_same(f"be{i}", collector.tokens[f"be{i}"], tokens, gaps)
+        assert engine.residency.counts.to_host >= 1
+        assert engine.residency.counts.to_device >= 1
+        assert engine.counts.accepted_drafts > 0
+        assert engine.residency.device.hit_tokens + engine.residency.host.hit_tokens >= 96
+        check_no_leaks(engine)
 
 
 # Log probabilities in bf16, chosen token and top five, against float32 transformers: no worse than
