@@ -155,12 +155,12 @@ def test_nothing_completes_behind_the_gate(client: Client, workers: Workers) -> 
 
 def test_order_is_that_of_submission_and_lanes_are_respected(client: Client) -> None:
     slots = [client.open() for _ in range(4)]
-    for slot in slots:
-        client.exchange.begin(slot, 0, 3)
-    order = [slots[2], slots[0], slots[3], slots[1]]
-    client.submit(0, order[:1], [3])
-    client.submit(0, order[1:], [3, 3, 3])
-    assert client.pick(0, rows=2).slots == []  # a slot's rows join together
+    order, q_lens = [slots[2], slots[0], slots[3], slots[1]], [3, 3, 3, 1]
+    for slot, q_len in zip(order, q_lens, strict=True):
+        client.exchange.begin(slot, 0, q_len)
+    client.submit(0, order[:1], q_lens[:1])
+    client.submit(0, order[1:], q_lens[1:])
+    assert client.pick(0, rows=2).slots == []  # rows of a slot join together; nobody overtakes
     assert client.pick(0, rows=7).slots == order[:2]
     assert client.exchange.waiting(0) == 2
     assert client.pick(1).slots == []
