@@ -6,8 +6,20 @@ from hypothesis import strategies as st
 
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass
 from omniserve_agent.scheduling.jobs import Stage
-from support.fake_engine import Collector, check_no_leak, make_engine, run, state, submit
+from support.fake_engine import (
+    GREEDY,
+    Collector,
+    check_consistent,
+    check_no_leak,
+    make_engine,
+    run,
+    state,
+    submit,
+)
 from support.fake_executor import continuation
+
+
+PENALISED = SamplingParams(temperature=0.0, presence_penalty=0.5)
 
 
 class ScriptedDrafts:
@@ -190,7 +202,7 @@ def test_youngest_ls_is_swapped_and_resumes():
         ({"prompt": []}, "bad_request", "prompt has 0 tokens"),
         ({"max_tokens": 0}, "bad_request", "max_tokens is 0"),
         ({"prompt": [1] * 48}, "too_long", "may have 48 tokens"),
-        ({"prompt": [1000]}, "bad_request", "token ids must be 0 to 96"),
+        ({"prompt": [1000]}, "bad_request", "token id 1000 is unknown; ids are 0 to 96"),
     ],
 )
 def test_refusals_name_what_is_wrong(fields, reason, part):
@@ -208,8 +220,7 @@ def test_full_queue_refuses():
 
 def test_penalised_rows_wait_for_their_history_at_depth_one():
     engine = make_engine(depth=1)
-    penalised = SamplingParams(temperature=0.0, presence_penalty=0.5)
-    engine.submit(submit("a", [1] * 5, max_tokens=6, sampling=penalised))
+    engine.submit(submit("a", [1] * 5, max_tokens=6, sampling=PENALISED))
     run(engine)
     for iteration in engine.executor.launches:
         for segment in iteration.segments:
@@ -222,26 +233,95 @@ REQUEST = st.fixed_dictionaries(
         "family": st.integers(0, 2),  # shared prefixes
         "length": st.integers(1, 30),
         "max_tokens": st.integers(1, 16),
+        "emitted": st.sampled_from([0, 0, 0, 3]),
         "priority": st.integers(-1, 1),
+        "penalised": st.booleans(),
         "at": st.integers(0, 30),
         "cancel_after": st.none() | st.integers(0, 40),
     }
 )
 
 
+class Mix:
+    """Random requests on their way through an engine, and what is expected of each."""
+
+    def __init__(self, engine, requests):
+        self.engine, self.requests = engine, requests
+        self.collector, self.cancelled = Collector(), set()
+        self.expected = {}
+
+    def act(self, step):
+        """Submit and cancel what is due."""
+        for number, request in enumerate(self.requests):
+            name = f"r{number}"
+            if request["at"] == step:
+                self._submit(name, request)
+            after = request["cancel_after"]
+            if after is not None and step == request["at"] + after:
+                if name not in self.collector.finished:
+                    self.cancelled.add(name)
+                self.engine.cancel(name)
+
+    def _submit(self, name, request):
+        prompt = family_prompt(request["family"], request["length"])
+        tokens = continuation(prompt, request["max_tokens"])
+        emitted = tokens[: min(request["emitted"], len(tokens) - 1)]
+        limit = self.engine.intake.limits.max_request_tokens[request["service_class"]]
+        refused = self.engine.submit(
+            submit(
+                name,
+                prompt,
+                request["service_class"],
+                request["max_tokens"],
+                priority=request["priority"],
+                emitted=emitted,
+                sampling=PENALISED if request["penalised"] else GREEDY,
+            )
+        )
+        fits = len(prompt) + len(emitted) < limit
+        assert (refused is None) == fits, refused
+        if fits:
+            self.expected[name] = tokens[len(emitted) : limit - len(prompt)]
+
+    def check(self):
+        """Every token as expected, in full unless cancelled."""
+        for name, expected in self.expected.items():
+            got = self.collector.tokens.get(name, [])
+            assert got == (expected[: len(got)] if name in self.cancelled else expected), name
+        check_no_leak(self.engine)
+
+
+def family_prompt(family, length):
+    """Prompts of one family are prefixes of each other; no two blocks are alike."""
+    return [(31 * family + 7 * i + 1) % 97 for i in range(length)]
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     requests=st.lists(REQUEST, min_size=1, max_size=10),
-    device_blocks=st.integers(12, 20),
-    host_blocks=st.integers(12, 24),
+    device_blocks=st.integers(2, 20),
+    host_blocks=st.integers(2, 24),
     depth=st.integers(0, 1),
     residency=st.booleans(),
     seed=st.integers(0, 3),
     drafts=st.sampled_from([None, (1, 1), (3, 0)]),
     slots=st.integers(1, 6),
+    device_rows=st.integers(1, 6),
+    join_rows=st.integers(1, 8),
+    closed=st.sets(st.integers(0, 60)),
 )
 def test_any_mix_finishes_exactly_and_frees_everything(
-    requests, device_blocks, host_blocks, depth, residency, seed, drafts, slots
+    requests,
+    device_blocks,
+    host_blocks,
+    depth,
+    residency,
+    seed,
+    drafts,
+    slots,
+    device_rows,
+    join_rows,
+    closed,
 ):
     engine = make_engine(
         device_blocks,
@@ -251,30 +331,16 @@ def test_any_mix_finishes_exactly_and_frees_everything(
         slots=slots,
         be_device_residency=residency,
         drafts=ScriptedDrafts(*drafts) if drafts else None,
+        max_device_rows=device_rows,
+        join_rows=join_rows,
     )
-    collector, cancelled, prompts = Collector(), set(), {}
+    mix = Mix(engine, requests)
     for step in range(4000):
-        for number, request in enumerate(requests):
-            name = f"r{number}"
-            if request["at"] == step:
-                prompts[name] = [request["family"] + 1] * request["length"]
-                fields = {k: request[k] for k in ("service_class", "max_tokens", "priority")}
-                assert engine.submit(submit(name, prompts[name], **fields)) is None
-            after = request["cancel_after"]
-            if after is not None and step == request["at"] + after:
-                if name not in collector.finished:
-                    cancelled.add(name)
-                engine.cancel(name)
-        collector.take(engine.step())
+        engine.executor.gate_open = step not in closed
+        mix.act(step)
+        mix.collector.take(engine.step())
+        check_consistent(engine)
         if step > 80 and engine.idle:
             break
     assert engine.idle, state(engine)
-    for number, request in enumerate(requests):
-        name = f"r{number}"
-        expected = continuation(prompts[name], request["max_tokens"])
-        got = collector.tokens.get(name, [])
-        if name in cancelled:
-            assert got == expected[: len(got)]
-        else:
-            assert got == expected
-    check_no_leak(engine)
+    mix.check()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from omniserve_agent.engine.intake import IntakeLimits
 from omniserve_agent.engine.kv.blocks import BlockPool
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass, Submit
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.jobs import DEVICE_STAGES, Stage, Tier
 from omniserve_agent.scheduling.plan import Caps
 from support.fake_executor import BLOCK, VOCAB, FakeExecutor, FakeStore
 
@@ -26,7 +29,7 @@ def make_engine(
     **caps,
 ):
     device_store, host_store = FakeStore(device_blocks), FakeStore(host_blocks)
-    executor = FakeExecutor(device_store, host_store, layers, seed, depth)
+    executor = FakeExecutor(device_store, host_store, layers, seed, depth, slots)
     settings = {
         "max_device_rows": 6,
         "join_rows": 8,
@@ -108,6 +111,36 @@ def state(engine):
         (j.handle, j.service_class.value, j.stage.name, j.tokens, j.computed, j.held)
         for j in (r.job for r in engine.intake.requests.values())
     ]
+
+
+def check_consistent(engine):
+    """Stages, tables, slots and reference counts tell one story; call between steps."""
+    tables = {Tier.DEVICE: [], Tier.HOST: list(engine.residency._draining.values())}
+    for request in engine.intake.requests.values():
+        job, where = request.job, state(engine)
+        on = (request.device is not None, request.host is not None)
+        if job.stage in DEVICE_STAGES:
+            assert on == (True, request.host is not None), where
+        else:
+            assert on == (False, job.stage is not Stage.WAITING), where
+        assert (request.slot is not None) == (job.stage is Stage.HOPPING), where
+        assert job.device_blocks == len(request.device.blocks if request.device else ()), where
+        assert job.host_blocks == len(request.host.blocks if request.host else ()), where
+        assert job.tokens == len(request.tokens) + request.pending, where
+        assert request.pending <= engine.executor.depth, where
+        assert not job.held or request.pending, where
+        if job.stage is not Stage.HOPPING:
+            assert 0 <= job.computed < job.tokens, where
+        tables[Tier.DEVICE] += [request.device] if request.device else []
+        tables[Tier.HOST] += [request.host] if request.host else []
+    for staged in engine.batch.staged:
+        assert engine.intake.requests[staged].job.stage is Stage.STAGED
+    for tier, kv in ((Tier.DEVICE, engine.residency.device), (Tier.HOST, engine.residency.host)):
+        held = Counter(block for table in tables[tier] for block in table.blocks)
+        assert {b: kv.pool.references(b) for b in range(kv.pool.blocks)} == {
+            b: held[b] for b in range(kv.pool.blocks)
+        }
+        assert sorted(kv.store.tables) == sorted(table.sequence for table in tables[tier])
 
 
 def check_no_leak(engine):

@@ -1,7 +1,8 @@
 """An executor without a model: its KV is token ids, its next token a function of what it reads.
 
-A wrong block table, a lost copy, a stale prefix or a write into a shared block therefore changes
-the output. Host attention completes at random (seeded), or not at all while the gate is closed.
+A wrong block table, a lost copy, a stale prefix, a stale seat or a write into a shared block
+therefore changes the output. Slots and sequences are as few as a real device's. Host attention
+completes at random (seeded), or not at all while the gate is closed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from omniserve_agent.engine.execution.iteration import (
 
 BLOCK = 4
 VOCAB = 97
+SPARE_SEQUENCES = 1  # a table is opened before it gets its first block
 
 
 def next_token(tokens: list[int]) -> int:
@@ -43,11 +45,11 @@ class FakeStore:
     blocks: int
     memory: dict[tuple[int, int], int] = field(default_factory=dict)
     tables: dict[int, list[int]] = field(default_factory=dict)
-    opened: int = 0
+    opened: int = 0  # so far
 
     def open_sequence(self) -> int:
-        free = next(i for i in range(self.opened + 1) if i not in self.tables)
-        self.opened = max(self.opened, free + 1)
+        free = next(i for i in range(self.blocks + SPARE_SEQUENCES) if i not in self.tables)
+        self.opened += 1
         self.tables[free] = []
         return free
 
@@ -55,6 +57,8 @@ class FakeStore:
         table = self.tables[sequence]
         assert len(table) >= first
         table[first:] = list(blocks)
+        assert len(table) <= self.blocks
+        assert all(0 <= block < self.blocks for block in blocks)
 
     def truncate(self, sequence, tokens):
         assert tokens <= len(self.tables[sequence]) * BLOCK
@@ -87,15 +91,16 @@ class Hop:
 class FakeExecutor:
     """See the module. `layers` is small; joins per layer are bounded like the real one's."""
 
-    def __init__(self, device, host, layers=3, seed=0, depth=0):
+    def __init__(self, device, host, layers=3, seed=0, depth=0, max_slots=8):
         self.device, self.host = device, host
+        self.max_slots = max_slots
         self.layers, self.depth = layers, depth
         self.random = random.Random(seed)
         self.gate_open = True
         self.slots: dict[int, Hop] = {}
         self.freed: list[int] = []
         self.stale = 0
-        self.seats: dict[int, int] = {}
+        self.seats: list[tuple[list[int], int]] = []  # by block table: numbers are used again
         self.joins = 0
         self.host_rows = 0
         self.launches: list[Iteration] = []
@@ -103,7 +108,7 @@ class FakeExecutor:
     # ---- slots
 
     def open_slot(self, sequence):
-        slot = next(i for i in range(len(self.slots) + 1) if i not in self.slots)
+        slot = next(i for i in range(self.max_slots) if i not in self.slots)
         self.slots[slot] = Hop(sequence)
         return slot
 
@@ -114,6 +119,9 @@ class FakeExecutor:
             return False
         del self.slots[slot]
         return True
+
+    def in_flight(self):
+        return sum(hop.in_flight for hop in self.slots.values())
 
     def reap(self):
         self._complete()
@@ -157,13 +165,21 @@ class FakeExecutor:
     def _segment(self, segment, outcome):
         ids = list(segment.token_ids)
         if segment.from_seat >= 0:
-            ids[-1] = self.seats[segment.from_seat]
+            seat = self.device.tables[segment.from_seat]
+            ids[-1] = next(token for table, token in self.seats if table is seat)
         for offset, token in enumerate(ids):
             self.device.write(segment.sequence, segment.start + offset, token)
         if segment.sample is not None:
             token = next_token(self.device.read(segment.sequence, segment.start + len(ids)))
-            self.seats[segment.sample.seat] = token
+            self._sit(segment.sample.seat, token)
             outcome.segments.append(Choice(segment.handle, token))
+
+    def _sit(self, seat, token):
+        """The id belongs to the request that holds the sequence now, not to its number."""
+        mine = self.device.tables[seat]
+        alive = list(self.device.tables.values())
+        others = [(t, i) for t, i in self.seats if t is not mine and any(t is a for a in alive)]
+        self.seats = [*others, (mine, token)]
 
     def _submit(self, hop, layer, number):
         hop.layer, hop.in_flight, hop.ready, hop.submitted = layer, True, False, number

@@ -14,7 +14,6 @@ from omniserve_agent.engine.execution.iteration import (
     Segment,
     StagedPrefill,
 )
-from omniserve_agent.engine.intake import IntakeLimits
 from omniserve_agent.engine.kv.residency import Residency
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling.jobs import (
@@ -23,6 +22,7 @@ from omniserve_agent.scheduling.jobs import (
     JobIndex,
     ServiceClass,
     Stage,
+    Tier,
 )
 from omniserve_agent.scheduling.plan import DeviceChunk, Plan
 
@@ -37,7 +37,6 @@ class BatchBuilder:
     residency: Residency
     executor: Executor
     drafts: DraftSource
-    limits: IntakeLimits
     staged: dict[int, StagedPrefill] = field(default_factory=dict)
 
     def build(
@@ -57,7 +56,11 @@ class BatchBuilder:
             if count and chunk.job.stage in DEVICE_STAGES
         ]
         staged = [s for job in plan.staged if (s := self._staged(job, requests)) is not None]
-        entries = [e for job in plan.entries if (e := self._entry(job, requests, jobs)) is not None]
+        entries = [
+            entry
+            for job in plan.entries
+            if (entry := self._entry(job, requests, jobs, plan.join_rows)) is not None
+        ]
         staged = [s for s in staged if s.handle in self.staged]
         hopping = jobs.count(ServiceClass.BE, Stage.HOPPING)
         if not (segments or entries or staged or hopping):
@@ -90,7 +93,8 @@ class BatchBuilder:
         if request.device is None or job.held or job.stage not in DEVICE_STAGES:
             return 0
         rows = min(chunk.rows, job.remaining)
-        return rows if rows and self.residency.grow_device(request, job.computed + rows) else 0
+        grown = rows and self.residency.grow(Tier.DEVICE, request, job.computed + rows)
+        return rows if grown else 0
 
     def _segment(self, request: Request, rows: int) -> Segment:
         job, table = request.job, request.device
@@ -125,7 +129,7 @@ class BatchBuilder:
         request = requests[job.handle]
         if under_way is not None or job.stage is not Stage.STAGED or request.pending:
             return under_way
-        if not self.residency.grow_host(request, job.tokens + 1) or request.host is None:
+        if not self.residency.grow(Tier.HOST, request, job.tokens + 1) or request.host is None:
             return None
         staged = StagedPrefill(
             handle=job.handle,
@@ -137,12 +141,14 @@ class BatchBuilder:
         self.staged[job.handle] = staged
         return staged
 
-    def _entry(self, job: Job, requests: Mapping[int, Request], jobs: JobIndex) -> Entry | None:
+    def _entry(
+        self, job: Job, requests: Mapping[int, Request], jobs: JobIndex, lanes: int
+    ) -> Entry | None:
         request = requests[job.handle]
         if job.stage is not Stage.BOUNDARY or job.held:
             return None
-        draft = self._draft(request)
-        if not self.residency.grow_host(request, job.computed + 1 + len(draft)):
+        draft = self._draft(request, lanes)
+        if not self.residency.grow(Tier.HOST, request, job.computed + 1 + len(draft)):
             return None
         if request.host is None:
             raise RuntimeError(f"request {request.handle}: an offloaded row without host KV")
@@ -156,9 +162,13 @@ class BatchBuilder:
             samples=[self._sample(request, job.tokens + i) for i in range(1 + len(draft))],
         )
 
-    def _draft(self, request: Request) -> list[int]:
-        """Guesses, where right ones could still be output and a choice needs no history."""
-        room = min(MAX_DRAFT, request.job.max_total_tokens - request.job.tokens - 1)
+    def _draft(self, request: Request, lanes: int) -> list[int]:
+        """Guesses, where right ones could still be output and a choice needs no history.
+
+        All tokens of a hop join together: more than the lanes of a layer would never come back.
+        """
+        left = request.job.max_total_tokens - request.job.tokens
+        room = min(MAX_DRAFT, lanes - 1, left - 1)
         if room <= 0 or request.needs_history:
             return []
         return self.drafts.propose(request.tokens, room)[:room]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from omniserve_agent.engine.kv.tables import PrefixNames
@@ -79,42 +80,51 @@ class Intake:
         return None
 
     def _refusal(self, submit: Submit) -> Refused | None:
-        limit = self.limits.max_request_tokens[submit.service_class]
+        problem = self._bad_request(submit)
+        if problem is not None:
+            return _refused(submit, "bad_request", problem)
+        service_class = submit.service_class
+        limit = self.limits.max_request_tokens[service_class]
         known = len(submit.prompt) + len(submit.emitted)
-        if not submit.prompt or submit.max_tokens < 1:
-            return _refused(
-                submit,
-                "bad_request",
-                f"prompt has {len(submit.prompt)} tokens and max_tokens is {submit.max_tokens}: "
-                "both must be at least 1",
-            )
-        if submit.request_id in self._by_id:
-            return _refused(submit, "bad_request", f"request id {submit.request_id} is running")
-        if not all(0 <= token < self.limits.vocab_size for token in submit.prompt):
-            return _refused(
-                submit,
-                "bad_request",
-                f"prompt: token ids must be 0 to {self.limits.vocab_size - 1}",
-            )
-        try:
-            self.limits.check_sampling(submit.sampling)
-        except ValueError as error:
-            return _refused(submit, "bad_request", str(error))
         if known >= limit:
             return _refused(
                 submit,
                 "too_long",
-                f"the prompt has {known} tokens; {submit.service_class} requests of this engine "
+                f"the prompt has {known} tokens; {service_class} requests of this engine "
                 f"may have {limit} tokens, prompt and output together",
             )
-        waiting = self.jobs.count(submit.service_class, *WAITING_STAGES)
+        waiting = self.jobs.count(service_class, *WAITING_STAGES)
         if waiting >= self.limits.max_waiting:
             return _refused(
                 submit,
                 "queue_full",
-                f"{waiting} {submit.service_class} requests are waiting, "
+                f"{waiting} {service_class} requests are waiting, "
                 f"the limit is {self.limits.max_waiting}",
             )
+        return None
+
+    def _bad_request(self, submit: Submit) -> str | None:
+        """What is wrong with it whatever the engine's state; None: nothing."""
+        if not submit.prompt or submit.max_tokens < 1:
+            return (
+                f"prompt has {len(submit.prompt)} tokens and max_tokens is {submit.max_tokens}: "
+                "both must be at least 1"
+            )
+        if len(submit.emitted) >= submit.max_tokens:
+            return (
+                f"emitted has {len(submit.emitted)} tokens and max_tokens is {submit.max_tokens}: "
+                "nothing is left to generate"
+            )
+        if submit.request_id in self._by_id:
+            return f"request id {submit.request_id} is running"
+        highest = self.limits.vocab_size - 1
+        for token in chain(submit.prompt, submit.emitted):
+            if not 0 <= token <= highest:
+                return f"prompt: token id {token} is unknown; ids are 0 to {highest}"
+        try:
+            self.limits.check_sampling(submit.sampling)
+        except ValueError as error:
+            return str(error)
         return None
 
     def _request(self, submit: Submit, arrival: int) -> Request:

@@ -94,7 +94,7 @@ class Engine:
         self.residency = Residency(
             device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
         )
-        self.batch = BatchBuilder(self.residency, executor, drafts or NoDrafts(), limits)
+        self.batch = BatchBuilder(self.residency, executor, drafts or NoDrafts())
         self._slots = limits.slots
         self._uncollected: deque[tuple[Iteration, Launched]] = deque()
         self._events: list[TokenEvent] = []
@@ -139,7 +139,9 @@ class Engine:
         return Room(
             device_free_blocks=self.residency.device.pool.free_blocks,
             host_free_blocks=self.residency.host.pool.free_blocks,
-            free_slots=self._slots - self.jobs.count(ServiceClass.BE, Stage.HOPPING),
+            free_slots=self._slots
+            - self.jobs.count(ServiceClass.BE, Stage.HOPPING)
+            - self.residency.draining,
         )
 
     def _carry_out(self, plan: Plan, interrupted: Callable[[], bool]) -> Iteration | None:
@@ -166,7 +168,7 @@ class Engine:
             request = requests[segment.handle]
             rows = len(segment.token_ids)
             self.counts.device_rows[segment.service_class] += rows
-            if rows > 1 and segment.service_class is ServiceClass.BE:
+            if request.job.stage is Stage.PREFILL and segment.service_class is ServiceClass.BE:
                 self.counts.be_prefill_tokens += rows
             request.job.computed += rows
             if segment.sample is not None:
@@ -184,7 +186,7 @@ class Engine:
         request.pending += 1
         request.job.tokens += 1
         on_host = request.job.stage is Stage.STAGED
-        request.job.held = on_host or request.needs_history
+        request.job.held = on_host or request.waits
         if on_host:
             self.jobs.move(request.job, Stage.BOUNDARY)
         elif request.job.stage is Stage.PREFILL:
@@ -208,7 +210,7 @@ class Engine:
             self.counts.late_rows += 1
             return
         request.pending -= 1
-        request.job.held = request.pending > 0 and (request.needs_history or request.device is None)
+        request.job.held = request.pending > 0 and (request.waits or request.device is None)
         self._append(request, [choice])
 
     def _landed(self, slot: int, choices: Sequence[Choice]) -> None:
@@ -243,13 +245,13 @@ class Engine:
         request.cached_tokens = 0
         self.residency.register(request)
         if reason is not None:
-            self.lengths.observe(request.submit.service, len(request.output))
+            self.lengths.observe(request.submit.service, request.output_tokens)
             self.services[request.submit.service].finished += 1
             self._end(request)
 
     def _count_tokens(self, request: Request, tokens: int) -> None:
         totals = self.services.setdefault(request.submit.service, ServiceTotals())
-        if len(request.output) - tokens == len(request.submit.emitted):
+        if request.output_tokens - tokens == len(request.submit.emitted):
             totals.prompt_tokens += request.prompt_tokens
             totals.cached_prompt_tokens += request.cached_tokens or 0
         totals.output_tokens += tokens
@@ -264,7 +266,6 @@ class Engine:
     def _end(self, request: Request) -> None:
         self.residency.release(request)
         self.jobs.move(request.job, Stage.DONE)
-        request.finished = True
         self.intake.forget(request)
 
     def _abandon_prefill(self, request: Request) -> None:

@@ -30,7 +30,6 @@ class Request:
     draft: list[int] = field(default_factory=list)
     pending: int = 0  # rows launched whose token is not known yet
     cached_tokens: int | None = None  # prompt tokens found in a cache; None once reported
-    finished: bool = False
 
     @property
     def handle(self) -> int:
@@ -38,9 +37,20 @@ class Request:
         return self.job.handle
 
     @property
+    def waits(self) -> bool:
+        """Whether no row may follow until every token is known: a choice needs them, or the token
+        on its way back is the last there can be."""
+        return self.needs_history or self.job.tokens >= self.job.max_total_tokens
+
+    @property
     def prompt_tokens(self) -> int:
         """Length of the prompt as submitted."""
         return len(self.submit.prompt)
+
+    @property
+    def output_tokens(self) -> int:
+        """How many output tokens there are so far."""
+        return len(self.tokens) - self.prompt_tokens
 
     @property
     def output(self) -> list[int]:

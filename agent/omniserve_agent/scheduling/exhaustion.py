@@ -20,6 +20,8 @@ from omniserve_agent.scheduling.jobs import (
     Tier,
 )
 
+LS, BE = ServiceClass.LS, ServiceClass.BE
+
 
 class Relief(Enum):
     """What the victim does."""
@@ -46,32 +48,56 @@ def victim(jobs: JobIndex, tier: Tier, needy: Job) -> Victim | None:
     return _on_device(jobs, needy) if tier is Tier.DEVICE else _on_host(jobs, needy)
 
 
+def yielding_blocks(jobs: JobIndex, needy: Job) -> int:
+    """Host blocks that others would give up for `needy` one after the other, at most."""
+    jobs_below = [*_copies(jobs, needy), *_below(jobs, needy)]
+    if needy is jobs.first(BE):
+        jobs_below += jobs.at(LS, Stage.SWAPPED)
+    return sum(job.host_blocks for job in jobs_below)
+
+
 def _on_device(jobs: JobIndex, needy: Job) -> Victim | None:
-    best_effort = [j for j in jobs.among(ServiceClass.BE, DEVICE_STAGES) if j.device_blocks]
-    if needy.service_class is ServiceClass.BE:
+    if needy.service_class is BE:
         # BE never displaces anybody on the device: it goes on from the host.
         return Victim(needy, Relief.DEMOTE) if needy.stage in DEVICE_STAGES else None
+    best_effort = [j for j in jobs.among(BE, DEVICE_STAGES) if j.device_blocks]
     if best_effort:
-        dirty_then_rank = max(best_effort, key=lambda j: (j.host_blocks, j.rank))
-        return Victim(dirty_then_rank, Relief.DEMOTE)
-    latency = [j for j in jobs.among(ServiceClass.LS, DEVICE_STAGES) if j.device_blocks]
+        cleanest = max(best_effort, key=lambda j: (j.host_blocks - j.device_blocks, j.rank))
+        return Victim(cleanest, Relief.DEMOTE)
+    # Nobody is preempted for one that ranks below it.
+    latency = [j for j in jobs.among(LS, DEVICE_STAGES) if j.device_blocks and j.rank >= needy.rank]
     if not latency:
         return None
     return Victim(max(latency, key=lambda j: j.rank), Relief.SWAP)
 
 
 def _on_host(jobs: JobIndex, needy: Job) -> Victim | None:
-    copies = [j for j in jobs.among(ServiceClass.BE, DEVICE_STAGES) if j.host_blocks]
+    copies = _copies(jobs, needy)
     if copies:
         return Victim(max(copies, key=lambda j: j.rank), Relief.DROP_COPY)
-    first = jobs.first(ServiceClass.BE)
-    holders = [j for j in jobs.among(ServiceClass.BE, HOST_STAGES) if j.host_blocks]
-    below = [j for j in holders if j is not first and j is not needy]
-    if needy.service_class is ServiceClass.BE and needy is not first:
-        below = [j for j in below if j.rank > needy.rank]
+    below = _below(jobs, needy)
     if below:
         return Victim(min(below, key=lambda j: j.computed), Relief.RECOMPUTE)
-    if needy is first:
-        swapped = jobs.at(ServiceClass.LS, Stage.SWAPPED)
+    if needy is jobs.first(BE):
+        swapped = jobs.at(LS, Stage.SWAPPED)
         return Victim(swapped[-1], Relief.RECOMPUTE) if swapped else None
     return Victim(needy, Relief.RECOMPUTE) if needy.stage is not Stage.WAITING else None
+
+
+def _copies(jobs: JobIndex, needy: Job) -> list[Job]:
+    """Requests on the device whose host copy can go; not that of one that is about to need it."""
+    return [j for j in jobs.among(BE, DEVICE_STAGES) if j.host_blocks and j is not needy]
+
+
+def _below(jobs: JobIndex, needy: Job) -> list[Job]:
+    """BE requests on the host that give way to `needy`.
+
+    One that leaves the device needs blocks now: rows in flight would give theirs back too late.
+    """
+    first = jobs.first(BE)
+    now = needy.stage in DEVICE_STAGES
+    holders = jobs.among(BE, (Stage.STAGED, Stage.BOUNDARY) if now else HOST_STAGES)
+    below = [j for j in holders if j.host_blocks and j is not first and j is not needy]
+    if needy.service_class is LS or needy is first:
+        return below
+    return [j for j in below if j.rank > needy.rank]

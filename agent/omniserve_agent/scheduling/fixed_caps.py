@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from omniserve_agent.scheduling.jobs import (
+    DEVICE_STAGES,
     HOST_STAGES,
     Job,
     JobIndex,
@@ -45,6 +46,11 @@ class _Draft:
     staged: list[Job] = field(default_factory=list)
     ls_prefill_rows: int = 0
 
+    @property
+    def moving(self) -> set[int]:
+        """Handles of jobs that change their tier."""
+        return {move.job.handle for move in self.moves}
+
 
 @dataclass(frozen=True)
 class FixedCaps:
@@ -66,6 +72,7 @@ class FixedCaps:
         self._be_admissions(jobs, draft)
         self._be_device_prefill(jobs, draft, be_rows)
         self._decode(jobs, BE, draft)
+        self._leave_without_rows(jobs, draft)
         self._promote(jobs, draft)
         return Plan(
             moves=tuple(draft.moves),
@@ -94,7 +101,7 @@ class FixedCaps:
         return room.host_free_blocks - growth
 
     def _decode(self, jobs: JobIndex, service_class: ServiceClass, draft: _Draft) -> None:
-        moving = {move.job.handle for move in draft.moves}
+        moving = draft.moving
         for job in jobs.at(service_class, Stage.DECODE):
             if draft.rows_left == 0:
                 return
@@ -169,7 +176,9 @@ class FixedCaps:
         return None
 
     def _fits_device(self, blocks: int, jobs: JobIndex, draft: _Draft) -> bool:
-        if not self.caps.be_device_residency or jobs.count(LS, Stage.WAITING, Stage.SWAPPED):
+        if not self.caps.be_device_residency or draft.rows_left == 0:
+            return False
+        if jobs.count(LS, Stage.WAITING, Stage.SWAPPED):
             return False
         return blocks + self.growth_reserve(jobs) + self._ls_arrival_blocks() <= draft.device_free
 
@@ -178,7 +187,7 @@ class FixedCaps:
         return self.caps.device_blocks // 8
 
     def _be_device_prefill(self, jobs: JobIndex, draft: _Draft, rows: int) -> None:
-        moving = {move.job.handle for move in draft.moves}
+        moving = draft.moving
         admitted = [a.job for a in draft.admissions if a.tier is Tier.DEVICE]
         chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
         for job in chosen:
@@ -191,6 +200,14 @@ class FixedCaps:
             draft.rows_left -= 1
             rows -= chunk
 
+    def _leave_without_rows(self, jobs: JobIndex, draft: _Draft) -> None:
+        """LS takes every row: the first-ranked BE request goes on from the host."""
+        first = jobs.first(BE)
+        if draft.rows_left == 0 and first is not None and first.stage in DEVICE_STAGES:
+            planned = any(chunk.job is first for chunk in draft.device)
+            if not (planned or first.held or first.handle in draft.moving):
+                draft.moves.append(Move(first, Tier.HOST))
+
     def _promote(self, jobs: JobIndex, draft: _Draft) -> None:
         """One offloaded request goes to the device when it fits to its predicted end."""
         if draft.moves or jobs.count(BE, Stage.WAITING):
@@ -202,7 +219,7 @@ class FixedCaps:
                 return
 
     def _entries(self, jobs: JobIndex, room: Room, draft: _Draft) -> Iterator[Job]:
-        moving = {move.job.handle for move in draft.moves}
+        moving = draft.moving
         left = min(self.caps.join_rows, room.free_slots)
         for job in jobs.at(BE, Stage.BOUNDARY):
             if left == 0:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from omniserve_agent.engine.execution.iteration import Executor
-from omniserve_agent.engine.kv.blocks import OutOfBlocksError
 from omniserve_agent.engine.kv.tables import KvTable, KvTier
 from omniserve_agent.engine.requests import Request
-from omniserve_agent.scheduling.exhaustion import Relief, Victim, victim
+from omniserve_agent.scheduling.exhaustion import Relief, Victim, victim, yielding_blocks
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     JobIndex,
@@ -52,58 +51,47 @@ class Residency:
         """Give a waiting or swapped request KV in `tier`; False: no room yet."""
         if request.job.stage is Stage.SWAPPED:
             return self._swap_in(request)
-        return self._admit_device(request) if tier is Tier.DEVICE else self._admit_host(request)
-
-    def _admit_device(self, request: Request) -> bool:
-        request.device = self.device.open(self._prefix(request))
-        request.job.computed = request.device.shared_blocks * self.device.block_tokens
-        if not self._grow(Tier.DEVICE, request, len(request.tokens) + 1):
-            self._drop_device(request)
+        kv = self._kv(tier)
+        table = kv.open(self._prefix(request))
+        self._set_table(tier, request, table)
+        request.job.computed = table.shared_blocks * kv.block_tokens
+        if not self.grow(tier, request, len(request.tokens) + 1):
+            self._drop_table(tier, request)
             request.job.computed = 0
             return False
+        kv.hit_tokens += request.job.computed
         self._note_hit(request)
-        self._settle_device(request)
+        self._settle(tier, request)
         return True
 
-    def _admit_host(self, request: Request) -> bool:
-        request.host = self.host.open(self._prefix(request))
-        request.job.computed = request.host.shared_blocks * self.host.block_tokens
-        if not self._grow(Tier.HOST, request, len(request.tokens) + 1):
-            self._drop_host(request)
-            request.job.computed = 0
-            return False
-        self._note_hit(request)
-        self._settle_host(request)
-        return True
-
-    def grow_device(self, request: Request, tokens: int) -> bool:
-        """Room for `tokens` tokens on the device, with others giving way; False: not now."""
-        return self._grow(Tier.DEVICE, request, tokens)
-
-    def grow_host(self, request: Request, tokens: int) -> bool:
-        """The same on the host."""
-        return self._grow(Tier.HOST, request, tokens)
-
-    def _grow(self, tier: Tier, request: Request, tokens: int) -> bool:
-        while True:
-            try:
-                self._extend(tier, request, tokens)
-                return True
-            except OutOfBlocksError:
-                if self._draining and tier is Tier.HOST:
-                    return False  # blocks are on their way back: no second victim for one need
-                chosen = victim(self.jobs, tier, request.job)
+    def grow(self, tier: Tier, request: Request, tokens: int) -> bool:
+        """Room for `tokens` tokens in `tier`, with others giving way; False: not now."""
+        leaves_device = tier is Tier.HOST and request.job.stage in DEVICE_STAGES
+        if leaves_device and not self._may_fit(request, tokens):
+            return False  # nobody gives way in vain
+        while not self._extend(tier, request, tokens):
+            if self._draining and tier is Tier.HOST and not leaves_device:
+                return False  # blocks are on their way back: no second victim for one need
+            chosen = victim(self.jobs, tier, request.job)
             if chosen is None or not self._relieve(chosen) or chosen.job is request.job:
                 return False
+        return True
 
-    def _extend(self, tier: Tier, request: Request, tokens: int) -> None:
-        if tier is Tier.DEVICE:
-            table = request.device = request.device or self.device.open(())
-            self.device.grow(table, tokens)
-        else:
-            table = request.host = request.host or self.host.open(())
-            self.host.grow(table, tokens)
+    def _may_fit(self, request: Request, tokens: int) -> bool:
+        free = self.host.pool.free_blocks + yielding_blocks(self.jobs, request.job)
+        return self.host.missing_blocks(request.host, tokens) <= free
+
+    def _extend(self, tier: Tier, request: Request, tokens: int) -> bool:
+        """Room from free blocks alone; False changes nothing."""
+        kv, table = self._kv(tier), self._table(tier, request)
+        if kv.missing_blocks(table, tokens) > kv.pool.free_blocks:
+            return False
+        if table is None:
+            table = kv.open(())
+            self._set_table(tier, request, table)
+        kv.grow(table, tokens)
         self._count_blocks(request)
+        return True
 
     def _prefix(self, request: Request) -> list[bytes]:
         """Names of the full blocks before the last known token: that one is always computed."""
@@ -111,95 +99,87 @@ class Residency:
         return list(request.names.upto(request.tokens, blocks))
 
     def _note_hit(self, request: Request) -> None:
-        if request.cached_tokens is None and not request.output:
+        if request.cached_tokens is None and not request.output_tokens:
             request.cached_tokens = min(request.job.computed, request.prompt_tokens)
 
     # ---- moves -----------------------------------------------------------------------------
 
     def demote(self, request: Request) -> bool:
-        """Device to host; only what was not written through yet is copied."""
-        computed = request.job.computed
-        if not self._grow(Tier.HOST, request, computed + 1):
-            if request.device is not None and request.job.stage in DEVICE_STAGES:
-                self.drop(request)
+        """Device to host; only what was not written through yet is copied. False: no room, its KV
+        is dropped."""
+        if not self.grow(Tier.HOST, request, request.job.computed + 1):
+            self._drop_from_device(request)
             return False
-        self._copy_out(request, computed)
-        self._drop_device(request)
+        self._copy_out(request, request.job.computed)
+        self._drop_table(Tier.DEVICE, request)
         self.counts.to_host += 1
-        self._settle_host(request)
+        self._settle(Tier.HOST, request)
         return True
 
     def promote(self, request: Request) -> bool:
         """Host to device at a token boundary; the host keeps its copy. False: no room."""
-        computed = request.job.computed
-        try:
-            self._extend(Tier.DEVICE, request, computed + 1)
-        except OutOfBlocksError:
-            self._drop_device(request)
+        if not self._extend(Tier.DEVICE, request, request.job.computed + 1):
             return False
-        if request.device is None or request.host is None:
-            raise RuntimeError(f"request {request.handle}: promoted without KV in both tiers")
-        if computed:
-            self.executor.copy_to_device(
-                request.host.sequence, request.device.sequence, 0, computed
-            )
-        request.copied_tokens = computed
+        self._copy_in(request)
+        request.copied_tokens = request.job.computed
         self.counts.to_device += 1
-        self._settle_device(request)
+        self._settle(Tier.DEVICE, request)
         return True
+
+    def _swap_out(self, request: Request) -> None:
+        if not request.job.computed:  # nothing to keep: it just waits again
+            self.release(request)
+            self.jobs.move(request.job, Stage.WAITING)
+            return
+        if not self.grow(Tier.HOST, request, request.job.computed):
+            self._drop_from_device(request)
+            return
+        self._copy_out(request, request.job.computed)
+        self._drop_table(Tier.DEVICE, request)
+        self.counts.swapped += 1
+        self.jobs.move(request.job, Stage.SWAPPED)
+
+    def _swap_in(self, request: Request) -> bool:
+        if not self.grow(Tier.DEVICE, request, len(request.tokens) + 1):
+            return False
+        self._copy_in(request)
+        self._drop_table(Tier.HOST, request)
+        self._settle(Tier.DEVICE, request)
+        return True
+
+    def _drop_from_device(self, request: Request) -> None:
+        """There is no room for its KV on the host; relief may have dropped it already."""
+        if request.job.stage in DEVICE_STAGES:
+            self.drop(request)
 
     def _copy_out(self, request: Request, upto: int) -> None:
         """Host KV becomes valid up to `upto` tokens; both tables exist and are long enough."""
+        device, host = self._both(request)
         start = min(request.copied_tokens, upto)
-        if request.device is None or request.host is None:
-            raise RuntimeError(f"request {request.handle}: copied without KV in both tiers")
         if upto > start:
-            self.executor.copy_to_host(
-                request.device.sequence, request.host.sequence, start, upto - start
-            )
+            self.executor.copy_to_host(device.sequence, host.sequence, start, upto - start)
         request.copied_tokens = upto
 
-    def _swap_out(self, request: Request) -> bool:
-        if not self._grow(Tier.HOST, request, request.job.computed):
-            self.drop(request)
-            return True
-        self._copy_out(request, request.job.computed)
-        self._drop_device(request)
-        self.counts.swapped += 1
-        self.jobs.move(request.job, Stage.SWAPPED)
-        return True
-
-    def _swap_in(self, request: Request) -> bool:
-        if not self._grow(Tier.DEVICE, request, len(request.tokens) + 1):
-            return False
-        if request.device is None or request.host is None:
-            raise RuntimeError(f"request {request.handle}: swapped in without KV in both tiers")
-        computed = request.job.computed
-        if computed:
-            self.executor.copy_to_device(
-                request.host.sequence, request.device.sequence, 0, computed
-            )
-        self._drop_host(request)
-        self._settle_device(request)
-        return True
+    def _copy_in(self, request: Request) -> None:
+        device, host = self._both(request)
+        if request.job.computed:
+            self.executor.copy_to_device(host.sequence, device.sequence, 0, request.job.computed)
 
     def write_through(self, blocks: int) -> None:
         """Copy up to `blocks` filled blocks of device-resident BE to free host blocks."""
         size = self.host.block_tokens
-        for stage in (Stage.DECODE, Stage.PREFILL):
-            for job in self.jobs.at(ServiceClass.BE, stage):
-                request = self.requests[job.handle]
-                filled = job.computed // size
-                count = min(filled - request.copied_tokens // size, blocks)
-                if count <= 0 or request.pending:
-                    continue
-                upto = (request.copied_tokens // size + count) * size
-                if self.host.missing_blocks(request.host, upto) > self.host.pool.free_blocks:
-                    return
-                self._extend(Tier.HOST, request, upto)
-                self._copy_out(request, upto)
-                self.register(request)
-                blocks -= count
+        for job in self.jobs.among(ServiceClass.BE, (Stage.DECODE, Stage.PREFILL)):
+            request = self.requests[job.handle]
+            copied = request.copied_tokens // size
+            count = min(job.computed // size - copied, blocks)
+            if count <= 0:
+                continue
+            upto = (copied + count) * size
+            if not self._extend(Tier.HOST, request, upto):
+                return
+            self._copy_out(request, upto)
+            self.register(request)
+            blocks -= count
 
     # ---- relief ----------------------------------------------------------------------------
 
@@ -210,10 +190,11 @@ class Residency:
             self.demote(request)  # falls back to dropping its KV
             return True
         if chosen.relief is Relief.DROP_COPY:
-            self._drop_host(request)
+            self._drop_table(Tier.HOST, request)
             return True
         if chosen.relief is Relief.SWAP:
-            return self._swap_out(request)
+            self._swap_out(request)  # the same
+            return True
         return self.drop(request)
 
     def drop(self, request: Request) -> bool:
@@ -227,17 +208,14 @@ class Residency:
     def release(self, request: Request) -> bool:
         """Give back slot and blocks of both tiers. False: some only when their item completes."""
         self.abandon_prefill(request)
-        self._drop_device(request)
+        self._drop_table(Tier.DEVICE, request)
         slot, request.slot = request.slot, None
         request.draft = []
-        if slot is not None and not self.executor.close_slot(slot):
-            if request.host is not None:
-                self._draining[slot] = request.host
-            request.host, request.copied_tokens = None, 0
-            self._count_blocks(request)
-            return False
-        self._drop_host(request)
-        return True
+        freed = slot is None or self.executor.close_slot(slot)
+        if slot is not None and not freed and request.host is not None:
+            self._draining[slot], request.host = request.host, None
+        self._drop_table(Tier.HOST, request)
+        return freed
 
     def reap(self) -> None:
         """Free what waited for items in flight."""
@@ -247,46 +225,61 @@ class Residency:
                 self.host.close(table)
 
     @property
-    def draining(self) -> bool:
-        """Whether blocks wait for items in flight."""
-        return bool(self._draining)
+    def draining(self) -> int:
+        """Slots whose blocks wait for items in flight."""
+        return len(self._draining)
 
     # ---- bookkeeping -----------------------------------------------------------------------
 
     def register(self, request: Request) -> None:
         """Let others find the full, computed blocks of this request."""
-        size = self.device.block_tokens
         known = min(request.job.computed, len(request.tokens))
         if request.device is not None:
-            self.device.register(request.device, request.names.upto(request.tokens, known // size))
+            self._register(self.device, request.device, request, known)
         if request.host is not None:
             on_host = min(known, request.copied_tokens) if request.device is not None else known
-            names = request.names.upto(request.tokens, on_host // size)
-            self.host.register(request.host, names)
+            self._register(self.host, request.host, request, on_host)
 
-    def _settle_device(self, request: Request) -> None:
-        self._count_blocks(request)
-        stage = Stage.DECODE if request.job.remaining <= 1 else Stage.PREFILL
+    def _register(self, kv: KvTier, table: KvTable, request: Request, tokens: int) -> None:
+        blocks = tokens // kv.block_tokens
+        if blocks > table.registered_blocks:
+            kv.register(table, request.names.upto(request.tokens, blocks))
+
+    def _settle(self, tier: Tier, request: Request) -> None:
+        """Its KV is in `tier` now: the stage that follows."""
+        at_end = request.job.remaining <= 1
+        if tier is Tier.DEVICE:
+            stage = Stage.DECODE if at_end else Stage.PREFILL
+        else:
+            stage = Stage.BOUNDARY if at_end else Stage.STAGED
+            request.job.held = request.pending > 0
         self.jobs.move(request.job, stage)
 
-    def _settle_host(self, request: Request) -> None:
-        self._count_blocks(request)
-        stage = Stage.BOUNDARY if request.job.remaining <= 1 else Stage.STAGED
-        request.job.held = request.pending > 0
-        self.jobs.move(request.job, stage)
+    def _kv(self, tier: Tier) -> KvTier:
+        return self.device if tier is Tier.DEVICE else self.host
 
-    def _drop_device(self, request: Request) -> None:
-        if request.device is not None:
-            self.device.close(request.device)
-            request.device = None
+    def _table(self, tier: Tier, request: Request) -> KvTable | None:
+        return request.device if tier is Tier.DEVICE else request.host
+
+    def _set_table(self, tier: Tier, request: Request, table: KvTable | None) -> None:
+        if tier is Tier.DEVICE:
+            request.device = table
+        else:
+            request.host = table
         self._count_blocks(request)
 
-    def _drop_host(self, request: Request) -> None:
-        if request.host is not None:
-            self.host.close(request.host)
-            request.host = None
-        request.copied_tokens = 0
-        self._count_blocks(request)
+    def _drop_table(self, tier: Tier, request: Request) -> None:
+        table = self._table(tier, request)
+        if table is not None:
+            self._kv(tier).close(table)
+        if tier is Tier.HOST:
+            request.copied_tokens = 0
+        self._set_table(tier, request, None)
+
+    def _both(self, request: Request) -> tuple[KvTable, KvTable]:
+        if request.device is None or request.host is None:
+            raise RuntimeError(f"request {request.handle}: a copy without KV in both tiers")
+        return request.device, request.host
 
     def _count_blocks(self, request: Request) -> None:
         request.job.device_blocks = len(request.device.blocks) if request.device else 0

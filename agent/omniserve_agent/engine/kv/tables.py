@@ -59,7 +59,7 @@ class KvTier:
 
     pool: BlockPool
     store: KvStore
-    hit_tokens: int = 0
+    hit_tokens: int = 0  # not computed because an admitted request's prefix was found
 
     @property
     def block_tokens(self) -> int:
@@ -76,7 +76,6 @@ class KvTier:
         table = KvTable(self.store.open_sequence(), shared, len(shared), len(shared))
         self.store.set_blocks(table.sequence, 0, shared)
         self.store.truncate(table.sequence, len(shared) * self.block_tokens)
-        self.hit_tokens += len(shared) * self.block_tokens
         return table
 
     def grow(self, table: KvTable, tokens: int) -> None:
@@ -95,7 +94,7 @@ class KvTier:
         table.registered_blocks = max(table.registered_blocks, len(names))
 
     def close(self, table: KvTable) -> None:
-        """Give everything back."""
+        """Give everything back: the end first, since a prefix is lost from its first block on."""
         self.store.close_sequence(table.sequence)
-        self.pool.release(table.blocks)
+        self.pool.release(reversed(table.blocks))
         table.blocks = []
