@@ -191,7 +191,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 256  # requests queued per class
     pipeline_depth: int | None = None  # None: 1 on CUDA, 0 on CPU
     policy: str = "fixed_caps"
-    seed: int = 0
     to_engine: str = ""  # ZeroMQ endpoints
     from_engine: str = ""
     stats_interval_s: float = 0.5

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,6 +29,7 @@ from omniserve_agent.engine.reporting import Reporter
 
 SEND_TIMEOUT_MS = 10_000  # the API process reads all the time: silence this long means it is gone
 IDLE_POLL_MS = 200
+MESSAGES_PER_STEP = 256
 STALLED_POLL_MS = 1  # requests exist but nothing could be launched: wait for work in flight
 
 
@@ -56,42 +58,83 @@ class Wire:
 
 
 class _Stop:
-    """Set by SIGTERM."""
+    """Set by SIGTERM, and when the API process, our parent, is gone."""
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self._parent = os.getppid()
+        self._told = False
+        signal.signal(signal.SIGTERM, self._tell)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C is the API process's
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _tell(self, *_: object) -> None:
+        self._told = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether to end now."""
+        return self._told or os.getppid() != self._parent
+
+
+class _StoppedError(Exception):
+    """Told to end before the engine was ready."""
 
 
 def run(config: EngineConfig) -> int:
-    """Connect, load, serve; the exit code: 0 told to stop, 2 cannot ever start."""
+    """Connect, load, serve; the exit code: 0 told to stop, 1 it died, 2 it can never start.
+
+    Nothing that goes wrong is survived: requests would wait for a loop in an unknown state, while
+    the API process starts a dead engine again and replays what can be replayed.
+    """
     stop = _Stop()
     context = zmq.Context()
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    outbox.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
-    outbox.setsockopt(zmq.LINGER, 1000)
-    inbox.connect(config.to_engine)
-    outbox.connect(config.from_engine)
-    wire = Wire(inbox, outbox)
     try:
-        return _load_and_serve(config, wire, stop)
+        _load_and_serve(config, _connect(config, context), stop)
+        return 0
+    except _StoppedError:
+        return 0
+    except EngineSetupError as error:
+        return _report(2, str(error))
+    except msgspec.DecodeError as error:
+        return _report(1, f"a message from the API process is not of this version: {error}")
+    except zmq.Again:
+        return _report(1, f"the API process has not read for {SEND_TIMEOUT_MS / 1000:.0f} s")
+    except Exception as error:
+        traceback.print_exc()
+        return _report(1, f"died of {type(error).__name__}: {error}")
     finally:
         context.destroy(linger=1000)
 
 
-def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> int:
+def _report(code: int, line: str) -> int:
+    sys.stderr.write(f"omniserve-engine: {line}\n")
+    return code
+
+
+def _connect(config: EngineConfig, context: zmq.Context[zmq.Socket[bytes]]) -> Wire:
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    outbox.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
+    for name, socket in (("to_engine", inbox), ("from_engine", outbox)):
+        endpoint = getattr(config, name)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise EngineSetupError(
+                f"{name} {endpoint!r}: {error}; it must be a ZeroMQ endpoint like ipc:///run/engine"
+            ) from error
+    return Wire(inbox, outbox)
+
+
+def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
+    def progress(stage: str, fraction: float) -> None:
+        if stop.asked:
+            raise _StoppedError
+        wire.send(Loading(stage, fraction))
+
     try:
-        engine, ready = build_engine(
-            config, lambda stage, fraction: wire.send(Loading(stage, fraction))
-        )
+        engine, ready = build_engine(config, progress)
     except EngineSetupError as error:
-        sys.stderr.write(f"omniserve-engine: {error}\n")
         wire.send(Failed(str(error)))
-        return 2
+        raise
     try:
         wire.send(ready)
         reporter = Reporter(
@@ -104,31 +147,38 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> int:
         _serve(engine, wire, reporter, config.stats_interval_s, stop)
     finally:
         engine.close()
-    return 0
 
 
 def _serve(engine: Engine, wire: Wire, reporter: Reporter, interval_s: float, stop: _Stop) -> None:
-    parent, due_s = os.getppid(), 0.0
-    while not stop.asked and os.getppid() == parent:
-        if not _take_messages(engine, wire):
-            return
+    due_s = 0.0
+    while not stop.asked and _take_messages(engine, wire):
         if engine.idle:
             wire.waiting(IDLE_POLL_MS)
         else:
-            events = engine.step(wire.waiting)
-            if events:
-                wire.send(Outputs(events))
-            elif engine.stalled:
-                wire.waiting(STALLED_POLL_MS)
+            _step(engine, wire, reporter)
         now_s = time.monotonic()
         if now_s >= due_s:
             due_s = now_s + interval_s
             wire.send(reporter.report(now_s))
 
 
+def _step(engine: Engine, wire: Wire, reporter: Reporter) -> None:
+    started_s = time.monotonic()
+    events = engine.step(wire.waiting)
+    if not engine.stalled:
+        reporter.stepped(time.monotonic() - started_s)
+    if events:
+        wire.send(Outputs(events))
+    elif engine.stalled:
+        wire.waiting(STALLED_POLL_MS)
+
+
 def _take_messages(engine: Engine, wire: Wire) -> bool:
-    """Everything that has come in; False: told to shut down."""
-    while wire.waiting():
+    """What has come in, within reason: running requests go on beside any flood. False: told to
+    shut down."""
+    for _ in range(MESSAGES_PER_STEP):
+        if not wire.waiting():
+            break
         message = wire.receive()
         match message:
             case Submit():

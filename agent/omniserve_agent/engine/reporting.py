@@ -22,6 +22,8 @@ class _Mark:
     be_output_tokens: int
     be_prefill_tokens: int
     hops: int
+    accepted_drafts: int
+    step_s: float
     exchange: ExchangeFigures
 
 
@@ -34,10 +36,15 @@ class Reporter:
     join_rows: int
     host_workers: int
     now_s: float
+    _step_s: float = 0.0
     _mark: _Mark = field(init=False)
 
     def __post_init__(self) -> None:
         self._mark = self._take_mark(self.now_s)
+
+    def stepped(self, seconds: float) -> None:
+        """An iteration took this long; time in which nothing ran does not count."""
+        self._step_s += seconds
 
     def report(self, now_s: float) -> Stats:
         """Figures since start, and over the interval since the last report."""
@@ -89,20 +96,23 @@ class Reporter:
             be_output_tokens=engine.counts.output_tokens[BE],
             be_prefill_tokens=engine.counts.be_prefill_tokens,
             hops=engine.counts.landed_hops,
+            accepted_drafts=engine.counts.accepted_drafts,
+            step_s=self._step_s,
             exchange=replace(engine.executor.figures()),
         )
 
     def _flow(self, before: _Mark, after: _Mark) -> BeFlow:
         seconds = after.at_s - before.at_s
         output = after.be_output_tokens - before.be_output_tokens
-        hops = after.hops - before.hops
+        iterations = after.iterations - before.iterations
+        accepted = after.accepted_drafts - before.accepted_drafts
         busy_ns = after.exchange.busy_ns - before.exchange.busy_ns
         jobs, totals = self.engine.jobs, self.engine.counts
         return BeFlow(
             rows_in_flight=jobs.count(BE, Stage.HOPPING),
-            tokens_per_hop=output / hops if hops and output > hops else 1.0,
+            tokens_per_hop=1.0 + _rate(accepted, after.hops - before.hops),
             layers=self.layers,
-            iteration_s=_rate(seconds, after.iterations - before.iterations),
+            iteration_s=_rate(after.step_s - before.step_s, iterations),
             join_rows=self.join_rows,
             output_tokens_per_s=_rate(output, seconds),
             host_busy_share=min(1.0, _rate(busy_ns / 1e9, seconds * self.host_workers)),
