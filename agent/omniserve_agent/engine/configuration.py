@@ -1,0 +1,42 @@
+"""What of an `EngineConfig` can be wrong before anything is loaded. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from omniserve_agent.engine.messages import EngineConfig
+
+POSITIVE = (
+    "device_kv_bytes",
+    "host_kv_bytes",
+    "host_workers",
+    "slots",
+    "max_device_rows",
+    "join_lanes",
+    "ls_prefill_rows",
+    "be_prefill_rows",
+    "max_waiting",
+    "stats_interval_s",
+)
+
+
+def problem(config: EngineConfig) -> str | None:
+    """The first bad value, in one line that says what would be right; None: there is none."""
+    for name in POSITIVE:
+        if getattr(config, name) <= 0:
+            return f"{name} is {getattr(config, name)}; it must be positive"
+    if config.host_spin_us < 0:
+        return f"host_spin_us is {config.host_spin_us}; it must be 0 or more"
+    if config.max_model_len is not None and config.max_model_len < 2:
+        return f"max_model_len is {config.max_model_len}; it must be at least 2"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        return f"device is {config.device!r}; it must be cpu, cuda or cuda:N"
+    if config.attention not in ("auto", "native", "torch"):
+        return f"attention is {config.attention!r}; it must be auto, native or torch"
+    if config.attention == "native" and config.device != "cpu":
+        return f"attention is native and device is {config.device}; native attention needs cpu"
+    if config.pipeline_depth not in (None, 0, 1):
+        return f"pipeline_depth is {config.pipeline_depth}; it must be 0 or 1"
+    if config.policy != "fixed_caps":
+        return f"policy is {config.policy!r}; it must be fixed_caps"
+    return None
