@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 import omniserve_native as native
+from omniserve_agent.engine.configuration import problem
 from omniserve_agent.engine.drafts import DraftSource
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
@@ -56,14 +57,17 @@ def build_engine(
 ) -> tuple[Engine, Ready]:
     """Load everything `config` names. Raises EngineSetupError with a clear line."""
     started_s = time.monotonic()
-    _use_cores(config)
+    wrong = problem(config)
+    if wrong is not None:
+        raise EngineSetupError(wrong)
     try:
+        _use_cores(config)
         isa = native.isa_name()
         model = load(config, progress)
         parts = Parts.of(config, model)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
-    except (ModelError, native.NativeError, OSError) as error:
+    except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
     engine = parts.engine(drafts)
     limits = engine.intake.limits.max_request_tokens
@@ -95,7 +99,13 @@ def load(config: EngineConfig, progress: Progress) -> Model:
 def _use_cores(config: EngineConfig) -> None:
     """torch's threads and this thread stay on the device cores."""
     if config.device_cores:
-        os.sched_setaffinity(0, config.device_cores)
+        try:
+            os.sched_setaffinity(0, config.device_cores)
+        except (OSError, ValueError, OverflowError) as error:
+            raise EngineSetupError(
+                f"device_cores are {config.device_cores}: {error}; this process may use "
+                f"{sorted(os.sched_getaffinity(0))}"
+            ) from error
     torch.set_num_threads(max(1, len(config.device_cores)))
 
 
