@@ -227,4 +227,47 @@ typedef struct {
  * joins behind them. `exchange` may be NULL when there is no tail and max_join_rows is 0. */
 int os_layer(os_exchange *exchange, os_layer_args *args);
 
+/* ---- dense modules (CPU device, bfloat16) --------------------------------------------------- */
+
+/* 1 where the ISA path in use has bf16 dot products; else 0, and the calls below fail. */
+int os_dense_supported(void);
+
+typedef struct {
+  const void *values; /* [outputs][inputs] bfloat16; packed into huge pages, not kept */
+  const void *bias;   /* [outputs] bfloat16, or NULL */
+} os_weight;
+
+typedef struct os_linear os_linear;
+
+os_linear *os_linear_create(const os_weight *weight, int32_t outputs, int32_t inputs);
+void os_linear_destroy(os_linear *linear);
+/* y = x W^T + bias. Rows are bfloat16; a row's result does not depend on the rows beside it.
+ * `workers`: helpers of the calling thread, or NULL; the same for os_dense_*. */
+int os_linear_run(const os_linear *linear, os_workers *workers, int32_t rows, const void *x,
+                  int64_t x_stride, void *y, int64_t y_stride);
+
+/* One layer. Sizes are even; o has q_heads * head_size inputs. */
+typedef struct {
+  int32_t hidden, intermediate, q_heads, kv_heads, head_size;
+  float rms_eps;
+  os_weight qkv, o, gate_up, down;
+  const void *input_norm, *mlp_norm; /* [hidden] */
+  const void *qk_norm;               /* [q_heads + kv_heads][head_size], or NULL */
+} os_dense_config;
+
+typedef struct os_dense os_dense;
+
+int64_t os_dense_scratch_bytes(const os_dense_config *config);
+/* `scratch` outlives the layer, is 64-byte aligned, and may be shared by layers of one thread. */
+os_dense *os_dense_create(const os_dense_config *config, void *scratch);
+void os_dense_destroy(os_dense *dense);
+/* Norm, QKV, rotary: x [rows][hidden] -> qkv [rows][(q_heads + 2 kv_heads) * head_size]. A row of
+ * rope: head_size cosines, then head_size sines, those of the first half negated. */
+int os_dense_before(const os_dense *dense, os_workers *workers, int32_t rows, const void *x,
+                    int64_t x_stride, const void *rope, int64_t rope_stride, void *qkv,
+                    int64_t qkv_stride);
+/* Adds attention's output o and then the MLP to the residual x, in place. */
+int os_dense_after(const os_dense *dense, os_workers *workers, int32_t rows, const void *o,
+                   int64_t o_stride, void *x, int64_t x_stride);
+
 #endif

@@ -2,6 +2,15 @@
 
 from omniserve_native.arena import Arena, ArenaConfig, Layout
 from omniserve_native.calls import AttendCall, LayerCall
+from omniserve_native.dense import (
+    DenseLayer,
+    DenseLinear,
+    DenseScratch,
+    DenseShape,
+    DenseWeights,
+    Weight,
+    dense_supported,
+)
 from omniserve_native.exchange import Exchange, ExchangeConfig, ExchangeStats
 from omniserve_native.library import (
     BLOCK_TOKENS,
@@ -22,6 +31,11 @@ __all__ = [
     "ArenaConfig",
     "AttendCall",
     "DType",
+    "DenseLayer",
+    "DenseLinear",
+    "DenseScratch",
+    "DenseShape",
+    "DenseWeights",
     "Exchange",
     "ExchangeConfig",
     "ExchangeStats",
@@ -29,7 +43,9 @@ __all__ = [
     "Layout",
     "NativeError",
     "Status",
+    "Weight",
     "Workers",
     "WorkersStats",
+    "dense_supported",
     "isa_name",
 ]

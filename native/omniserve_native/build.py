@@ -25,6 +25,7 @@ ISA_FLAGS = {
     "kernel_avx2.c": AVX2_FLAGS,
     "kernel_avx512.c": AVX512_FLAGS,
     "kernel_avx512_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
+    "dense_avx512_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
 

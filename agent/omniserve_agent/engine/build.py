@@ -63,8 +63,8 @@ def build_engine(
     try:
         _use_cores(config)
         isa = native.isa_name()
-        model = load(config, progress)
-        parts = Parts.of(config, model)
+        helpers = _helpers(config)
+        parts = Parts.of(config, load(config, progress, helpers), helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
@@ -73,7 +73,7 @@ def build_engine(
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(parts.model.dtype).removeprefix("torch."),
         max_request_tokens=dict(limits),
         device_kv_tokens=parts.device_blocks * BLOCK_TOKENS,
         host_kv_tokens=parts.host_blocks * BLOCK_TOKENS,
@@ -83,7 +83,7 @@ def build_engine(
     return engine, ready
 
 
-def load(config: EngineConfig, progress: Progress) -> Model:
+def load(config: EngineConfig, progress: Progress, helpers: native.Workers | None = None) -> Model:
     """The model on its device. Raises ModelError or EngineSetupError."""
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineSetupError(f"device {config.device}: torch sees no CUDA device; use cpu")
@@ -93,6 +93,7 @@ def load(config: EngineConfig, progress: Progress) -> Model:
         device=config.device,
         max_positions=config.max_model_len,
         progress=progress,
+        helpers=helpers,
     )
 
 
@@ -123,7 +124,7 @@ class Parts:
     host_blocks: int
 
     @classmethod
-    def of(cls, config: EngineConfig, model: Model) -> Parts:
+    def of(cls, config: EngineConfig, model: Model, helpers: native.Workers | None) -> Parts:
         """Arenas and workers of the configured sizes."""
         device_blocks = _blocks("device", config.device_kv_bytes, model)
         host_blocks = _blocks("host", config.host_kv_bytes, model)
@@ -135,7 +136,6 @@ class Parts:
         )
         host = _arena(model, host_blocks)
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
-        helpers = _helpers(config)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
     def engine(self, drafts: DraftSource | None = None) -> Engine:
@@ -253,7 +253,7 @@ def _native_attention(config: EngineConfig) -> bool:
 
 
 def _helpers(config: EngineConfig) -> native.Workers | None:
-    """Threads that share the device thread's attention: one per further device core."""
+    """Threads that share the device thread's work: one per further device core."""
     cores = config.device_cores[1:]
     if not cores or not _native_attention(config):
         return None

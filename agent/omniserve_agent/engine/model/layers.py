@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from omniserve_agent.engine.model.config import ModelConfig
-from omniserve_agent.engine.model.linear import Linear
+from omniserve_agent.engine.model.layer_weights import LayerWeights
+from omniserve_agent.engine.model.linear import Linear, make_linear
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class DenseModules(Protocol):
     """Dense modules of one layer. Rows are independent, so any mix of requests may share a call.
 
     Callers run it under `torch.inference_mode()`.
     """
-
-    config: ModelConfig
-    input_norm: torch.Tensor  # [H]
-    qkv: Linear  # H -> (Hq + 2 Hkv) D
-    qk_norm: torch.Tensor | None  # [Hq + Hkv, D], the norms' weights repeated per head
-    o: Linear  # Hq D -> H
-    mlp_norm: torch.Tensor  # [H]
-    gate_up: Linear  # H -> 2 I
-    down: Linear  # I -> H
 
     def pre_attention(
         self, x: torch.Tensor, rope: torch.Tensor
@@ -35,6 +27,46 @@ class Layer:
         Returns q [N, Hq D], k [N, Hkv D], v [N, Hkv D]: views with `stride(1) == 1` whose rows lie
         `stride(0)` elements apart, fresh in every call.
         """
+
+    def post_attention(self, o: torch.Tensor, x: torch.Tensor) -> None:
+        """Add attention's output o [N, Hq D], then the MLP, to the residual x [N, H] in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """`DenseModules` by torch operations: every device and dtype."""
+
+    config: ModelConfig
+    input_norm: torch.Tensor
+    qkv: Linear
+    qk_norm: torch.Tensor | None
+    o: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+    @classmethod
+    def of(cls, config: ModelConfig, weights: LayerWeights, device: torch.device) -> Layer:
+        """Linear layers come from `make_linear`."""
+        qkv, o, gate_up, down = (
+            make_linear(part.weight, part.bias, device)
+            for part in (weights.qkv, weights.o, weights.gate_up, weights.down)
+        )
+        return cls(
+            config=config,
+            input_norm=weights.input_norm,
+            qkv=qkv,
+            qk_norm=weights.qk_norm,
+            o=o,
+            mlp_norm=weights.mlp_norm,
+            gate_up=gate_up,
+            down=down,
+        )
+
+    def pre_attention(
+        self, x: torch.Tensor, rope: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `DenseModules`."""
         config = self.config
         q_size, kv_size = config.q_heads * config.head_size, config.kv_heads * config.head_size
         rows = self.qkv(rms_norm(x, self.input_norm, config.rms_eps))
@@ -47,7 +79,7 @@ class Layer:
         return q, k, v
 
     def post_attention(self, o: torch.Tensor, x: torch.Tensor) -> None:
-        """Add attention's output o [N, Hq D], then the MLP, to the residual x [N, H] in place."""
+        """See `DenseModules`."""
         config = self.config
         x.add_(self.o(o))
         rows = self.gate_up(rms_norm(x, self.mlp_norm, config.rms_eps))

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 
 from omniserve_agent.engine.model.config import ModelConfig
 from omniserve_agent.engine.model.errors import ModelError
-from omniserve_agent.engine.model.layers import Layer, rms_norm, rope_table
+from omniserve_agent.engine.model.layer_weights import LayerWeights, LinearWeight
+from omniserve_agent.engine.model.layers import DenseModules, Layer, rms_norm, rope_table
 from omniserve_agent.engine.model.linear import Linear, make_linear
+from omniserve_agent.engine.model.native_layers import NativeLayers, is_native
 from omniserve_agent.engine.model.progress import Progress
+from omniserve_native import Workers
 
 TensorSource = Callable[[str], torch.Tensor]
 
@@ -25,7 +28,7 @@ class Model:
     dtype: torch.dtype
     device: torch.device
     embedding: torch.Tensor  # [V, H]
-    layers: list[Layer]
+    layers: list[DenseModules]
     final_norm: torch.Tensor  # [H]
     head: Linear  # H -> V
     rope_rows: torch.Tensor  # [positions, 2 D]
@@ -35,7 +38,7 @@ class Model:
         return F.embedding(token_ids, self.embedding)
 
     def rope(self, positions: torch.Tensor) -> torch.Tensor:
-        """positions [N] int64 -> [N, 2 D], what `Layer.pre_attention` wants beside the rows."""
+        """positions [N] int64 -> [N, 2 D], what `pre_attention` wants beside the rows."""
         return self.rope_rows.index_select(0, positions)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,10 +59,15 @@ def build_model(
     device: torch.device | str = "cpu",
     max_positions: int | None = None,
     progress: Progress | None = None,
+    helpers: Workers | None = None,
 ) -> Model:
-    """Fuse, convert and place the tensors that `source` returns by checkpoint name."""
+    """Fuse, convert and place the tensors that `source` returns by checkpoint name.
+
+    `helpers` are threads on the device's other cores, used by native layers.
+    """
     target = torch.device(device)
-    builder = _Builder(config, source, dtype, target)
+    native = NativeLayers(config, helpers) if is_native(config, dtype, target) else None
+    builder = _Builder(config, source, dtype, target, native)
     layers = []
     for index in range(config.layers):
         layers.append(builder.layer(f"model.layers.{index}."))
@@ -75,7 +83,7 @@ def build_model(
         embedding=embedding,
         layers=layers,
         final_norm=builder.tensor("model.norm.weight"),
-        head=make_linear(head, None, target),
+        head=builder.head(head),
         rope_rows=rope_table(config, positions, dtype, target),
     )
 
@@ -98,21 +106,34 @@ class _Builder:
     source: TensorSource
     dtype: torch.dtype
     device: torch.device
+    native: NativeLayers | None
 
     def tensor(self, *names: str) -> torch.Tensor:
         """The named tensors, stacked along their first dimension."""
         parts = [self.source(name).to(dtype=self.dtype) for name in names]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.device)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.to(self.device).contiguous()
 
-    def linear(self, bias: bool, *modules: str) -> Linear:
+    def linear(self, bias: bool, *modules: str) -> LinearWeight:
         weight = self.tensor(*(f"{module}.weight" for module in modules))
-        offset = self.tensor(*(f"{module}.bias" for module in modules)) if bias else None
-        return make_linear(weight, offset, self.device)
+        return LinearWeight(
+            weight, self.tensor(*(f"{module}.bias" for module in modules)) if bias else None
+        )
 
-    def layer(self, prefix: str) -> Layer:
+    def head(self, weight: torch.Tensor) -> Linear:
+        if self.native is not None:
+            return self.native.linear(LinearWeight(weight))
+        return make_linear(weight, None, self.device)
+
+    def layer(self, prefix: str) -> DenseModules:
+        weights = self.layer_weights(prefix)
+        if self.native is not None:
+            return self.native.layer(weights)
+        return Layer.of(self.config, weights, self.device)
+
+    def layer_weights(self, prefix: str) -> LayerWeights:
         config, attention, mlp = self.config, f"{prefix}self_attn.", f"{prefix}mlp."
-        return Layer(
-            config=config,
+        return LayerWeights(
             input_norm=self.tensor(f"{prefix}input_layernorm.weight"),
             qkv=self.linear(config.qkv_bias, *(f"{attention}{part}_proj" for part in "qkv")),
             qk_norm=self.qk_norm(attention) if config.qk_norm else None,

@@ -14,6 +14,7 @@ from omniserve_agent.engine.model.config import ModelConfig, parse_dtype
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model, build_model
 from omniserve_agent.engine.model.progress import Progress
+from omniserve_native import Workers
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,6 +27,7 @@ def load_model(
     device: torch.device | str = "cpu",
     max_positions: int | None = None,
     progress: Progress | None = None,
+    helpers: Workers | None = None,
 ) -> Model:
     """Load a model directory. `dtype` auto: the configuration's own, else the checkpoint's.
 
@@ -37,7 +39,9 @@ def load_model(
         checkpoint = Checkpoint(directory, files)
         checkpoint.check(expected_shapes(config))
         chosen = _choose_dtype(dtype, config, checkpoint)
-        return build_model(config, checkpoint.tensor, chosen, device, max_positions, progress)
+        return build_model(
+            config, checkpoint.tensor, chosen, device, max_positions, progress, helpers
+        )
 
 
 def _choose_dtype(wanted: str, config: ModelConfig, checkpoint: Checkpoint) -> torch.dtype:
