@@ -46,16 +46,18 @@ install() {
   "$PYTHON" native/omniserve_native/build.py
 }
 
-run() { # device
+run() { # device, then which tests
+  local device=$1
+  shift
   compgen -G '.whl/*.whl' >/dev/null ||
     { echo "bench/gpu.sh: .whl/ holds no wheels; run bench/gpu.sh pack where pip works, and carry .whl" >&2; exit 1; }
-  has_torch "$1"
+  has_torch "$device"
   install
   mkdir -p "$OUT"
   local tests=0 figures=0
-  timeout "$TEST_LIMIT_S" "$PYTHON" -m pytest -m cuda -rs -p no:cacheprovider tests/engine \
+  timeout "$TEST_LIMIT_S" "$PYTHON" -m pytest "$@" -rs -p no:cacheprovider tests/engine \
     --junitxml "$OUT/gpu-tests.xml" 2>&1 | tee "$OUT/gpu-tests.log" || tests=$?
-  timeout "$BENCH_LIMIT_S" "$PYTHON" bench/gpu_report.py --device "$1" \
+  timeout "$BENCH_LIMIT_S" "$PYTHON" bench/gpu_report.py --device "$device" \
     --tests "$OUT/gpu-tests.xml" --out "$OUT" || figures=$?
   ((tests == 0)) || echo "bench/gpu.sh: tests failed (exit code $tests): $OUT/gpu-tests.log" >&2
   ((figures == 0)) || echo "bench/gpu.sh: no figures (exit code $figures)" >&2
@@ -64,8 +66,8 @@ run() { # device
 
 case ${1:-} in
   pack) pack ;;
-  run) run cuda ;;
-  rehearse) run cpu ;;
+  run) run cuda -m cuda ;;
+  rehearse) run cpu -k 'torch and not smollm2' ;; # the CUDA path's code, on the CPU
   *)
     echo "bench/gpu.sh: ${1:-nothing} is not a command; use pack, run or rehearse" >&2
     exit 2
