@@ -1,0 +1,164 @@
+"""The latency model: what an iteration will cost on one (model, device, dtype).
+
+    seconds = fixed + Σ_layers dense(rows at the layer) + Σ_chunks dense(chunk rows)
+            + head(logit rows) + key × device keys + pair × prefill pairs + join × joined rows
+            + host × host KV bytes
+
+`dense` and `head` are curves as profiled (a staircase on GPUs, nearly linear above a few rows on
+CPUs); attention is linear in its work (the paper's f_D and f_A). Host KV bytes are there because on
+a CPU device the host workers' reads compete for the same memory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+STEP_RATIO = 0.5  # an increment this much above the curve's mean slope is a step
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds by rows at profiled points: linear between them, the last slope beyond."""
+
+    rows: tuple[int, ...]  # ascending, at least one
+    seconds: tuple[float, ...]
+
+    def at(self, rows: float) -> float:
+        """Seconds for `rows` rows; 0 for none."""
+        if rows <= 0:
+            return 0.0
+        if len(self.rows) == 1 or rows <= self.rows[0]:
+            return self.seconds[0]
+        index = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
+        low, high = self.rows[index - 1], self.rows[index]
+        share = (rows - low) / (high - low)
+        return self.seconds[index - 1] + share * (self.seconds[index] - self.seconds[index - 1])
+
+    def edges(self) -> tuple[int, ...]:
+        """Row counts after which the next profiled point is a step up: good places to stop."""
+        slopes = np.diff(self.seconds) / np.diff(self.rows)
+        if len(slopes) == 0:
+            return ()
+        mean = (self.seconds[-1] - self.seconds[0]) / (self.rows[-1] - self.rows[0])
+        return tuple(
+            rows
+            for rows, slope in zip(self.rows, slopes, strict=False)
+            if slope > (1 + STEP_RATIO) * mean
+        )
+
+
+@dataclass(slots=True)
+class Work:
+    """What an iteration does, as planned or as it happened."""
+
+    device_rows: int = 0  # at every layer
+    joined_rows: Sequence[float] = ()  # at each layer; may be expected values
+    chunk_rows: Sequence[int] = ()  # of every dense call of layer-major prefill, a layer each
+    logit_rows: int = 0
+    device_keys: int = 0  # Σ KV length over device decode rows
+    device_pairs: int = 0  # Σ query-key pairs over device prefill chunks
+    staged_pairs: int = 0  # the same over layer-major chunks, counted per layer
+    host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile
+
+
+FEATURES = ("fixed", "key", "pair", "join", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """See the module. Coefficients are seconds per unit of their feature."""
+
+    layers: int
+    dense: Curve  # one layer
+    head: Curve
+    fixed: float = 0.0
+    key: float = 0.0  # per key and layer
+    pair: float = 0.0  # per pair and layer
+    join: float = 0.0  # per joined row and layer
+    host: float = 0.0  # per byte
+
+    def predict(self, work: Work) -> float:
+        """Seconds."""
+        return self.curves(work) + float(
+            np.dot(self.features(work), [getattr(self, name) for name in FEATURES])
+        )
+
+    def curves(self, work: Work) -> float:
+        """The part that dense modules and head take."""
+        rest = self.layers - len(work.joined_rows)
+        seconds = rest * self.dense.at(work.device_rows) + self.head.at(work.logit_rows)
+        seconds += sum(self.dense.at(work.device_rows + joined) for joined in work.joined_rows)
+        return seconds + sum(self.dense.at(rows) for rows in work.chunk_rows)
+
+    def features(self, work: Work) -> tuple[float, ...]:
+        """What the coefficients, in the order of FEATURES, are multiplied with."""
+        return (
+            1.0,
+            float(self.layers * work.device_keys),
+            float(self.layers * work.device_pairs + work.staged_pairs),
+            float(sum(work.joined_rows)),
+            work.host_kv_bytes,
+        )
+
+
+def fit(base: LatencyModel, works: Sequence[Work], seconds: Sequence[float]) -> LatencyModel:
+    """Coefficients by least squares over observed iterations, none negative; curves stay.
+
+    Relative errors are minimised, so that short iterations count as much as long ones.
+    """
+    weights = 1.0 / np.asarray(seconds)
+    table = np.array([base.features(work) for work in works]) * weights[:, None]
+    target = (np.asarray(seconds) - [base.curves(work) for work in works]) * weights
+    active = [i for i in range(len(FEATURES)) if np.any(table[:, i])]
+    values = np.zeros(len(FEATURES))
+    while active:
+        found, *_ = np.linalg.lstsq(table[:, active], target, rcond=None)
+        if np.all(found >= 0):
+            values[active] = found
+            break
+        active.pop(int(np.argmin(found)))
+    named = dict(zip(FEATURES, values.tolist(), strict=True))
+    return LatencyModel(base.layers, base.dense, base.head, **named)
+
+
+@dataclass
+class Correction:
+    """Online: a slow factor per kind of iteration, and how predictions scattered lately."""
+
+    alpha: float = 0.05
+    window: int = 512
+    factors: dict[str, float] = field(default_factory=dict)
+    _ratios: deque[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ratios = deque(maxlen=self.window)
+
+    def apply(self, kind: str, predicted_s: float) -> float:
+        """The corrected prediction."""
+        return predicted_s * self.factors.get(kind, 1.0)
+
+    def observe(self, kind: str, predicted_s: float, observed_s: float) -> None:
+        """An uncorrected prediction and what came of it; an outlier's weight is bounded."""
+        if predicted_s <= 0 or observed_s <= 0:
+            return
+        factor = self.factors.get(kind, 1.0)
+        self._ratios.append(observed_s / (predicted_s * factor))
+        step = min(max(observed_s / predicted_s, 0.5 * factor), 2.0 * factor)
+        self.factors[kind] = factor + self.alpha * (step - factor)
+
+    def margin(self, quantile: float) -> float:
+        """Observed over predicted at this quantile of the last iterations; 1 without any."""
+        if not self._ratios:
+            return 1.0
+        ordered = sorted(self._ratios)
+        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+
+def accuracy(predicted_s: float, observed_s: float) -> float:
+    """1 − |predicted − observed| / observed."""
+    return 1.0 - abs(predicted_s - observed_s) / observed_s

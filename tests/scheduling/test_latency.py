@@ -1,0 +1,100 @@
+"""The latency model: curves, prediction, fitting, correction."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniserve_agent.scheduling.latency import (
+    Correction,
+    Curve,
+    LatencyModel,
+    Work,
+    accuracy,
+    fit,
+)
+
+DENSE = Curve((1, 4, 8, 16), (1e-3, 1e-3, 2e-3, 4e-3))
+HEAD = Curve((1, 16), (1e-3, 2e-3))
+TRUE = LatencyModel(10, DENSE, HEAD, fixed=2e-3, key=1e-7, pair=2e-8, join=3e-6, host=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [(0, 0.0), (1, 1e-3), (3, 1e-3), (6, 1.5e-3), (16, 4e-3), (32, 8e-3), (0.5, 1e-3)],
+)
+def test_curve_is_linear_between_points_and_beyond(rows, seconds):
+    assert DENSE.at(rows) == pytest.approx(seconds)
+
+
+def test_edges_are_where_a_step_follows():
+    staircase = Curve((1, 32, 33, 64, 65, 96), (1.0, 1.0, 2.0, 2.0, 3.0, 3.0))
+    assert staircase.edges() == (32, 64)
+    assert Curve((1,), (1.0,)).edges() == ()
+    assert Curve((1, 2, 3), (1.0, 2.0, 3.0)).edges() == ()
+
+
+def test_prediction_adds_up():
+    work = Work(device_rows=4, joined_rows=[4] * 5, chunk_rows=[8, 8], logit_rows=1)
+    # 5 layers of 4 rows, 5 of 8, two chunks of 8, the head, fixed, 20 joined rows.
+    expected = 5 * 1e-3 + 5 * 2e-3 + 2 * 2e-3 + 1e-3 + 2e-3 + 20 * 3e-6
+    assert TRUE.predict(work) == pytest.approx(expected)
+
+
+WORKS = st.builds(
+    Work,
+    device_rows=st.integers(1, 30),
+    joined_rows=st.lists(st.integers(0, 8), min_size=10, max_size=10),
+    chunk_rows=st.lists(st.integers(1, 32), max_size=10),
+    logit_rows=st.integers(0, 8),
+    device_keys=st.integers(0, 10_000),
+    device_pairs=st.integers(0, 100_000),
+    staged_pairs=st.integers(0, 100_000),
+    host_kv_bytes=st.floats(0, 1e8),
+)
+
+
+@given(st.lists(WORKS, min_size=30, max_size=40), WORKS)
+def test_fitting_finds_the_model_again(works, unseen):
+    base = LatencyModel(10, DENSE, HEAD)
+    found = fit(base, works, [TRUE.predict(work) for work in works])
+    for work in works:
+        assert found.predict(work) == pytest.approx(TRUE.predict(work), rel=1e-3)
+    assert all(getattr(found, name) >= 0 for name in ("fixed", "key", "pair", "join", "host"))
+    assert found.predict(unseen) >= base.predict(unseen)
+
+
+def test_fitting_never_pays_for_more_work():
+    works = [Work(device_rows=1, device_keys=keys) for keys in (0, 1000, 2000)]
+    found = fit(LatencyModel(10, DENSE, HEAD), works, [0.03, 0.02, 0.01])
+    assert found.key == 0
+
+
+@given(WORKS, st.integers(1, 20))
+def test_more_rows_never_cost_less(work, more):
+    before = TRUE.predict(work)
+    work.device_rows += more
+    assert TRUE.predict(work) >= before
+
+
+def test_correction_learns_a_factor_per_kind_and_shrugs_off_an_outlier():
+    correction = Correction(alpha=0.5)
+    for _ in range(20):
+        correction.observe("decode", 0.010, 0.012)
+    assert correction.apply("decode", 0.010) == pytest.approx(0.012, rel=1e-3)
+    assert correction.apply("prefill", 0.010) == 0.010
+    correction.observe("decode", 0.010, 10.0)
+    assert correction.apply("decode", 0.010) < 0.02
+
+
+def test_margin_is_the_quantile_of_what_came():
+    correction = Correction(alpha=0.0)
+    assert correction.margin(0.99) == 1.0
+    for observed in range(1, 101):
+        correction.observe("decode", 1.0, observed / 100)
+    assert correction.margin(0.5) == pytest.approx(0.51)
+    assert correction.margin(0.99) == pytest.approx(1.0)
+
+
+def test_accuracy():
+    assert accuracy(0.9, 1.0) == pytest.approx(0.9)
+    assert accuracy(1.1, 1.0) == pytest.approx(0.9)
