@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/out}
 SITE=/tmp/omniserve-site
 # What the engine and its build import beyond torch, transformers and the test tools.
-WHEELS=(cffi==2.1.1 pycparser==3.12 msgspec==0.22.0 pyzmq==27.3.0)
+WHEELS=(cffi==2.1.1 pycparser==3.12 msgspec==0.22.0 pyzmq==27.3.0 setuptools==81.0.0)
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_26_x86_64
   manylinux_2_17_x86_64 manylinux2014_x86_64)
 TEST_LIMIT_S=${TEST_LIMIT_S:-420}
@@ -31,8 +31,10 @@ has_torch() { # a line about what is there; fails where there is no CUDA device
   "$PYTHON" - "$1" <<'PY'
 import sys
 
-import torch
-
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"bench/gpu.sh: {sys.executable} has no torch ({error}); set PYTHON to one that has")
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
     sys.exit(f"bench/gpu.sh: torch {torch.__version__} sees no CUDA device; run this on a GPU machine")
 print(f"python {sys.version.split()[0]}, torch {torch.__version__}")
