@@ -31,6 +31,7 @@ from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, Ready, ServiceClass
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
+from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
@@ -38,6 +39,7 @@ from omniserve_agent.scheduling.plan import Caps
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
+HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
 
@@ -65,6 +67,7 @@ def build_engine(
         isa = native.isa_name()
         helpers = _helpers(config)
         parts = Parts.of(config, load(config, progress, helpers), helpers)
+        _use_one_core(config, parts.model)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
@@ -108,6 +111,13 @@ def _use_cores(config: EngineConfig) -> None:
                 f"{sorted(os.sched_getaffinity(0))}"
             ) from error
     torch.set_num_threads(max(1, len(config.device_cores)))
+
+
+def _use_one_core(config: EngineConfig, model: Model) -> None:
+    """Native layers bring their own threads: torch's would fight them for the device cores."""
+    if config.device_cores and is_native(model.config, model.dtype, model.device):
+        os.sched_setaffinity(0, config.device_cores[:1])
+        torch.set_num_threads(1)
 
 
 @dataclass(eq=False)
@@ -257,7 +267,7 @@ def _helpers(config: EngineConfig) -> native.Workers | None:
     cores = config.device_cores[1:]
     if not cores or not _native_attention(config):
         return None
-    return native.Workers(len(cores), cores=cores, spin_ns=0)
+    return native.Workers(len(cores), cores=cores, spin_ns=HELPER_SPIN_NS)
 
 
 def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfig:
