@@ -28,6 +28,7 @@ from omniserve_agent.engine.messages import (
 from omniserve_agent.engine.reporting import Reporter
 
 SEND_TIMEOUT_MS = 10_000  # the API process reads all the time: silence this long means it is gone
+LINGER_MS = 1000  # for the last message, why it ended for instance
 IDLE_POLL_MS = 200
 MESSAGES_PER_STEP = 256
 STALLED_POLL_MS = 1  # requests exist but nothing could be launched: wait for work in flight
@@ -102,7 +103,7 @@ def run(config: EngineConfig) -> int:
         traceback.print_exc()
         return _report(1, f"died of {type(error).__name__}: {error}")
     finally:
-        context.destroy(linger=1000)
+        context.destroy(linger=LINGER_MS)
 
 
 def _report(code: int, line: str) -> int:
@@ -113,6 +114,7 @@ def _report(code: int, line: str) -> int:
 def _connect(config: EngineConfig, context: zmq.Context[zmq.Socket[bytes]]) -> Wire:
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     outbox.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
+    outbox.setsockopt(zmq.LINGER, LINGER_MS)  # also where the socket goes before the context
     for name, socket in (("to_engine", inbox), ("from_engine", outbox)):
         endpoint = getattr(config, name)
         try:
