@@ -1,0 +1,243 @@
+"""Moves between the tiers, relief, and what the figures say of them; over the fake executor."""
+
+import pytest
+
+from omniserve_agent.engine.drafts import NoDrafts
+from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.engine.reporting import Reporter
+from omniserve_agent.scheduling.jobs import Stage, Tier
+from support.fake_engine import Collector, check_consistent, check_no_leak, make_engine, run, submit
+from support.fake_executor import BLOCK, continuation
+
+LS, BE = ServiceClass.LS, ServiceClass.BE
+
+
+class Right(NoDrafts):
+    """Always right, for so many tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def propose(self, *known):
+        tokens, longest = known[-2:]
+        return continuation(tokens, min(self.tokens, longest))
+
+
+def prompt(start, length):
+    return [(start + 7 * i) % 97 for i in range(length)]
+
+
+def until(engine, collector, condition, steps=500):
+    for _ in range(steps):
+        if condition():
+            return
+        collector.take(engine.step())
+        check_consistent(engine)
+    raise AssertionError("it never came to that")
+
+
+def request(engine, name):
+    return engine.intake.find(name)
+
+
+def be_on_device(engine, collector, name="be", length=9, max_tokens=40, tokens=3):
+    """A BE request that decodes on the device."""
+    engine.submit(submit(name, prompt(1, length), "BE", max_tokens=max_tokens))
+    until(engine, collector, lambda: len(collector.tokens.get(name, ())) >= tokens)
+    assert request(engine, name).job.stage is Stage.DECODE
+    return request(engine, name)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_there_and_back_again_at_every_token(depth):
+    engine, collector = make_engine(device_blocks=20, depth=depth), Collector()
+    be_on_device(engine, collector)
+    moves = 0
+    while not engine.idle:
+        be = request(engine, "be")
+        if be is not None and be.job.stage is Stage.DECODE:
+            moves += engine.residency.demote(be)
+        elif be is not None and be.job.stage is Stage.BOUNDARY:
+            moves += engine.residency.promote(be)
+        check_consistent(engine)
+        collector.take(engine.step())
+    assert moves > 20
+    assert collector.tokens["be"] == continuation(prompt(1, 9), 40)
+    assert engine.residency.counts.to_host + engine.residency.counts.to_device >= moves
+    check_no_leak(engine)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_filled_blocks_are_written_through_so_that_leaving_costs_the_tail(depth, monkeypatch):
+    engine, collector = make_engine(device_blocks=30, depth=depth), Collector()
+    be = be_on_device(engine, collector, tokens=12)
+    assert be.copied_tokens >= be.job.computed - BLOCK
+    copied = []
+    copy = engine.executor.copy_to_host
+    monkeypatch.setattr(
+        engine.executor, "copy_to_host", lambda *a: copied.append(a[-1]) or copy(*a)
+    )
+    engine.residency.demote(be)
+    assert sum(copied) <= BLOCK
+    run(engine, collector)
+    assert collector.tokens["be"] == continuation(prompt(1, 9), 40)
+
+
+def test_a_slot_that_drains_is_not_a_free_slot():
+    engine, collector = make_engine(be_device_residency=False, slots=1), Collector()
+    for name in ("gone", "next"):
+        engine.submit(submit(name, prompt(len(name), 6), "BE", max_tokens=8))
+    until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 2)
+    until(engine, collector, lambda: request(engine, "gone").job.stage is Stage.HOPPING)
+    engine.executor.gate_open = False
+    until(engine, collector, engine.executor.in_flight)
+    engine.cancel("gone")
+    for _ in range(5):
+        collector.take(engine.step())
+        check_consistent(engine)
+    assert request(engine, "next").job.stage is Stage.BOUNDARY
+    engine.executor.gate_open = True
+    run(engine, collector)
+    assert collector.tokens["next"] == continuation(prompt(4, 6), 8)
+    check_no_leak(engine)
+
+
+def test_a_request_that_leaves_the_device_keeps_its_own_copy():
+    """The host is full of others: they give way, the first-ranked loses nothing."""
+    engine, collector = make_engine(device_blocks=40, host_blocks=12), Collector()
+    first = be_on_device(engine, collector, length=13, max_tokens=20)
+    assert first.host is not None
+    engine.submit(submit("second", prompt(50, 20), "BE", max_tokens=12))
+    until(engine, collector, lambda: request(engine, "second").job.stage is Stage.DECODE)
+    engine.residency.demote(request(engine, "second"))
+    engine.residency.host.pool.allocate(engine.residency.host.pool.free_blocks)  # somebody else's
+    assert engine.residency.demote(first)
+    assert first.job.stage is Stage.BOUNDARY
+    assert first.job.computed >= 13
+    assert request(engine, "second").job.stage is Stage.WAITING
+
+
+def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
+    """LS that is larger than the host leaves the device: no BE request loses its KV for that."""
+    engine, collector = (
+        make_engine(device_blocks=20, host_blocks=9, ls_prefill_rows=64),
+        Collector(),
+    )
+    for name in ("be0", "be1"):
+        engine.submit(submit(name, prompt(len(name), 9), "BE", max_tokens=20))
+    engine.submit(submit("ls", prompt(3, 50), max_tokens=20))
+    until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 2)
+    until(engine, collector, lambda: request(engine, "ls").job.stage is Stage.DECODE)
+    engine.residency._swap_out(request(engine, "ls"))
+    assert engine.residency.counts.recomputed == 1
+    assert request(engine, "ls").job.stage is Stage.WAITING
+    assert [request(engine, n).job.computed > 0 for n in ("be0", "be1")] == [True, True]
+    assert run(engine, collector).tokens["ls"] == continuation(prompt(3, 50), 20)
+    check_no_leak(engine)
+
+
+def test_only_admitted_requests_have_prefix_hits():
+    engine, collector = make_engine(host_blocks=8, be_device_residency=False), Collector()
+    engine.submit(submit("known", prompt(1, 17), "BE", max_tokens=2))
+    run(engine, collector)
+    taken = engine.residency.host.pool.allocate(4)  # not those of the prefix
+    engine.submit(submit("again", prompt(1, 17), "BE", max_tokens=2))
+    for _ in range(3):
+        engine.step()
+        check_state = request(engine, "again").job
+        assert (check_state.stage, check_state.computed) == (Stage.WAITING, 0)
+    assert engine.residency.host.hit_tokens == 0
+    engine.residency.host.pool.release(taken)
+    run(engine, collector)
+    assert engine.residency.host.hit_tokens == 16
+    assert collector.tokens["again"] == continuation(prompt(1, 17), 2)
+
+
+def test_cached_tokens_are_told_once_with_the_first_event():
+    engine = make_engine(device_blocks=20)
+    engine.submit(submit("one", prompt(1, 9), max_tokens=3))
+    run(engine)
+    engine.submit(submit("two", prompt(1, 9), max_tokens=3))
+    told = [event.cached_tokens for _ in range(8) for event in engine.step()]
+    assert told == [8, 0, 0]
+    assert engine.services["default/ls"].cached_prompt_tokens == 8
+    assert engine.services["default/ls"].prompt_tokens == 18
+
+
+@pytest.mark.parametrize("service_class", ["LS", "BE"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_request_may_fill_its_pool_to_the_last_token(service_class, depth):
+    engine = make_engine(device_blocks=5, host_blocks=5, depth=depth, be_device_residency=False)
+    asked = prompt(1, 5 * BLOCK - 1)
+    engine.submit(submit("one", asked, service_class, max_tokens=9))
+    engine.submit(submit("two", asked[:12], service_class, max_tokens=99))
+    got = run(engine)
+    assert got.tokens["one"] == continuation(asked, 1)
+    assert got.tokens["two"] == continuation(asked[:12], 8)
+    assert set(got.finished.values()) == {"length"}
+    check_no_leak(engine)
+
+
+def test_no_row_follows_the_last_possible_token():
+    engine = make_engine(depth=1, device_blocks=20)
+    for name in ("LS", "BE"):
+        engine.submit(submit(name, prompt(1, 5), name, max_tokens=6))
+    run(engine)
+    assert engine.counts.late_rows == 0
+    # The prompt, then every output token but the last.
+    assert engine.counts.device_rows == {LS: 5 + 5, BE: 5 + 5}
+    assert engine.counts.be_prefill_tokens == 5
+
+
+def test_drafts_are_no_longer_than_the_lanes():
+    engine = make_engine(be_device_residency=False, drafts=Right(7), join_rows=2)
+    engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=9))
+    got = run(engine, max_steps=300)
+    assert got.tokens["be"] == continuation(prompt(1, 6), 9)
+    assert engine.counts.accepted_drafts == 4
+
+
+def test_the_first_be_goes_on_from_the_host_when_ls_takes_every_row():
+    engine, collector = make_engine(device_blocks=60, max_device_rows=2), Collector()
+    be_on_device(engine, collector, max_tokens=20)
+    for step in range(400):
+        if engine.jobs.count(LS, Stage.WAITING) < 2:
+            engine.submit(submit(f"ls{step}", prompt(step, 4), max_tokens=12))
+        collector.take(engine.step())
+        check_consistent(engine)
+        if "be" in collector.finished:
+            break
+    assert collector.tokens["be"] == continuation(prompt(1, 9), 20)
+    assert engine.residency.counts.to_host == 1
+
+
+def test_a_prefill_cancelled_as_it_ends_leaves_nothing():
+    engine, collector = make_engine(be_device_residency=False, depth=1), Collector()
+    engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=8))
+    until(engine, collector, lambda: request(engine, "be").pending)
+    assert request(engine, "be").job.held
+    assert engine.residency.grow(Tier.HOST, request(engine, "be"), 12)
+    engine.cancel("be")
+    assert run(engine, collector).tokens == {}
+    assert engine.counts.late_rows == 1
+    check_no_leak(engine)
+
+
+def test_figures_are_of_what_ran():
+    engine = make_engine(be_device_residency=False, drafts=Right(1), layers=3)
+    reporter = Reporter(engine=engine, layers=3, join_rows=8, host_workers=1, now_s=100.0)
+    engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=9))
+    engine.submit(submit("ls", prompt(2, 6), max_tokens=3))
+    run(engine)
+    for _ in range(engine.counts.iterations):
+        reporter.stepped(0.002)
+    stats = reporter.report(110.0)  # ten seconds, most of them idle
+    assert stats.iteration_ms == pytest.approx(2.0)
+    assert stats.be_tokens_per_s == pytest.approx(0.9)
+    assert stats.services["default/be"].output_tokens == 9
+    assert stats.services["default/ls"].finished == 1
+    assert stats.device_attention_rows == {LS: (6 + 2) * 3, BE: 6 * 3}
+    assert stats.rows_in_flight == stats.offloaded_requests == 0
+    again = reporter.report(111.0)
+    assert (again.iteration_ms, again.be_tokens_per_s) == (0.0, 0.0)
+    assert again.services == stats.services
