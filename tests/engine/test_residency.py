@@ -5,7 +5,7 @@ import pytest
 from omniserve_agent.engine.drafts import NoDrafts
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.engine.reporting import Reporter
-from omniserve_agent.scheduling.jobs import Stage, Tier
+from omniserve_agent.scheduling.jobs import Stage
 from support.fake_engine import Collector, check_consistent, check_no_leak, make_engine, run, submit
 from support.fake_executor import BLOCK, continuation
 
@@ -119,6 +119,45 @@ def test_a_request_that_leaves_the_device_keeps_its_own_copy():
 
 def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
     """LS that is larger than the host leaves the device: no BE request loses its KV for that."""
+    engine = make_engine(
+        device_blocks=20, host_blocks=13, ls_prefill_rows=64, be_device_residency=False
+    )
+    collector = Collector()
+    for i in range(2):
+        engine.submit(submit(f"be{i}", prompt(i, 9), "BE", max_tokens=15))
+    engine.submit(submit("ls", prompt(3, 56), max_tokens=20))
+    until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 2)
+    until(engine, collector, lambda: request(engine, "gone").job.stage is Stage.HOPPING)
+    engine.executor.gate_open = False
+    until(engine, collector, engine.executor.in_flight)
+    engine.cancel("gone")
+    for _ in range(5):
+        collector.take(engine.step())
+        check_consistent(engine)
+    assert request(engine, "next").job.stage is Stage.BOUNDARY
+    engine.executor.gate_open = True
+    run(engine, collector)
+    assert collector.tokens["next"] == continuation(prompt(4, 6), 8)
+    check_no_leak(engine)
+
+
+def test_a_request_that_leaves_the_device_keeps_its_own_copy():
+    """The host is full of others: they give way, the first-ranked loses nothing."""
+    engine, collector = make_engine(device_blocks=40, host_blocks=12), Collector()
+    first = be_on_device(engine, collector, length=13, max_tokens=20)
+    assert first.host is not None
+    engine.submit(submit("second", prompt(50, 20), "BE", max_tokens=12))
+    until(engine, collector, lambda: request(engine, "second").job.stage is Stage.DECODE)
+    engine.residency.demote(request(engine, "second"))
+    engine.residency.host.pool.allocate(engine.residency.host.pool.free_blocks)  # somebody else's
+    assert engine.residency.demote(first)
+    assert first.job.stage is Stage.BOUNDARY
+    assert first.job.computed >= 13
+    assert request(engine, "second").job.stage is Stage.WAITING
+
+
+def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
+    """LS that is larger than the host leaves the device: no BE request loses its KV for that."""
     engine, collector = (
         make_engine(device_blocks=20, host_blocks=9, ls_prefill_rows=64),
         Collector(),
@@ -132,7 +171,7 @@ def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
     assert engine.residency.counts.recomputed == 1
     assert request(engine, "ls").job.stage is Stage.WAITING
     assert [request(engine, n).job.computed > 0 for n in ("be0", "be1")] == [True, True]
-    assert run(engine, collector).tokens["ls"] == continuation(prompt(3, 50), 20)
+    assert run(engine, collector).tokens["ls"] == continuation(prompt(3, 56), 20)
     check_no_leak(engine)
 
 
@@ -216,7 +255,6 @@ def test_a_prefill_cancelled_as_it_ends_leaves_nothing():
     engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=8))
     until(engine, collector, lambda: request(engine, "be").pending)
     assert request(engine, "be").job.held
-    assert engine.residency.grow(Tier.HOST, request(engine, "be"), 12)
     engine.cancel("be")
     assert run(engine, collector).tokens == {}
     assert engine.counts.late_rows == 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve_agent.scheduling.exhaustion import Relief, victim
+from omniserve_agent.scheduling.exhaustion import Relief, victim, yielding_blocks
 from omniserve_agent.scheduling.fixed_caps import BE_PREFILL_FLOOR_ROWS, FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier, blocks_for
 from omniserve_agent.scheduling.plan import Caps, Room
@@ -154,6 +154,31 @@ def test_rows_whose_last_token_is_not_known_are_left_out_where_it_is_needed():
             (1, Relief.DEMOTE),
         ),
         (Tier.DEVICE, job(1, BE, Stage.DECODE, device_blocks=1), [], (1, Relief.DEMOTE)),
+        (  # fewest blocks to copy, not most copied
+            Tier.DEVICE,
+            job(5, LS, Stage.DECODE, device_blocks=1),
+            [
+                job(2, BE, Stage.DECODE, device_blocks=20, host_blocks=10),
+                job(1, BE, Stage.DECODE, device_blocks=3, host_blocks=3),
+            ],
+            (1, Relief.DEMOTE),
+        ),
+        (  # its own copy is what it needs
+            Tier.HOST,
+            job(1, BE, Stage.DECODE, device_blocks=2, host_blocks=1),
+            [job(2, BE, Stage.BOUNDARY, host_blocks=4)],
+            (2, Relief.RECOMPUTE),
+        ),
+        (  # blocks of a row in flight would come too late for one that leaves the device
+            Tier.HOST,
+            job(1, LS, Stage.DECODE, device_blocks=2),
+            [
+                job(2, BE, Stage.BOUNDARY, tokens=50, host_blocks=4),
+                job(3, BE, Stage.BOUNDARY, tokens=50, host_blocks=4),
+                job(4, BE, Stage.HOPPING, tokens=20, host_blocks=2),
+            ],
+            (3, Relief.RECOMPUTE),
+        ),
         (
             Tier.HOST,
             job(1, BE, Stage.BOUNDARY, host_blocks=1),
@@ -186,6 +211,36 @@ def test_rows_whose_last_token_is_not_known_are_left_out_where_it_is_needed():
 def test_who_gives_way(tier, needy, others, expected):
     chosen = victim(index(needy, *others), tier, needy)
     assert (chosen.job.handle, chosen.relief) == expected
+
+
+def test_a_newcomer_preempts_nobody_who_ranks_above_it():
+    running = [job(1, LS, Stage.DECODE, device_blocks=4), job(3, LS, Stage.DECODE, device_blocks=4)]
+    assert victim(index(*running, job(4)), Tier.DEVICE, job(4)) is None
+    chosen = victim(index(*running, job(2)), Tier.DEVICE, job(2))
+    assert (chosen.job.handle, chosen.relief) == (3, Relief.SWAP)
+
+
+def test_blocks_that_others_would_yield():
+    first = job(1, BE, Stage.BOUNDARY, host_blocks=1)
+    others = [
+        job(2, BE, Stage.DECODE, device_blocks=2, host_blocks=2),
+        job(3, BE, Stage.BOUNDARY, host_blocks=4),
+        job(4, BE, Stage.HOPPING, host_blocks=8),
+        job(5, LS, Stage.SWAPPED, host_blocks=16),
+    ]
+    leaving = job(6, LS, Stage.DECODE, device_blocks=3)
+    jobs = index(first, *others, leaving)
+    assert yielding_blocks(jobs, first) == 2 + 4 + 8 + 16
+    assert yielding_blocks(jobs, leaving) == 2 + 4
+    assert yielding_blocks(jobs, others[1]) == 2 + 8
+
+
+def test_ls_on_every_row_sends_the_first_be_to_the_host():
+    decoding = [job(i, LS, Stage.DECODE, device_blocks=1) for i in range(4)]
+    resident = [job(i, BE, Stage.DECODE, device_blocks=1) for i in (8, 9)]
+    assert [m.job.handle for m in plan(*decoding, *resident).moves] == [8]
+    assert plan(*decoding[:3], *resident).moves == ()
+    assert plan(*decoding, job(8, BE)).admissions[0].tier is Tier.HOST
 
 
 def test_nobody_can_give_way_when_only_the_first_holds_the_host():
