@@ -6,25 +6,23 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from spread import spread
-from streams import Stream, prompts, stream
+from streams import Stream, StreamError, prompts, stream
 
 BE_STREAMS = 8
 BE_OUTPUT_TOKENS = 2000  # longer than a round: they end by being cancelled
 LS_OUTPUT_TOKENS = 128
-BE_START_TIMEOUT_S = 120.0
+BE_TIMEOUT_S = 120.0
 
 
 class _Stats(msgspec.Struct):
     offloaded_requests: int
-    rows_in_flight: int
-    joins: int
 
 
 class _Engine(msgspec.Struct):
@@ -97,12 +95,15 @@ class _Look:
     @contextlib.asynccontextmanager
     async def _be_running(self, session: aiohttp.ClientSession) -> AsyncIterator[None]:
         """BE streams, all past their first token; cancelled at the end."""
+        begun = [asyncio.Event() for _ in range(BE_STREAMS)]
         tasks = [
-            asyncio.create_task(stream(session, self._url, "batch", prompt, BE_OUTPUT_TOKENS))
-            for prompt in self._prompts(BE_STREAMS)
+            asyncio.create_task(
+                stream(session, self._url, "batch", prompt, BE_OUTPUT_TOKENS, event)
+            )
+            for prompt, event in zip(self._prompts(BE_STREAMS), begun, strict=True)
         ]
         try:
-            await self._all_decoding(session)
+            await self._all_begun(begun)
             yield
         finally:
             for task in tasks:
@@ -110,13 +111,18 @@ class _Look:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._none_left(session)
 
-    async def _all_decoding(self, session: aiohttp.ClientSession) -> None:
-        async with asyncio.timeout(BE_START_TIMEOUT_S):
-            while (await self._status(session)).engines[0].stats.rows_in_flight < BE_STREAMS:
-                await asyncio.sleep(0.2)
+    async def _all_begun(self, begun: Sequence[asyncio.Event]) -> None:
+        try:
+            async with asyncio.timeout(BE_TIMEOUT_S):
+                await asyncio.gather(*(event.wait() for event in begun))
+        except TimeoutError:
+            raise StreamError(
+                f"{self._url}: {sum(event.is_set() for event in begun)} of {BE_STREAMS} BE "
+                f"requests began within {BE_TIMEOUT_S} s; look at /statusz"
+            ) from None
 
     async def _none_left(self, session: aiohttp.ClientSession) -> None:
-        async with asyncio.timeout(BE_START_TIMEOUT_S):
+        async with asyncio.timeout(BE_TIMEOUT_S):
             while (await self._status(session)).engines[0].stats.offloaded_requests:
                 await asyncio.sleep(0.2)
 

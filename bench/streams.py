@@ -67,9 +67,15 @@ def prompts(generator: random.Random, count: int, tokens: int, vocabulary: int) 
 
 
 async def stream(
-    session: aiohttp.ClientSession, url: str, model: str, prompt: Sequence[int], tokens: int
+    session: aiohttp.ClientSession,
+    url: str,
+    model: str,
+    prompt: Sequence[int],
+    tokens: int,
+    begun: asyncio.Event | None = None,
 ) -> Stream:
-    """One greedy completion of exactly `tokens` tokens. Raises StreamError."""
+    """One greedy completion of exactly `tokens` tokens; `begun` is set by the first. Raises
+    StreamError."""
     body = {
         "model": model,
         "prompt": list(prompt),
@@ -90,6 +96,8 @@ async def stream(
             event = msgspec.json.decode(line[6:], type=_Event)
             if event.choices:
                 events_s.append(now_s)
+                if begun is not None:
+                    begun.set()
             if event.usage is not None:
                 counted = event.usage.completion_tokens
     if counted != tokens or not events_s:
