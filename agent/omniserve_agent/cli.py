@@ -160,6 +160,10 @@ def serve(
     policy: Annotated[
         str, _flag("--policy", "Scheduling policy.", parse.choice(*parse.POLICIES), "POLICY")
     ] = "fixed_caps",
+    drafts: Annotated[
+        str,
+        _flag("--drafts", "Guessed tokens for BE rows.", parse.choice(*parse.DRAFTS), "SOURCE"),
+    ] = "off",
     be_retries: Annotated[
         int, _flag("--be-retries", "Replays of a BE request.", parse.count(0, 100), "TIMES")
     ] = 3,
@@ -203,6 +207,7 @@ def serve(
             max_waiting=max_waiting,
             be_residency=be_residency,
             policy=policy,
+            drafts=drafts,
             be_retries=be_retries,
             drain_grace_s=drain_grace,
             log_format=log_format,

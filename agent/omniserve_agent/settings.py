@@ -16,6 +16,7 @@ _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fixed_caps",)
+DRAFTS = ("off", "prompt_lookup")
 LOG_FORMATS = ("console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -61,6 +62,7 @@ class Settings:
     max_waiting: int = 256
     be_residency: bool = True
     policy: str = "fixed_caps"
+    drafts: str = "off"
     be_retries: int = 3
     drain_grace_s: float = 30.0
     log_format: str = "console"

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from omniserve_agent.engine.drafts import NoDrafts
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass
 from omniserve_agent.scheduling.jobs import Stage
 from support.fake_engine import Collector, run, submit
@@ -31,16 +32,16 @@ def _cuda_only_where_there_is_one(request):
         pytest.skip("no CUDA device on this machine")
 
 
-class OwnContinuation:
+class OwnContinuation(NoDrafts):
     """Drafts from known continuations: right, and wrong from a certain token on."""
 
     def __init__(self, sequences, wrong_every=5):
         self.sequences, self.wrong_every = sequences, wrong_every
 
-    def propose(self, tokens, max_tokens):
+    def propose(self, handle, tokens, longest):
         for sequence in self.sequences:
             if sequence[: len(tokens)] == tokens:
-                guess = sequence[len(tokens) : len(tokens) + max_tokens]
+                guess = sequence[len(tokens) : len(tokens) + longest]
                 return [
                     token + 1
                     if (len(tokens) + i) % self.wrong_every == 0 and token < 200

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from omniserve_agent.engine.drafts import NoDrafts
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass
 from omniserve_agent.scheduling.jobs import Stage
 from support.fake_engine import (
@@ -18,19 +19,18 @@ from support.fake_engine import (
 )
 from support.fake_executor import continuation
 
-
 PENALISED = SamplingParams(temperature=0.0, presence_penalty=0.5)
 
 
-class ScriptedDrafts:
+class ScriptedDrafts(NoDrafts):
     """Guesses right for `right` tokens, then wrong ones."""
 
     def __init__(self, right, wrong):
         self.right, self.wrong = right, wrong
 
-    def propose(self, tokens, max_tokens):
+    def propose(self, handle, tokens, longest):
         guesses = continuation(tokens, self.right) + [96] * self.wrong
-        return guesses[:max_tokens]
+        return guesses[:longest]
 
 
 @pytest.mark.parametrize("depth", [0, 1])

@@ -13,7 +13,7 @@ NEAR_TIE = 1e-4  # top-two logits closer than this may order differently
 
 
 @contextmanager
-def engine_for(model_dir, drafts=None, **config):
+def engine_for(model_dir, drafts=None, drafts_source="off", **config):
     """An engine with small pools, float32, not pinned; closed at the end."""
     settings = {
         "dtype": "float32",
@@ -21,6 +21,7 @@ def engine_for(model_dir, drafts=None, **config):
         "host_kv_bytes": 32 << 20,
         "host_workers": 2,
         "slots": 16,
+        "drafts": drafts_source,
         "ls_prefill_rows": 24,
         "be_prefill_rows": 12,
         **config,

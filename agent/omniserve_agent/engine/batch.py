@@ -171,4 +171,4 @@ class BatchBuilder:
         room = min(MAX_DRAFT, lanes - 1, left - 1)
         if room <= 0 or request.needs_history:
             return []
-        return self.drafts.propose(request.tokens, room)[:room]
+        return self.drafts.propose(request.handle, request.tokens, room)[:room]

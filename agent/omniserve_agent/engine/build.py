@@ -11,7 +11,7 @@ import torch
 
 import omniserve_native as native
 from omniserve_agent.engine.configuration import problem
-from omniserve_agent.engine.drafts import DraftSource
+from omniserve_agent.engine.drafts import DraftSource, NoDrafts
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
@@ -33,6 +33,7 @@ from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
+from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.plan import Caps
@@ -158,8 +159,11 @@ class Parts:
             KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
             self._limits(),
             self.model.config.layers,
-            drafts,
+            drafts or self._drafts(),
         )
+
+    def _drafts(self) -> DraftSource:
+        return PromptLookup() if self.config.drafts == "prompt_lookup" else NoDrafts()
 
     def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
         arena, shape = _arena(self.model, self.device_blocks), self.model.config

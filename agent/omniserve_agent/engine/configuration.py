@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from omniserve_agent.engine.messages import EngineConfig
 
@@ -19,6 +20,13 @@ POSITIVE = (
     "stats_interval_s",
 )
 
+CHOICES: dict[str, tuple[object, ...]] = {
+    "attention": ("auto", "native", "torch"),
+    "pipeline_depth": (None, 0, 1),
+    "drafts": ("off", "prompt_lookup"),
+    "policy": ("fixed_caps",),
+}
+
 
 def problem(config: EngineConfig) -> str | None:
     """The first bad value, in one line that says what would be right; None: there is none."""
@@ -31,12 +39,13 @@ def problem(config: EngineConfig) -> str | None:
         return f"max_model_len is {config.max_model_len}; it must be at least 2"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         return f"device is {config.device!r}; it must be cpu, cuda or cuda:N"
-    if config.attention not in ("auto", "native", "torch"):
-        return f"attention is {config.attention!r}; it must be auto, native or torch"
     if config.attention == "native" and config.device != "cpu":
         return f"attention is native and device is {config.device}; native attention needs cpu"
-    if config.pipeline_depth not in (None, 0, 1):
-        return f"pipeline_depth is {config.pipeline_depth}; it must be 0 or 1"
-    if config.policy != "fixed_caps":
-        return f"policy is {config.policy!r}; it must be fixed_caps"
-    return None
+    return next(_bad_choices(config), None)
+
+
+def _bad_choices(config: EngineConfig) -> Iterator[str]:
+    for name, values in CHOICES.items():
+        value = getattr(config, name)
+        if value not in values:
+            yield f"{name} is {value!r}; use {', '.join(str(one) for one in values)}"

@@ -12,18 +12,36 @@ from typing import Protocol
 
 
 class DraftSource(Protocol):
-    """Guesses the tokens that follow."""
+    """Guesses the tokens that follow, and learns from what became of the guesses."""
 
-    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
-        """At most `max_tokens` guesses for what follows `tokens`."""
+    def propose(self, handle: int, tokens: Sequence[int], longest: int) -> list[int]:
+        """At most `longest` guesses for what follows all known `tokens` of a request."""
+
+    def judged(self, handle: int, proposed: int, accepted: int) -> None:
+        """Of the last `proposed` guesses for this request so many stood."""
+
+    def forget(self, handle: int) -> None:
+        """The request has ended."""
+
+    def binds(self, ceiling: str) -> None:
+        """Which ceiling binds BE throughput now (`scheduling/ceiling.py`)."""
 
 
 class NoDrafts:
     """Guesses nothing: every hop carries one token."""
 
-    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
+    def propose(self, handle: int, tokens: Sequence[int], longest: int) -> list[int]:
         """No guess."""
         return []
+
+    def judged(self, handle: int, proposed: int, accepted: int) -> None:
+        """Nothing to learn."""
+
+    def forget(self, handle: int) -> None:
+        """Nothing is kept."""
+
+    def binds(self, ceiling: str) -> None:
+        """Nothing depends on it."""
 
 
 def accepted_length(draft: Sequence[int], chosen: Sequence[int]) -> int:

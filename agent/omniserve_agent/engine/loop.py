@@ -94,7 +94,8 @@ class Engine:
         self.residency = Residency(
             device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
         )
-        self.batch = BatchBuilder(self.residency, executor, drafts or NoDrafts())
+        self.drafts = drafts or NoDrafts()
+        self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
         self._uncollected: deque[tuple[Iteration, Launched]] = deque()
         self._events: list[TokenEvent] = []
@@ -223,6 +224,8 @@ class Engine:
         kept = accepted_length(request.draft, [choice.token_id for choice in choices])
         self.counts.accepted_drafts += kept - 1
         self.counts.rejected_drafts += len(request.draft) - (kept - 1)
+        if request.draft:
+            self.drafts.judged(request.handle, len(request.draft), kept - 1)
         request.draft = []
         request.job.computed += kept
         request.job.tokens += kept
@@ -266,6 +269,7 @@ class Engine:
     def _end(self, request: Request) -> None:
         self.residency.release(request)
         self.jobs.move(request.job, Stage.DONE)
+        self.drafts.forget(request.handle)
         self.intake.forget(request)
 
     def _abandon_prefill(self, request: Request) -> None:

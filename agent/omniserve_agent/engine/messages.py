@@ -160,6 +160,8 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     recomputed_requests: int = 0  # preempted without a place to keep their KV
     ls_swapped: int = 0
     prefix_hit_tokens: dict[str, int] = {}  # by tier: "device", "host"
+    accepted_drafts: int = 0  # guessed tokens that were right, and that were not
+    rejected_drafts: int = 0
     binding_ceiling: str = "none"  # none, iterations, host_bandwidth, dense_rows, prefill
     be_tokens_per_s: float = 0.0  # over the interval
 
@@ -191,6 +193,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 256  # requests queued per class
     pipeline_depth: int | None = None  # None: 1 on CUDA, 0 on CPU
     policy: str = "fixed_caps"
+    drafts: str = "off"  # off, prompt_lookup: guessed tokens behind offloaded rows
     to_engine: str = ""  # ZeroMQ endpoints
     from_engine: str = ""
     stats_interval_s: float = 0.5

@@ -52,6 +52,8 @@ class Reporter:
         engine, figures = self.engine, self._mark.exchange
         counts, moves = engine.counts, engine.residency.counts
         flow = self._flow(before, self._mark)
+        ceiling = binding(flow)
+        engine.drafts.binds(ceiling)
         return Stats(
             services=self._services(),
             iterations=counts.iterations,
@@ -84,7 +86,9 @@ class Reporter:
                 "device": engine.residency.device.hit_tokens,
                 "host": engine.residency.host.hit_tokens,
             },
-            binding_ceiling=binding(flow),
+            accepted_drafts=counts.accepted_drafts,
+            rejected_drafts=counts.rejected_drafts,
+            binding_ceiling=ceiling,
             be_tokens_per_s=flow.output_tokens_per_s,
         )
 

@@ -119,6 +119,12 @@ _SERIES = (
         label="tier",
     ),
     _Series(
+        "draft_tokens",
+        "Guessed tokens that offloaded rows carried, by what became of them.",
+        lambda s: {"accepted": s.accepted_drafts, "rejected": s.rejected_drafts},
+        label="outcome",
+    ),
+    _Series(
         "be_tokens_per_second",
         "BE output tokens per second, last reporting interval.",
         _one(lambda s: s.be_tokens_per_s),
