@@ -127,45 +127,6 @@ def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
         engine.submit(submit(f"be{i}", prompt(i, 9), "BE", max_tokens=15))
     engine.submit(submit("ls", prompt(3, 56), max_tokens=20))
     until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 2)
-    until(engine, collector, lambda: request(engine, "gone").job.stage is Stage.HOPPING)
-    engine.executor.gate_open = False
-    until(engine, collector, engine.executor.in_flight)
-    engine.cancel("gone")
-    for _ in range(5):
-        collector.take(engine.step())
-        check_consistent(engine)
-    assert request(engine, "next").job.stage is Stage.BOUNDARY
-    engine.executor.gate_open = True
-    run(engine, collector)
-    assert collector.tokens["next"] == continuation(prompt(4, 6), 8)
-    check_no_leak(engine)
-
-
-def test_a_request_that_leaves_the_device_keeps_its_own_copy():
-    """The host is full of others: they give way, the first-ranked loses nothing."""
-    engine, collector = make_engine(device_blocks=40, host_blocks=12), Collector()
-    first = be_on_device(engine, collector, length=13, max_tokens=20)
-    assert first.host is not None
-    engine.submit(submit("second", prompt(50, 20), "BE", max_tokens=12))
-    until(engine, collector, lambda: request(engine, "second").job.stage is Stage.DECODE)
-    engine.residency.demote(request(engine, "second"))
-    engine.residency.host.pool.allocate(engine.residency.host.pool.free_blocks)  # somebody else's
-    assert engine.residency.demote(first)
-    assert first.job.stage is Stage.BOUNDARY
-    assert first.job.computed >= 13
-    assert request(engine, "second").job.stage is Stage.WAITING
-
-
-def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
-    """LS that is larger than the host leaves the device: no BE request loses its KV for that."""
-    engine, collector = (
-        make_engine(device_blocks=20, host_blocks=9, ls_prefill_rows=64),
-        Collector(),
-    )
-    for name in ("be0", "be1"):
-        engine.submit(submit(name, prompt(len(name), 9), "BE", max_tokens=20))
-    engine.submit(submit("ls", prompt(3, 50), max_tokens=20))
-    until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 2)
     until(engine, collector, lambda: request(engine, "ls").job.stage is Stage.DECODE)
     engine.residency._swap_out(request(engine, "ls"))
     assert engine.residency.counts.recomputed == 1
