@@ -5,6 +5,7 @@ import pytest
 from omniserve_agent.engine.drafts import NoDrafts
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.engine.reporting import Reporter
+from omniserve_agent.scheduling.exhaustion import Relief, Victim
 from omniserve_agent.scheduling.jobs import Stage
 from support.fake_engine import Collector, check_consistent, check_no_leak, make_engine, run, submit
 from support.fake_executor import BLOCK, continuation
@@ -134,6 +135,67 @@ def test_nobody_gives_way_in_vain_and_a_lost_request_is_counted_once():
     assert [request(engine, n).job.computed > 0 for n in ("be0", "be1")] == [True, True]
     assert run(engine, collector).tokens["ls"] == continuation(prompt(3, 56), 20)
     check_no_leak(engine)
+
+
+def test_a_copy_that_was_dropped_is_made_again_from_the_start():
+    engine, collector = make_engine(device_blocks=30), Collector()
+    be = be_on_device(engine, collector)
+    assert be.copied_tokens >= 8
+    host = engine.residency.host.pool
+    assert engine.residency._relieve(Victim(be.job, Relief.DROP_COPY))
+    host.allocate(2)  # other blocks than before
+    assert engine.residency.demote(be)
+    assert run(engine, collector).tokens["be"] == continuation(prompt(1, 9), 40)
+
+
+def test_be_goes_on_from_the_host_when_the_device_is_full():
+    engine, collector = make_engine(device_blocks=20), Collector()
+    be = be_on_device(engine, collector)
+    device = engine.residency.device.pool
+    taken = device.allocate(device.free_blocks)  # somebody else's
+    for _ in range(10):
+        collector.take(engine.step())
+    assert be.device is None
+    assert be.job.stage in (Stage.BOUNDARY, Stage.HOPPING)
+    assert engine.residency.counts.recomputed == 0
+    device.release(taken)
+    check_consistent(engine)
+    assert run(engine, collector).tokens["be"] == continuation(prompt(1, 9), 40)
+    check_no_leak(engine)
+
+
+def test_one_need_takes_one_victim_whose_blocks_are_still_to_come():
+    engine = make_engine(be_device_residency=False, host_blocks=12)
+    collector = Collector()
+    for i in range(3):
+        engine.submit(submit(f"be{i}", prompt(i, 5), "BE", max_tokens=8))
+    until(engine, collector, lambda: engine.jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING) == 3)
+    engine.executor.gate_open = False
+    until(engine, collector, lambda: engine.executor.in_flight() == 3)
+    engine.submit(submit("first", prompt(50, 40), "BE", max_tokens=4, priority=1))
+    for _ in range(5):
+        collector.take(engine.step())
+        check_consistent(engine)
+    assert engine.residency.counts.recomputed == 1
+    engine.executor.gate_open = True
+    run(engine, collector)
+    assert collector.tokens["first"] == continuation(prompt(50, 40), 4)
+    for i in range(3):
+        assert collector.tokens[f"be{i}"] == continuation(prompt(i, 5), 8)
+
+
+def test_ls_without_kv_yet_just_waits_again():
+    engine, collector = make_engine(device_blocks=20), Collector()
+    for i in range(2):
+        engine.submit(submit(f"ls{i}", prompt(i, 20), max_tokens=2))
+    engine.step()
+    second = request(engine, "ls1")
+    assert (second.job.stage, second.job.computed) == (Stage.PREFILL, 0)
+    engine.residency._swap_out(second)
+    check_consistent(engine)
+    assert second.job.stage is Stage.WAITING
+    assert (engine.residency.counts.swapped, engine.residency.counts.recomputed) == (0, 0)
+    assert run(engine, collector).tokens["ls1"] == continuation(prompt(1, 20), 2)
 
 
 def test_only_admitted_requests_have_prefix_hits():

@@ -131,6 +131,11 @@ def check_consistent(engine):
         assert not job.held or request.pending, where
         if job.stage is not Stage.HOPPING:
             assert 0 <= job.computed < job.tokens, where
+        if job.stage is Stage.WAITING:
+            assert job.computed == 0, where
+        if job.service_class is ServiceClass.LS:
+            assert on[1] == (job.stage is Stage.SWAPPED), where
+            assert job.computed or job.stage is not Stage.SWAPPED, where
         tables[Tier.DEVICE] += [request.device] if request.device else []
         tables[Tier.HOST] += [request.host] if request.host else []
     for staged in engine.batch.staged:
