@@ -19,6 +19,7 @@ from omniserve_agent.engine.execution.iteration import (
     Outcome,
     StagedPrefill,
 )
+from omniserve_agent.scheduling.latency import Work
 
 BLOCK = 4
 VOCAB = 97
@@ -160,7 +161,7 @@ class FakeExecutor:
             Choice(s.handle, next_token(self.host.read(s.sequence, s.start + len(s.token_ids))))
             for s in finished
         ]
-        return Launched(finished, outcome)
+        return Launched(finished, outcome, Work())
 
     def _segment(self, segment, outcome):
         ids = list(segment.token_ids)

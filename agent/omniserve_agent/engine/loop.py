@@ -34,6 +34,7 @@ from omniserve_agent.engine.messages import (
 )
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
+from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.plan import Plan, Policy, Room
 
@@ -86,6 +87,7 @@ class Engine:
         self.layers = layers
         self.services: dict[str, ServiceTotals] = {}
         self.stalled = False  # the last step found requests but could launch nothing
+        self.last_work: Work | None = None  # of the iteration launched last
         self.executor = executor
         self.jobs = JobIndex()
         self.lengths = OutputLengths()
@@ -125,6 +127,7 @@ class Engine:
         self.stalled = iteration is None
         if iteration is not None:
             launched = self.executor.launch(iteration)
+            self.last_work = launched.work
             self._advance(iteration, launched)
             self._uncollected.append((iteration, launched))
         keep = self.executor.depth if iteration is not None else 0

@@ -15,8 +15,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 STEP_RATIO = 0.5  # an increment this much above the curve's mean slope is a step
 
@@ -57,13 +59,21 @@ class Work:
     """What an iteration does, as planned or as it happened."""
 
     device_rows: int = 0  # at every layer
-    joined_rows: Sequence[float] = ()  # at each layer; may be expected values
-    chunk_rows: Sequence[int] = ()  # of every dense call of layer-major prefill, a layer each
+    joined_rows: list[float] = field(default_factory=list)  # at each layer; may be expected
+    chunk_rows: list[int] = field(default_factory=list)  # per dense call of layer-major prefill
     logit_rows: int = 0
     device_keys: int = 0  # Σ KV length over device decode rows
     device_pairs: int = 0  # Σ query-key pairs over device prefill chunks
     staged_pairs: int = 0  # the same over layer-major chunks, counted per layer
     host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile
+
+
+Count = TypeVar("Count", int, NDArray[np.int64])
+
+
+def pairs(start: Count, rows: Count) -> Count:
+    """Query-key pairs of causal attention of `rows` tokens behind `start` others; or of arrays."""
+    return rows * start + rows * (rows + 1) // 2
 
 
 FEATURES = ("fixed", "key", "pair", "join", "host")

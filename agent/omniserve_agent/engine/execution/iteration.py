@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass, TokenLogprob
+from omniserve_agent.scheduling.latency import Work
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
@@ -126,6 +127,7 @@ class Launched:
 
     finished_prefills: Sequence[StagedPrefill]
     chosen: Any  # the executor's own; on the device until collected
+    work: Work  # what it does, for the latency model
 
 
 class Executor(Protocol):

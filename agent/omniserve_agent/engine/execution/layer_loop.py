@@ -27,10 +27,11 @@ from omniserve_agent.engine.execution.iteration import (
     Outcome,
     StagedPrefill,
 )
-from omniserve_agent.engine.execution.rows import Rows, lay_out
+from omniserve_agent.engine.execution.rows import Rows, device_work, lay_out
 from omniserve_agent.engine.execution.staged import StagedRunner
 from omniserve_agent.engine.kv.copies import TierCopies
 from omniserve_agent.engine.model.model import Model
+from omniserve_agent.scheduling.latency import Work
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +42,7 @@ class _Pass:
     rows: int  # in the batch now
     device_rows: int
     pool: int  # row-layers left for staged prefills
+    work: Work
     stopped: bool = False  # a sweep that gives way to new work
 
 
@@ -79,7 +81,8 @@ class LayerLoopExecutor:
         self._entries.update((entry.slot, entry) for entry in iteration.entries)
         self._embed(rows)
         self.attention.begin(iteration, rows)
-        state = _Pass(iteration, rows.count, rows.device_rows, iteration.prefill_row_layers)
+        pool, work = iteration.prefill_row_layers, device_work(rows)
+        state = _Pass(iteration, rows.count, rows.device_rows, pool, work)
         for layer in range(self.model.config.layers):
             self._layer(layer, state)
             if state.stopped and state.rows == 0:
@@ -102,6 +105,7 @@ class LayerLoopExecutor:
         qkv = module.pre_attention(buffers.x[:n], buffers.rope[:n]) if n else None
         joined = self._attend(layer, qkv, state)
         state.rows = n = state.device_rows + joined
+        state.work.joined_rows.append(joined)
         if joined:
             tail = self.attention.positions[state.device_rows : n].to(self.model.device)
             buffers.rope[state.device_rows : n] = self.model.rope(tail)
@@ -130,7 +134,8 @@ class LayerLoopExecutor:
 
     def _advance_staged(self, layer: int, state: _Pass) -> None:
         if state.pool > 0:
-            state.pool = self._staged.advance(layer, state.iteration.staged, state.pool)
+            prefills = state.iteration.staged
+            state.pool = self._staged.advance(layer, prefills, state.pool, state.work)
 
     def _choose(self, rows: Rows, state: _Pass) -> Launched:
         finished = [s for s in state.iteration.staged if s.layer == self.model.config.layers]
@@ -145,7 +150,8 @@ class LayerLoopExecutor:
         )
         for staged in finished:
             staged.work = None
-        return Launched(finished, chosen)
+        state.work.logit_rows = len(chosen.samples)
+        return Launched(finished, chosen, state.work)
 
     def collect(self, launched: Launched) -> Outcome:
         """See `Executor`."""

@@ -19,6 +19,7 @@ from omniserve_agent.engine.execution.iteration import (
     SampleRow,
     Segment,
 )
+from omniserve_agent.scheduling.latency import Work, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,17 @@ def lay_out(iteration: Iteration) -> Rows:
         entry_slots=np.array([e.slot for e in entries], np.int32),
         sample_index=ends[sampled] - 1 if sampled else np.empty(0, np.int64),
         samples=[s.sample for s in segments if s.sample is not None],
+    )
+
+
+def device_work(rows: Rows) -> Work:
+    """What the device rows ask of attention; the rest is noted as it happens."""
+    decodes = rows.q_lens == 1
+    chunks = ~decodes
+    return Work(
+        device_rows=rows.device_rows,
+        device_keys=int(np.sum(rows.starts[decodes] + 1)),
+        device_pairs=int(np.sum(pairs(rows.starts[chunks], rows.q_lens[chunks].astype(np.int64)))),
     )
 
 

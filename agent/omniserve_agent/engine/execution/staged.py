@@ -13,6 +13,7 @@ import torch
 from omniserve_agent.engine.execution.attention import StageAttention
 from omniserve_agent.engine.execution.iteration import StagedPrefill
 from omniserve_agent.engine.model.model import Model
+from omniserve_agent.scheduling.latency import Work, pairs
 
 MAX_CHUNK_ROWS = 256  # bounds the temporaries of one dense call
 
@@ -32,19 +33,22 @@ class StagedRunner:
     model: Model
     attention: StageAttention
 
-    def advance(self, layer: int, prefills: Sequence[StagedPrefill], pool: int) -> int:
-        """Run chunks of every prefill that is at `layer`; what is left of the pool."""
+    def advance(self, layer: int, prefills: Sequence[StagedPrefill], pool: int, done: Work) -> int:
+        """Run chunks of every prefill that is at `layer`, noting them in `done`; what is left of
+        the pool."""
         for staged in prefills:
             if staged.layer == layer and pool > 0:
-                pool -= self._advance(layer, staged, pool)
+                pool -= self._advance(layer, staged, pool, done)
         return pool
 
-    def _advance(self, layer: int, staged: StagedPrefill, pool: int) -> int:
+    def _advance(self, layer: int, staged: StagedPrefill, pool: int, done: Work) -> int:
         work = self._work(staged)
         total, drawn = len(staged.token_ids), 0
         while staged.row < total and drawn < pool:
             count = min(total - staged.row, pool - drawn, MAX_CHUNK_ROWS)
             self._chunk(layer, staged, work, count)
+            done.chunk_rows.append(count)
+            done.staged_pairs += pairs(staged.start + staged.row, count)
             staged.row += count
             drawn += count
         if staged.row == total:
