@@ -302,3 +302,59 @@ def test_figures_are_of_what_ran():
     again = reporter.report(111.0)
     assert (again.iteration_ms, again.be_tokens_per_s) == (0.0, 0.0)
     assert again.services == stats.services
+
+
+def test_a_token_that_came_back_for_a_request_dropped_meanwhile_is_not_taken():
+    engine, collector = make_engine(be_device_residency=False, depth=1), Collector()
+    engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=12))
+    until(engine, collector, lambda: any(one[1].chosen.hops for one in engine._uncollected))
+    engine.residency.drop(request(engine, "be"))
+    late = engine.counts.late_rows
+    collector.take(engine.step())
+    assert engine.counts.late_rows == late + 1
+    assert run(engine, collector).tokens["be"] == continuation(prompt(1, 6), 12)
+    check_no_leak(engine)
+
+
+def test_a_prefill_that_gives_way_to_an_entry_is_not_in_the_batch():
+    engine = make_engine(be_device_residency=False, host_blocks=30, be_prefill_rows=1)
+    collector = Collector()
+    engine.submit(submit("first", prompt(1, 5), "BE", max_tokens=20))
+    until(engine, collector, lambda: collector.tokens.get("first"))
+    engine.submit(submit("second", prompt(50, 30), "BE", max_tokens=2))
+    until(engine, collector, lambda: engine.batch.staged)
+    host = engine.residency.host.pool
+    taken = host.allocate(host.free_blocks)  # somebody else's
+    for _ in range(200):
+        collector.take(engine.step())
+        if engine.residency.counts.recomputed:
+            break
+    assert not engine.batch.staged
+    assert request(engine, "second").job.stage is Stage.WAITING
+    host.release(taken)
+    run(engine, collector)
+    assert collector.tokens["first"] == continuation(prompt(1, 5), 20)
+    assert collector.tokens["second"] == continuation(prompt(50, 30), 2)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_choices_are_numbered_by_output_token(depth):
+    """A seeded choice depends on its number: it must survive drafts, moves and replays."""
+    engine = make_engine(device_blocks=40, depth=depth, drafts=Right(2))
+    tokens = continuation(prompt(9, 7), 8)
+    engine.submit(submit("be", prompt(9, 7), "BE", max_tokens=8, emitted=tokens[:3]))
+    engine.submit(submit("ls", prompt(2, 7), max_tokens=8))
+    collector = Collector()
+    until(engine, collector, lambda: len(collector.tokens.get("be", ())) == 1)
+    engine.residency.demote(request(engine, "be"))
+    run(engine, collector)
+    numbers = {1: [], 2: []}
+    for iteration in engine.executor.launches:
+        samples = [s.sample for s in (*iteration.segments, *iteration.staged)]
+        samples += [sample for entry in iteration.entries for sample in entry.samples]
+        for sample in samples:
+            if sample is not None:
+                numbers[sample.handle].append(sample.output_index)
+    assert numbers[2] == list(range(8))
+    assert numbers[1][0] == 3
+    assert set(numbers[1]) == {3, 4, 5, 6, 7}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.exhaustion import Relief, victim, yielding_blocks
-from omniserve_agent.scheduling.fixed_caps import BE_PREFILL_FLOOR_ROWS, FixedCaps
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier, blocks_for
 from omniserve_agent.scheduling.plan import Caps, Room
 
@@ -49,7 +49,7 @@ def index(*jobs):
 
 def plan(*jobs, room=ROOM, **caps):
     fields = {name: getattr(CAPS, name) for name in CAPS.__slots__} | caps
-    return FixedCaps(Caps(**fields)).plan(index(*jobs), room)
+    return FixedCaps(Caps(**fields)).plan(index(*jobs), room, now_s=0.0)
 
 
 def rows(answer):
@@ -86,7 +86,7 @@ def test_be_prefill_keeps_a_floor_beside_a_long_ls_prefill():
     staged = job(1, BE, Stage.STAGED, tokens=200, host_blocks=13)
     answer = plan(staged, job(2, LS, Stage.PREFILL, tokens=400, device_blocks=26))
     assert answer.staged == (staged,)
-    assert answer.prefill_row_layers == BE_PREFILL_FLOOR_ROWS * CAPS.layers
+    assert answer.prefill_row_layers == CAPS.be_prefill_floor_rows * CAPS.layers
 
 
 def test_be_goes_to_the_device_while_there_is_room_and_else_to_the_host():
@@ -162,6 +162,16 @@ def test_rows_whose_last_token_is_not_known_are_left_out_where_it_is_needed():
                 job(1, BE, Stage.DECODE, device_blocks=3, host_blocks=3),
             ],
             (1, Relief.DEMOTE),
+        ),
+        (  # nobody gives way to one that ranks below it
+            Tier.HOST,
+            job(3, BE, Stage.BOUNDARY, host_blocks=1),
+            [
+                job(1, BE, Stage.BOUNDARY, tokens=10, host_blocks=4),
+                job(2, BE, Stage.BOUNDARY, tokens=20, host_blocks=4),
+                job(4, BE, Stage.BOUNDARY, tokens=50, host_blocks=4),
+            ],
+            (4, Relief.RECOMPUTE),
         ),
         (  # its own copy is what it needs
             Tier.HOST,
