@@ -343,9 +343,9 @@ def test_choices_are_numbered_by_output_token(depth):
     engine = make_engine(device_blocks=40, depth=depth, drafts=Right(2))
     tokens = continuation(prompt(9, 7), 8)
     engine.submit(submit("be", prompt(9, 7), "BE", max_tokens=8, emitted=tokens[:3]))
-    engine.submit(submit("ls", prompt(2, 7), max_tokens=8))
     collector = Collector()
     until(engine, collector, lambda: len(collector.tokens.get("be", ())) == 1)
+    engine.submit(submit("ls", prompt(2, 7), max_tokens=8))
     engine.residency.demote(request(engine, "be"))
     run(engine, collector)
     numbers = {1: [], 2: []}
