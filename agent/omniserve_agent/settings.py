@@ -15,7 +15,7 @@ _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40
 _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-POLICIES = ("fixed_caps",)
+POLICIES = ("fixed_caps", "omniserve")
 DRAFTS = ("off", "prompt_lookup")
 LOG_FORMATS = ("console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -260,7 +260,7 @@ def test_a_setup_error_is_told_to_the_api_process_too(api, run):
         ({"attention": "fast"}, "attention is 'fast'"),
         ({"device": "cuda:0", "attention": "native"}, "native attention needs cpu"),
         ({"pipeline_depth": 2}, "pipeline_depth is 2; use None, 0, 1"),
-        ({"policy": "none"}, "policy is 'none'; use fixed_caps"),
+        ({"policy": "none"}, "policy is 'none'; use fixed_caps, omniserve"),
         ({"device_cores": [4095]}, "device_cores are [4095]"),
         ({"to_engine": "nowhere"}, "to_engine 'nowhere'"),
     ],

@@ -77,6 +77,11 @@ def test_waiting_ls_is_admitted_in_order_and_nobody_overtakes():
     assert answer.admissions == ()
 
 
+def test_swapped_ls_resumes_before_any_waiting_ls_is_admitted():
+    swapped = job(2, stage=Stage.SWAPPED, computed=9, host_blocks=1)
+    assert [a.job.handle for a in plan(job(1), swapped).admissions] == [2, 1]
+
+
 def test_priority_orders_inside_a_class_only():
     answer = plan(job(1, tokens=20), job(2, tokens=20, priority=5), job(3, BE, priority=100))
     assert [a.job.handle for a in answer.admissions] == [2, 1, 3]
@@ -130,6 +135,7 @@ def test_rows_whose_last_token_is_not_known_are_left_out_where_it_is_needed():
     answer = plan(
         job(1, LS, Stage.DECODE, held=True, device_blocks=1),
         job(2, BE, Stage.BOUNDARY, held=True),
+        be_device_residency=False,
     )
     assert answer.device == answer.entries == ()
 
@@ -317,3 +323,13 @@ def test_ls_rows_do_not_depend_on_be(drawn):
     alone = plan(*(j for j in jobs if j.service_class is LS), room=room)
     ls_rows = [(c.job.handle, c.rows) for c in with_be.device if c.job.service_class is LS]
     assert ls_rows == rows(alone)
+
+
+def test_device_and_staged_be_prefill_share_one_allowance():
+    staged = job(1, BE, Stage.STAGED, tokens=200, host_blocks=13)
+    answer = plan(staged, job(2, BE, Stage.PREFILL, tokens=200, device_blocks=13))
+    on_device = sum(chunk.rows for chunk in answer.device)
+    assert on_device == CAPS.be_prefill_rows // 2
+    assert on_device * CAPS.layers + answer.prefill_row_layers == (
+        CAPS.be_prefill_rows * CAPS.layers
+    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 import omniserve_native as native
@@ -33,13 +34,19 @@ from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
+from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
+from omniserve_agent.engine.profiling import base_model, mixed_load, observe
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
-from omniserve_agent.scheduling.plan import Caps
+from omniserve_agent.scheduling.latency import LatencyModel, fit
+from omniserve_agent.scheduling.omniserve import Omniserve
+from omniserve_agent.scheduling.plan import Caps, Policy
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
+PROFILE_DEVICE_BLOCKS, PROFILE_HOST_BLOCKS = 256, 1024
+PROFILE_REQUESTS, PROFILE_STEPS = 24, 20_000
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
@@ -67,13 +74,15 @@ def build_engine(
         _use_cores(config)
         isa = native.isa_name()
         helpers = _helpers(config)
-        parts = Parts.of(config, load(config, progress, helpers), helpers)
-        _use_one_core(config, parts.model)
+        model = load(config, progress, helpers)
+        _use_one_core(config, model)
+        policy = make_policy(config, model, helpers, progress)
+        parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(drafts)
+    engine = parts.engine(policy, drafts)
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -149,11 +158,11 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(self, drafts: DraftSource | None = None) -> Engine:
+    def engine(self, policy: Callable[[Caps], Policy], drafts: DraftSource | None = None) -> Engine:
         """The loop over these parts."""
         executor, device = self._native() if _native_attention(self.config) else self._torch()
         return Engine(
-            FixedCaps(self._caps()),
+            policy(self._caps()),
             executor,
             device,
             KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
@@ -258,6 +267,47 @@ class Parts:
             eos_token_ids=frozenset(shape.eos_token_ids),
             check_sampling=lambda params: check_params(params, shape.vocab_size),
         )
+
+
+def make_policy(
+    config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
+) -> Callable[[Caps], Policy]:
+    """The configured policy, waiting for its caps; profiles the device where it needs to."""
+    if config.policy == "fixed_caps":
+        return FixedCaps
+    key = profile_key(config, model)
+    latency = load_profile(config.profile_dir, key)
+    if latency is None:
+        latency = profile(config, model, helpers, progress)
+        save_profile(config.profile_dir, key, latency)
+    known = latency
+    return lambda caps: Omniserve(caps, known)
+
+
+def profile(
+    config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
+) -> LatencyModel:
+    """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
+    base = base_model(model, progress)
+    small = msgspec.structs.replace(
+        config,
+        device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block_bytes(model)),
+        host_kv_bytes=min(config.host_kv_bytes, PROFILE_HOST_BLOCKS * block_bytes(model)),
+        pipeline_depth=0,
+        drafts="off",
+    )
+    parts = Parts.of(small, model, None)
+    parts.helpers = helpers
+    engine = parts.engine(FixedCaps)
+    try:
+        progress("profiling mixed load", 0.0)
+        longest = min(engine.intake.limits.max_request_tokens.values())
+        load = mixed_load(0, PROFILE_REQUESTS, model.config.vocab_size, longest)
+        seen = observe(engine, load, PROFILE_STEPS)
+    finally:
+        parts.helpers = None  # they belong to the model, which lives on
+        engine.close()
+    return fit(base, [one.work for one in seen], [one.seconds for one in seen])
 
 
 def _native_attention(config: EngineConfig) -> bool:

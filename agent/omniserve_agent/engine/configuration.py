@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "attention": ("auto", "native", "torch"),
     "pipeline_depth": (None, 0, 1),
     "drafts": ("off", "prompt_lookup"),
-    "policy": ("fixed_caps",),
+    "policy": ("fixed_caps", "omniserve"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from omniserve_agent.engine.kv.tables import PrefixNames
 from omniserve_agent.engine.messages import Refused, SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
 from omniserve_agent.scheduling.lengths import OutputLengths
 
@@ -49,17 +50,17 @@ class Intake:
     _by_id: dict[str, Request] = field(default_factory=dict)
     _arrivals: int = 0
 
-    def submit(self, submit: Submit) -> Refused | None:
-        """Take a request, or say why not."""
+    def submit(self, submit: Submit, now_s: float = 0.0) -> Refused | Request:
+        """Take a request that came at `now_s`, or say why not."""
         refused = self._refusal(submit)
         if refused is not None:
             return refused
         self._arrivals += 1
-        request = self._request(submit, self._arrivals)
+        request = self._request(submit, self._arrivals, now_s)
         self.requests[request.handle] = request
         self._by_id[submit.request_id] = request
         self.jobs.add(request.job)
-        return None
+        return request
 
     def find(self, request_id: str) -> Request | None:
         """The request of this id, unless it has ended."""
@@ -127,7 +128,7 @@ class Intake:
             return str(error)
         return None
 
-    def _request(self, submit: Submit, arrival: int) -> Request:
+    def _request(self, submit: Submit, arrival: int, now_s: float) -> Request:
         limit = self.limits.max_request_tokens[submit.service_class]
         tokens = [*submit.prompt, *submit.emitted]
         max_total = min(len(submit.prompt) + submit.max_tokens, limit)
@@ -141,6 +142,7 @@ class Intake:
             tokens=len(tokens),
             max_total_tokens=max_total,
             predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
+            deadlines=_deadlines(submit, now_s),
         )
         eos = frozenset() if submit.ignore_eos else self.limits.eos_token_ids
         return Request(
@@ -151,6 +153,12 @@ class Intake:
             tokens=tokens,
             needs_history=needs_history(submit.sampling),
         )
+
+
+def _deadlines(submit: Submit, now_s: float) -> Deadlines | None:
+    if submit.ttft_slo_ms is None or submit.tpot_slo_ms is None:
+        return None
+    return Deadlines(now_s, submit.ttft_slo_ms / 1e3, submit.tpot_slo_ms / 1e3)
 
 
 def _refused(

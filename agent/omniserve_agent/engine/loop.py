@@ -9,6 +9,7 @@ costs one discarded row. On the CPU device the same code runs with depth 0.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -82,8 +83,11 @@ class Engine:
         limits: IntakeLimits,
         layers: int,
         drafts: DraftSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
+        self._clock = clock
+        self._collected_s = clock()
         self.layers = layers
         self.services: dict[str, ServiceTotals] = {}
         self.stalled = False  # the last step found requests but could launch nothing
@@ -99,14 +103,18 @@ class Engine:
         self.drafts = drafts or NoDrafts()
         self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
-        self._uncollected: deque[tuple[Iteration, Launched]] = deque()
+        self._uncollected: deque[tuple[float, Launched]] = deque()
         self._events: list[TokenEvent] = []
 
     # ---- what the process calls ------------------------------------------------------------
 
     def submit(self, submit: Submit) -> Refused | None:
         """Take a request, or say why not."""
-        return self.intake.submit(submit)
+        taken = self.intake.submit(submit, self._clock())
+        if isinstance(taken, Refused):
+            return taken
+        self.policy.arrived(taken.job)
+        return None
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; it leaves the plan with the next iteration."""
@@ -122,14 +130,15 @@ class Engine:
     def step(self, interrupted: Callable[[], bool] = lambda: False) -> list[TokenEvent]:
         """Launch the next iteration and deliver the one that is due; its token events."""
         self.residency.reap()
-        plan = self.policy.plan(self.jobs, self._room())
+        started_s = self._clock()
+        plan = self.policy.plan(self.jobs, self._room(), started_s)
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
             launched = self.executor.launch(iteration)
             self.last_work = launched.work
             self._advance(iteration, launched)
-            self._uncollected.append((iteration, launched))
+            self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
         while len(self._uncollected) > keep:
             self._deliver(*self._uncollected.popleft())
@@ -198,8 +207,10 @@ class Engine:
 
     # ---- outcome to events -----------------------------------------------------------------
 
-    def _deliver(self, iteration: Iteration, launched: Launched) -> None:
+    def _deliver(self, started_s: float, launched: Launched) -> None:
         outcome = self.executor.collect(launched)
+        begun_s, self._collected_s = max(started_s, self._collected_s), self._clock()
+        self.policy.observed(launched.work, self._collected_s - begun_s)
         for choice in outcome.segments:
             self._returned(choice)
         for choice in outcome.staged:
@@ -247,6 +258,8 @@ class Engine:
             if reason is not None:
                 break
         self._count_tokens(request, len(taken))
+        if request.job.deadlines is not None:
+            request.job.deadlines.emitted(self._collected_s, len(taken))
         self._events.append(_event(request, taken, reason))
         request.cached_tokens = 0
         self.residency.register(request)

@@ -193,6 +193,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 256  # requests queued per class
     pipeline_depth: int | None = None  # None: 1 on CUDA, 0 on CPU
     policy: str = "fixed_caps"
+    profile_dir: str = ""  # where latency profiles are kept; empty: not kept
     drafts: str = "off"  # off, prompt_lookup: guessed tokens behind offloaded rows
     to_engine: str = ""  # ZeroMQ endpoints
     from_engine: str = ""

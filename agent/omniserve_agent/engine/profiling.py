@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from omniserve_agent.engine.loop import Engine
-from omniserve_agent.engine.messages import Submit
+from omniserve_agent.engine.messages import SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 
@@ -64,6 +65,27 @@ def _curve(
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def mixed_load(seed: int, requests: int, vocab_size: int, longest: int) -> list[tuple[int, Submit]]:
+    """Chats of LS and long prompts of BE as (step, request); none longer than `longest` tokens."""
+    dice, arrivals = random.Random(seed), []
+    for number in range(requests):
+        is_ls = dice.random() < 2 / 3
+        prompt = dice.randrange(20, 200) if is_ls else dice.randrange(300, 900)
+        output = min(dice.randrange(10, 60), longest // 4)
+        service_class = ServiceClass.LS if is_ls else ServiceClass.BE
+        submit = Submit(
+            request_id=f"profile-{seed}-{number}",
+            service=f"profile/{service_class.lower()}",
+            service_class=service_class,
+            prompt=[dice.randrange(vocab_size) for _ in range(min(prompt, longest - output - 1))],
+            max_tokens=output,
+            sampling=SamplingParams(temperature=0.0),
+            ignore_eos=True,
+        )
+        arrivals.append((dice.randrange(0, 12 * requests), submit))
+    return arrivals
 
 
 def observe(

@@ -20,6 +20,7 @@ from omniserve_agent.scheduling.jobs import (
     Tier,
     blocks_for,
 )
+from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.plan import (
     Admission,
     Caps,
@@ -30,7 +31,6 @@ from omniserve_agent.scheduling.plan import (
 )
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
-BE_PREFILL_FLOOR_ROWS = 8  # rows per layer that LS prefill can not take from BE
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FixedCaps:
 
     caps: Caps
 
-    def plan(self, jobs: JobIndex, room: Room) -> Plan:
+    def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration under fixed caps."""
         draft = _Draft(
             device_free=room.device_free_blocks,
@@ -70,7 +70,7 @@ class FixedCaps:
         self._ls_prefill(jobs, draft)
         be_rows = self._be_prefill_rows(draft)
         self._be_admissions(jobs, draft)
-        self._be_device_prefill(jobs, draft, be_rows)
+        be_rows -= self._be_device_prefill(jobs, draft, be_rows)
         self._decode(jobs, BE, draft)
         self._leave_without_rows(jobs, draft)
         self._promote(jobs, draft)
@@ -83,6 +83,12 @@ class FixedCaps:
             prefill_row_layers=be_rows * self.caps.layers if draft.staged else 0,
             join_rows=self.caps.join_rows,
         )
+
+    def arrived(self, job: Job) -> None:
+        """Caps are fixed: nothing to learn."""
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """Caps are fixed: nothing to learn."""
 
     def growth_reserve(self, jobs: JobIndex) -> int:
         """Device blocks that LS rows will need over the growth horizon."""
@@ -149,7 +155,7 @@ class FixedCaps:
 
     def _be_prefill_rows(self, draft: _Draft) -> int:
         left = self.caps.be_prefill_rows - draft.ls_prefill_rows
-        return max(left, min(BE_PREFILL_FLOOR_ROWS, self.caps.be_prefill_rows))
+        return max(left, min(self.caps.be_prefill_floor_rows, self.caps.be_prefill_rows))
 
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
@@ -186,19 +192,25 @@ class FixedCaps:
         """Kept free for the next LS prompt: an eighth of the pool (a fixed cap, no prediction)."""
         return self.caps.device_blocks // 8
 
-    def _be_device_prefill(self, jobs: JobIndex, draft: _Draft, rows: int) -> None:
-        moving = draft.moving
+    def _be_device_prefill(self, jobs: JobIndex, draft: _Draft, rows: int) -> int:
+        """Chunks of BE prompts on the device; the rows they take of those for all BE prefill.
+
+        Staged prefills keep half, so that neither kind starves the other.
+        """
+        moving, most = draft.moving, rows - rows // 2 if draft.staged else rows
+        left = most
         admitted = [a.job for a in draft.admissions if a.tier is Tier.DEVICE]
         chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
         for job in chosen:
-            if draft.rows_left == 0 or rows <= 0:
-                return
+            if draft.rows_left == 0 or left <= 0:
+                break
             if job.handle in moving or job.held:
                 continue
-            chunk = min(job.remaining, rows)
+            chunk = min(job.remaining, left)
             draft.device.append(DeviceChunk(job, chunk))
             draft.rows_left -= 1
-            rows -= chunk
+            left -= chunk
+        return most - left
 
     def _leave_without_rows(self, jobs: JobIndex, draft: _Draft) -> None:
         """LS takes every row: the first-ranked BE request goes on from the host."""

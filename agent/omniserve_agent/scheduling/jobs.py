@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
+from omniserve_agent.scheduling.deadlines import Deadlines
+
 
 class ServiceClass(StrEnum):
     """The two service classes: latency-sensitive and best-effort."""
@@ -59,6 +61,7 @@ class Job:
     stage: Stage = Stage.WAITING
     device_blocks: int = 0
     host_blocks: int = 0
+    deadlines: Deadlines | None = None  # LS with an SLO
     held: bool = False  # its next row needs a token that is still on its way back
 
     @property

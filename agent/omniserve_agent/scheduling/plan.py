@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Tier
+from omniserve_agent.scheduling.latency import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,16 @@ class Plan:
 
 
 class Policy(Protocol):
-    """Chooses the next iteration. Pure: reads the index and the room, changes nothing."""
+    """Chooses the next iteration: reads the index and the room, changes nothing there."""
 
-    def plan(self, jobs: JobIndex, room: Room) -> Plan:
+    def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration; an empty plan when nothing can run."""
+
+    def arrived(self, job: Job) -> None:
+        """A request was taken."""
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """An iteration did this and took so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +82,5 @@ class Caps:
     be_prefill_rows: int
     be_device_residency: bool = True
     staged_jobs: int = 2  # layer-major prefills under way at once
+    be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
     growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device

@@ -1,0 +1,96 @@
+"""Budgets instead of headroom: how much BE work an iteration has time for.
+
+LS rows set deadlines; the latency model says what an iteration costs; what is left is BE's, as far
+as it helps BE: an iteration stretched by prefill slows every offloaded row, which advances about
+one layer per iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
+
+SHORTEST_S = 1e-6  # no iteration is free, whatever a profile says
+
+
+@dataclass(slots=True)
+class PromptLengths:
+    """Of one LS service: its p95 prompt stands for an arrival that may come any moment."""
+
+    ttft_s: float
+    lengths: list[int] = field(default_factory=list)
+
+    def observe(self, tokens: int, keep: int = 128) -> None:
+        """A request came."""
+        self.lengths.append(tokens)
+        del self.lengths[:-keep]
+
+    @property
+    def p95(self) -> int:
+        """Tokens; at least one request has come."""
+        ordered = sorted(self.lengths)
+        return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+
+def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest value in [low, high] that fits, by bisection; `low` where none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an iteration is expected to cost, corrected online and with the margin on top."""
+
+    model: LatencyModel
+    correction: Correction
+    quantile: float
+
+    def seconds(self, kind: str, work: Work) -> float:
+        """With the margin that makes predictions hold at the quantile."""
+        return self.expected(kind, work) * max(1.0, self.correction.margin(self.quantile))
+
+    def expected(self, kind: str, work: Work) -> float:
+        """Without the margin."""
+        return self.correction.apply(kind, self.model.predict(work))
+
+
+def with_prefill(work: Work, layers: int, rows: int, context: int) -> Work:
+    """`work` and a layer-major chunk of `rows` rows behind `context` tokens at every layer."""
+    if rows == 0:
+        return work
+    return Work(
+        device_rows=work.device_rows,
+        joined_rows=work.joined_rows,
+        chunk_rows=[*work.chunk_rows, *([rows] * layers)],
+        logit_rows=work.logit_rows,
+        device_keys=work.device_keys,
+        device_pairs=work.device_pairs,
+        staged_pairs=work.staged_pairs + layers * pairs(context, rows),
+        host_kv_bytes=work.host_kv_bytes,
+    )
+
+
+def best_prefill_rows(
+    candidates: Iterable[int],
+    seconds: Callable[[int], float],
+    hops: float,
+    weight: float,
+    layers: int,
+) -> int:
+    """Rows per layer that maximise BE progress per second.
+
+    Progress is (joined layer-steps + weight × prefill row-layers) / iteration time: a constant
+    number of hops against a prefill that grows with the time it takes.
+    """
+    return max(
+        candidates,
+        key=lambda rows: (
+            (hops + weight * rows * layers) / max(seconds(rows), SHORTEST_S),
+            -rows,
+        ),
+    )

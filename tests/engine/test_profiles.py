@@ -1,0 +1,79 @@
+"""Profiling at first start, the profile on disk, and the SLO-driven policy on a real engine."""
+
+from dataclasses import replace
+
+import pytest
+
+from omniserve_agent.engine.messages import EngineConfig
+from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
+from omniserve_agent.engine.profiling import mixed_load, observe
+from omniserve_agent.scheduling.latency import Curve, LatencyModel
+from omniserve_agent.scheduling.omniserve import Omniserve
+from support.fake_engine import make_engine, submit
+from support.real_engine import check_same, engine_for, generate
+from support.tiny_models import TINY_MODELS
+
+MODEL = LatencyModel(3, Curve((1, 2), (0.1, 0.2)), Curve((1,), (0.3,)), fixed=0.01, key=1e-9)
+
+
+def test_a_profile_comes_back_as_it_was(tmp_path):
+    save_profile(str(tmp_path / "new"), "key", MODEL)
+    assert load_profile(str(tmp_path / "new"), "key") == MODEL
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["key.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"layers": 3}'])
+def test_what_cannot_be_read_is_measured_again(tmp_path, content):
+    (tmp_path / "key.json").write_bytes(content)
+    assert load_profile(str(tmp_path), "key") is None
+    assert load_profile(str(tmp_path), "other") is None
+    assert load_profile("", "key") is None
+
+
+def test_the_first_start_profiles_and_the_next_one_does_not(
+    tmp_path, tiny_model_dir, reference_generate
+):
+    model_dir = tiny_model_dir(TINY_MODELS[0])
+    settings = {"policy": "omniserve", "profile_dir": str(tmp_path), "be_device_residency": False}
+    kept = []
+    for _ in range(2):
+        with engine_for(model_dir, **settings) as engine:
+            assert isinstance(engine.policy, Omniserve)
+            kept.append(engine.policy.model)
+            asked = {f"{c}{i}": [i + 5] * (20 + i) for i in range(3) for c in ("LS", "BE")}
+            got = generate(
+                engine,
+                [
+                    submit(key, p, key[:2], max_tokens=12, ttft_slo_ms=2000, tpot_slo_ms=100)
+                    for key, p in asked.items()
+                ],
+            )
+            for key, prompt in asked.items():
+                check_same(key, got[key], *reference_generate(model_dir, prompt, 12))
+            assert engine.policy.correction.factors
+    assert kept[0] == kept[1]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_key_names_what_a_profile_depends_on(tiny_model_dir):
+    with engine_for(tiny_model_dir(TINY_MODELS[0])) as engine:
+        config = EngineConfig(model_dir="x", device_cores=[0])
+        model = engine.executor.model
+        key = profile_key(config, model)
+        assert profile_key(EngineConfig(model_dir="y", device_cores=[1]), model) == key
+        assert profile_key(EngineConfig(model_dir="x", device_cores=[0, 1]), model) != key
+        other = replace(model, config=replace(model.config, hidden_size=1))
+        assert profile_key(config, other) != key
+
+
+def test_mixed_load_is_seeded_and_bounded():
+    assert mixed_load(1, 9, 50, 100) == mixed_load(1, 9, 50, 100)
+    assert mixed_load(1, 9, 50, 100) != mixed_load(2, 9, 50, 100)
+    for _, request in mixed_load(3, 50, 50, 100):
+        assert len(request.prompt) + request.max_tokens < 100
+
+
+def test_observing_gives_up_after_so_many_steps():
+    engine = make_engine()
+    with pytest.raises(RuntimeError, match="3 steps were not enough"):
+        observe(engine, [(0, submit("a", [1] * 30, max_tokens=9))], 3)

@@ -1,0 +1,208 @@
+"""Deadlines, budgets and the SLO-driven policy over a known latency model."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniserve_agent.scheduling.budget import PromptLengths, best_prefill_rows, largest_fitting
+from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
+from omniserve_agent.scheduling.omniserve import LONGEST_S, MIN_LS_CHUNK_ROWS, Omniserve
+from omniserve_agent.scheduling.plan import Caps, Room
+
+LS, BE = ServiceClass.LS, ServiceClass.BE
+LAYERS = 10
+# 10 ms for up to 8 rows, then 1 ms per row: 10 layers.
+DENSE = Curve((1, 8, 108), (1e-3, 1e-3, 11e-3))
+MODEL = LatencyModel(LAYERS, DENSE, Curve((1,), (0.0,)))
+CAPS = Caps(
+    layers=LAYERS,
+    block_tokens=16,
+    device_blocks=1000,
+    host_blocks=1000,
+    max_device_rows=64,
+    join_rows=8,
+    ls_prefill_rows=512,
+    be_prefill_rows=256,
+)
+ROOM = Room(1000, 1000, 64)
+
+
+def test_first_token_is_due_at_arrival_plus_ttft_and_then_lost():
+    due = Deadlines(arrival_s=10.0, ttft_s=2.0, tpot_s=0.1)
+    assert due.next_s(11.0, 50, 0.01) == 12.0
+    assert due.next_s(12.5, 50, 0.01) is None
+    due.emitted(12.5)
+    assert due.next_s(12.6, 50, 0.01) is None  # its TTFT is missed for good
+
+
+def test_tokens_are_due_at_a_steady_pace_with_bounded_credit():
+    due = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.1)
+    due.emitted(1.0)
+    assert due.next_s(1.0, 50, 0.01) == pytest.approx(1.1)
+    due.emitted(1.05, tokens=9)  # far ahead: token 10 would be due at 2.0
+    assert due.next_s(1.05, 40, 0.01) == pytest.approx(1.25)
+    assert due.next_s(1.95, 40, 0.01) == pytest.approx(2.0)
+    # Behind, but later tokens can still bring the mean down: due at once.
+    assert due.next_s(2.5, 40, 0.01) == 2.5
+    # Behind for good: even the fastest tokens come too late.
+    assert due.next_s(2.5, 2, 0.05) is None
+
+
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
+def test_bisection_finds_the_last_that_fits(low, span, limit):
+    found = largest_fitting(low, low + span, lambda value: value <= limit)
+    assert found == max(low, min(low + span, limit))
+
+
+def test_prefill_is_all_or_nothing_between_steps():
+    """With a constant price the time is either wholly worth it or not at all."""
+
+    def seconds(rows):
+        return 0.010 + 0.001 * rows
+
+    assert best_prefill_rows([0, 10, 50], seconds, hops=1, weight=1.0, layers=10) == 50
+    assert best_prefill_rows([0, 10, 50], seconds, hops=500, weight=0.1, layers=10) == 0
+
+
+def test_p95_of_prompts():
+    seen = PromptLengths(1.0)
+    for tokens in range(1, 101):
+        seen.observe(tokens)
+    assert seen.p95 == 96
+
+
+def job(handle, service_class, stage, tokens=100, deadlines=None, **fields):
+    at_end = stage in (Stage.DECODE, Stage.BOUNDARY, Stage.HOPPING)
+    return Job(
+        handle=handle,
+        service=f"default/{service_class.value}",
+        service_class=service_class,
+        priority=0,
+        arrival=handle,
+        tokens=tokens,
+        max_total_tokens=tokens + 100,
+        predicted_tokens=tokens + 50,
+        computed=tokens - 1 if at_end else 0,
+        stage=stage,
+        device_blocks=7 if stage in (Stage.PREFILL, Stage.DECODE) else 0,
+        host_blocks=7 if stage in (Stage.STAGED, Stage.BOUNDARY, Stage.HOPPING) else 0,
+        deadlines=deadlines,
+        **fields,
+    )
+
+
+def decoding(handle, now_s, tpot_s):
+    """An LS row exactly on its pace: the next token is due in one TPOT."""
+    due = Deadlines(arrival_s=now_s - 0.5, ttft_s=1.0, tpot_s=tpot_s)
+    due.emitted(now_s)
+    return job(handle, LS, Stage.DECODE, deadlines=due)
+
+
+def plan(*jobs, policy=None, now_s=100.0):
+    index = JobIndex()
+    for one in jobs:
+        index.add(one)
+    return (policy or Omniserve(CAPS, MODEL)).plan(index, ROOM, now_s)
+
+
+def be_rows(answer):
+    return answer.prefill_row_layers / LAYERS
+
+
+def test_be_prefill_gets_exactly_the_slack():
+    staged = job(9, BE, Stage.STAGED, tokens=500)
+    wide = plan(decoding(1, 100.0, 0.100), staged)
+    # 10 ms for the decode; a chunk of r > 8 rows takes 10 + (r - 8) ms at all layers together.
+    assert be_rows(wide) == pytest.approx(88, abs=1)
+    tight = plan(decoding(1, 100.0, 0.022), staged)
+    assert be_rows(tight) == pytest.approx(10, abs=1)
+    none = plan(decoding(1, 100.0, 0.015), staged)
+    assert be_rows(none) == 0
+
+
+def test_without_be_work_nothing_is_stretched():
+    answer = plan(decoding(1, 100.0, 0.100))
+    assert answer.prefill_row_layers == 0
+    assert [(c.job.handle, c.rows) for c in answer.device] == [(1, 1)]
+
+
+def test_many_rows_in_flight_make_prefill_not_worth_its_time():
+    flying = [job(10 + i, BE, Stage.HOPPING) for i in range(60)]
+    answer = plan(decoding(1, 100.0, 0.100), job(9, BE, Stage.STAGED, tokens=500), *flying)
+    assert be_rows(answer) < 88
+
+
+def test_a_request_that_cannot_attain_sets_no_deadline():
+    late = Deadlines(arrival_s=90.0, ttft_s=1.0, tpot_s=0.001)
+    late.emitted(99.0)
+    answer = plan(job(1, LS, Stage.DECODE, deadlines=late), job(9, BE, Stage.STAGED, tokens=500))
+    assert be_rows(answer) > 88
+    assert answer.device[0].job.handle == 1  # it keeps its place all the same
+
+
+def test_ls_prefill_fits_the_slack_of_decodes_but_never_stands_still():
+    waiting = job(2, LS, Stage.WAITING, tokens=400)
+    wide = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.100), waiting).device}
+    assert wide[2] == pytest.approx(97, abs=1)
+    waiting = job(2, LS, Stage.WAITING, tokens=400)
+    late = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.012), waiting).device}
+    assert late[2] == MIN_LS_CHUNK_ROWS
+
+
+def test_an_arrival_that_may_come_now_bounds_idle_time():
+    policy = Omniserve(CAPS, MODEL)
+    staged = job(9, BE, Stage.STAGED, tokens=5000)
+    assert be_rows(plan(staged, policy=policy)) > 200
+    # Its prompts take 102 ms; with 150 ms of TTFT, 48 ms are left for what runs before.
+    seen = job(1, LS, Stage.WAITING, deadlines=Deadlines(0.0, 0.150, 0.1))
+    seen.tokens = 100
+    policy.arrived(seen)
+    assert be_rows(plan(staged, policy=policy)) == pytest.approx(46, abs=4)
+
+
+def test_predictions_are_corrected_by_what_is_observed():
+    policy = Omniserve(CAPS, MODEL)
+    staged = job(9, BE, Stage.STAGED, tokens=500)
+    before = be_rows(plan(decoding(1, 100.0, 0.100), staged, policy=policy))
+    for _ in range(300):
+        work = Work(device_rows=1, joined_rows=[0.0] * LAYERS, chunk_rows=[50] * LAYERS)
+        policy.observed(work, 1.5 * MODEL.predict(work))
+    after = be_rows(plan(decoding(1, 100.0, 0.100), staged, policy=policy))
+    assert 0 < after < 0.8 * before
+
+
+DEADLINES = st.builds(
+    lambda ttft, tpot, ahead: (ttft, tpot, ahead),
+    st.floats(0.05, 2),
+    st.floats(0.005, 0.3),
+    st.integers(0, 5),
+)
+
+
+@given(st.lists(DEADLINES, max_size=6), st.integers(0, 6), st.integers(0, 30), st.booleans())
+def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying, waiting):
+    now_s = 100.0
+    jobs = []
+    for handle, (ttft, tpot, ahead) in enumerate(drawn):
+        due = Deadlines(now_s - ttft / 2, ttft, tpot)
+        due.emitted(now_s, 1 + ahead)
+        jobs.append(job(handle, LS, Stage.DECODE, deadlines=due))
+    jobs += [job(100 + i, BE, Stage.STAGED, tokens=300) for i in range(staged)]
+    jobs += [job(200 + i, BE, Stage.HOPPING) for i in range(flying)]
+    if waiting:
+        jobs.append(job(300, BE, Stage.WAITING, tokens=200))
+    answer = plan(*jobs, now_s=now_s)
+    assert answer == plan(*jobs, now_s=now_s)
+    fastest_s = MODEL.predict(Work(device_rows=1, logit_rows=1))
+    due = [j.deadlines.next_s(now_s, 100, fastest_s) for j in jobs if j.deadlines]
+    slack = min((at - now_s for at in due if at is not None), default=LONGEST_S)
+    rows = answer.prefill_row_layers // LAYERS
+    per_layer = min(flying / LAYERS, CAPS.join_rows)
+    device = sum(c.rows for c in answer.device)
+    work = Work(device_rows=device, joined_rows=[per_layer] * LAYERS, chunk_rows=[rows] * LAYERS)
+    decode = Work(device_rows=len(drawn), joined_rows=[per_layer] * LAYERS)
+    assert MODEL.predict(work) <= max(slack, MODEL.predict(decode)) + 1e-9
+    ls_rows = [c.job.handle for c in answer.device if c.job.service_class is LS]
+    assert ls_rows == list(range(len(drawn)))  # LS decode always runs
