@@ -144,6 +144,8 @@ class FakeExecutor:
 
     def launch(self, iteration):
         self.launches.append(iteration)
+        assert all(s.sequence in self.device.tables for s in iteration.segments)
+        assert all(s.sequence in self.host.tables for s in iteration.staged)
         assert iteration.wait_ns == 0 or not any(
             s.service_class == "LS" for s in iteration.segments
         )
