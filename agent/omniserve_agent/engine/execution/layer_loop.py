@@ -43,7 +43,12 @@ class _Pass:
     device_rows: int
     pool: int  # row-layers left for staged prefills
     work: Work
-    stopped: bool = False  # a sweep that gives way to new work
+    interrupted: bool = False  # a sweep that gives way to new work: nothing waits any more
+
+    @property
+    def stopped(self) -> bool:
+        """Without device rows it ends where it is: all its rows are parked."""
+        return self.interrupted and self.device_rows == 0
 
 
 class LayerLoopExecutor:
@@ -123,14 +128,14 @@ class LayerLoopExecutor:
         iteration = state.iteration
         if iteration.wait_ns == 0:
             return self.attention.layer(layer, qkv, iteration.join_rows, 0)
-        if not state.stopped and iteration.interrupted():
-            state.stopped = state.device_rows == 0
-            state.pool = 0
+        if not state.interrupted and iteration.interrupted():
+            state.interrupted, state.pool = True, 0
         self.attention.layer(layer, qkv, 0, 0)
         if state.stopped:
             return 0
         self._advance_staged(layer, state)
-        return self.attention.pick(layer, iteration.join_rows, iteration.wait_ns)
+        wait_ns = 0 if state.interrupted else iteration.wait_ns
+        return self.attention.pick(layer, iteration.join_rows, wait_ns)
 
     def _advance_staged(self, layer: int, state: _Pass) -> None:
         if state.pool > 0:

@@ -35,10 +35,13 @@ class StagedRunner:
 
     def advance(self, layer: int, prefills: Sequence[StagedPrefill], pool: int, done: Work) -> int:
         """Run chunks of every prefill that is at `layer`, noting them in `done`; what is left of
-        the pool."""
+        the pool. One that ranks lower draws only what those before it will not need."""
+        reserved, layers = 0, len(self.model.layers)
         for staged in prefills:
-            if staged.layer == layer and pool > 0:
-                pool -= self._advance(layer, staged, pool, done)
+            if staged.layer == layer and pool > reserved:
+                pool -= self._advance(layer, staged, pool - reserved, done)
+            elif staged.layer > layer:
+                reserved += staged.row_layers_left(layers)
         return pool
 
     def _advance(self, layer: int, staged: StagedPrefill, pool: int, done: Work) -> int:
