@@ -45,6 +45,7 @@ MODEL = "SmolLM2-135M-Instruct bfloat16"
 MAX_MODEL_LEN = 4096  # as in the manifest
 MAX_IDLE_CORES = 0.1
 BATCH_STREAMS = 16
+TABLE_WIDTH = 130
 DIVIDED, WHOLE = "omniserve-divided", "omniserve-whole"
 
 
@@ -124,9 +125,11 @@ def engine_rows(rounds: dict[str, list[Round]], load: Load, cores: Sequence[int]
         "peer": f"{vllm.NAME} {vllm.VERSION}" if peer else None,
         "peer_cores": len(cores) if peer else None,
     }
-    labels = {DIVIDED: "cpu, default division of cores", WHOLE: "cpu, all cores on the device"}
+    labels = {DIVIDED: "divided", WHOLE: "all for the device"}
     return [
-        engine_row(common | {"device": f"{label} ({len(cores)})"}, count, rounds[name], peer)
+        engine_row(
+            common | {"device": f"cpu, {len(cores)} cores, {label}"}, count, rounds[name], peer
+        )
         for name, label in labels.items()
         for count in (1, BATCH_STREAMS)
     ]
@@ -158,7 +161,7 @@ def run(options: argparse.Namespace) -> None:
     offloading = omniserve("omniserve-offloading", MANIFEST, ["--no-be-residency"])
     with started([offloading], cores, log_dir) as (server,):
         look = first_look(server.url, load.rounds, load.prompt, load.seed, vocabulary)
-    Console().print(table(rows))
+    Console(width=TABLE_WIDTH).print(table(rows))
     Console().print_json(data=look)
     contents = {"load_before": load_before, "rows": rows, "colocation_first_look": look}
     path = report.write("engine", contents, seed=load.seed)
