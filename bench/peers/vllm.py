@@ -56,6 +56,7 @@ def program(python: Path, model_dir: Path, cores: Sequence[int], max_model_len: 
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model_dir), "--served-model-name", "chat"]
     command += ["--max-model-len", str(max_model_len), "--host", "127.0.0.1", "--port"]
+    openmp = python.parents[1] / "lib/libiomp5.so"
     settings = {
         "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
@@ -64,4 +65,6 @@ def program(python: Path, model_dir: Path, cores: Sequence[int], max_model_len: 
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": "",  # this source tree is not the peer's
     }
+    if openmp.exists():  # its own advice for speed; measured here: 12 % faster
+        settings["LD_PRELOAD"] = str(openmp)
     return Program(NAME, command, "chat", "/health", settings)
