@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -138,6 +139,9 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
         wire.send(Failed(str(error)))
         raise
     try:
+        # What lives now lives for ever: a full collection of it took 170 ms, amid LS tokens.
+        gc.collect()
+        gc.freeze()
         wire.send(ready)
         reporter = Reporter(
             engine=engine,
