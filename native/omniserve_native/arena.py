@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from omniserve_native.library import DType, Pointer, checked, created, ffi, lib, pointer
+from omniserve_native.library import Closing, DType, Pointer, checked, created, ffi, lib, pointer
 from omniserve_native.workers import Workers
 
 
@@ -54,7 +52,7 @@ class Layout:
     v_order: str
 
 
-class Arena:
+class Arena(Closing):
     """Blocks and sequences. One thread, the engine's, calls it. Addresses are of C-contiguous rows
     [kv_heads, head_size] in host memory. Every method raises NativeError naming the bad argument.
     """
@@ -162,14 +160,3 @@ class Arena:
         """Unmaps the memory. Exchanges that use the arena must be closed before."""
         handle, self._handle = self._handle, ffi.NULL
         lib.os_arena_destroy(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from omniserve_native.arena import Arena
-from omniserve_native.library import DType, Pointer, checked, created, ffi, lib, pointer
+from omniserve_native.library import Closing, DType, Pointer, checked, created, ffi, lib, pointer
 from omniserve_native.workers import Workers
 
 Int32s = npt.NDArray[np.int32]
@@ -51,7 +49,7 @@ class ExchangeStats:
     open: int
 
 
-class Exchange:
+class Exchange(Closing):
     """One thread, the engine's, calls it. Addresses are of rows in host memory, strides count
     elements. It keeps its arena and its workers alive; close it before them.
     """
@@ -187,14 +185,3 @@ class Exchange:
         """Waits for items in flight (also behind a closed gate) and frees everything."""
         handle, self._handle = self._handle, ffi.NULL
         lib.os_exchange_destroy(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

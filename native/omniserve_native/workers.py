@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from omniserve_native.library import Pointer, checked, created, ffi, lib
+from omniserve_native.library import Closing, Pointer, checked, created, ffi, lib
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class WorkersStats:
     running: int
 
 
-class Workers:
+class Workers(Closing):
     """Persistent threads that run attention items. `cores`: one per thread, or None: not pinned.
 
     Raises NativeError when a core may not be used or a thread cannot be started.
@@ -71,14 +69,3 @@ class Workers:
         """Stops and joins the threads. Exchanges that use them must be closed before."""
         handle, self._handle = self._handle, ffi.NULL
         lib.os_workers_destroy(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
