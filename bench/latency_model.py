@@ -8,6 +8,7 @@ iterations scores: no model can do better on this machine.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import time
@@ -21,38 +22,12 @@ import report
 from omniserve_agent.engine.build import build_engine
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
-from omniserve_agent.engine.profiling import Observation, base_model, observe
+from omniserve_agent.engine.profiling import Observation, base_model, mixed_load, observe
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, accuracy, fit
+from omniserve_agent.scheduling.omniserve import kind_of
 
 FLOOR_REPEATS = 60
-
-
-def mix(seed: int, requests: int, vocabulary: int) -> list[tuple[int, Submit]]:
-    """LS chats and long BE prompts, arriving over steps."""
-    dice = random.Random(seed)
-    arrivals = []
-    for number in range(requests):
-        service_class = dice.choice([ServiceClass.LS, ServiceClass.LS, ServiceClass.BE])
-        is_ls = service_class is ServiceClass.LS
-        prompt = dice.randrange(20, 200) if is_ls else dice.randrange(300, 900)
-        submit = Submit(
-            request_id=f"{seed}-{number}",
-            service=f"bench/{service_class.lower()}",
-            service_class=service_class,
-            prompt=[dice.randrange(10, vocabulary) for _ in range(prompt)],
-            max_tokens=dice.randrange(10, 60),
-            sampling=SamplingParams(temperature=0.0),
-            ignore_eos=True,
-        )
-        arrivals.append((dice.randrange(0, 12 * requests), submit))
-    return arrivals
-
-
-def kind(seen: Observation) -> str:
-    """Iterations that may wait for the host are corrected apart."""
-    if seen.work.device_rows == 0:
-        return "sweep"
-    return "prefill" if seen.work.chunk_rows or seen.work.device_pairs else "decode"
+LONGEST_TOKENS = 2048
 
 
 def score(model: LatencyModel, observations: Sequence[Observation]) -> list[float]:
@@ -60,8 +35,8 @@ def score(model: LatencyModel, observations: Sequence[Observation]) -> list[floa
     correction, scores = Correction(), []
     for seen in observations:
         predicted = model.predict(seen.work)
-        scores.append(accuracy(correction.apply(kind(seen), predicted), seen.seconds))
-        correction.observe(kind(seen), predicted, seen.seconds)
+        scores.append(accuracy(correction.apply(kind_of(seen.work), predicted), seen.seconds))
+        correction.observe(kind_of(seen.work), predicted, seen.seconds)
     return scores
 
 
@@ -113,27 +88,33 @@ def main() -> None:
         host_workers=len(options.host_cores),
         device_kv_bytes=48 << 20,
         host_kv_bytes=512 << 20,
-        max_model_len=2048,
+        max_model_len=LONGEST_TOKENS,
     )
+    whole_machine = os.sched_getaffinity(0)  # the engine pins this thread
     engine, _ = build_engine(config, lambda *_: None)
     started = time.monotonic()
     base = base_model(engine.executor.model, lambda *_: None)  # type: ignore[attr-defined]
     vocabulary = engine.intake.limits.vocab_size
-    training = observe(engine, mix(options.seed, options.requests, vocabulary), 100_000)
+    training = observe(
+        engine, mixed_load(options.seed, options.requests, vocabulary, LONGEST_TOKENS), 100_000
+    )
     model = fit(base, [o.work for o in training], [o.seconds for o in training])
     console.print(f"profiled and fitted in {time.monotonic() - started:.0f} s")
-    held_out = observe(engine, mix(options.seed + 1, options.requests, vocabulary), 100_000)
+    held_out = observe(
+        engine, mixed_load(options.seed + 1, options.requests, vocabulary, LONGEST_TOKENS), 100_000
+    )
     scores, floors = score(model, held_out), floor(engine, vocabulary)
     by_kind = {
-        name: [s for s, o in zip(scores, held_out, strict=True) if kind(o) == name]
+        name: [s for s, o in zip(scores, held_out, strict=True) if kind_of(o.work) == name]
         for name in ("decode", "prefill", "sweep")
     }
     engine.close()
+    os.sched_setaffinity(0, whole_machine)
     table = Table("iterations", "count", "mean accuracy", "P90 accuracy", "median ms")
     for name, chosen in [("all", scores), *by_kind.items(), ("floor (identical)", floors)]:
         if chosen:
             mean, p90 = summary(chosen)
-            times = [o.seconds for o in held_out if name in ("all", kind(o))]
+            times = [o.seconds for o in held_out if name in ("all", kind_of(o.work))]
             middle = f"{1e3 * statistics.median(times):.1f}" if times else ""
             table.add_row(name, str(len(chosen)), f"{mean:.3f}", f"{p90:.3f}", middle)
     console.print(table, model)

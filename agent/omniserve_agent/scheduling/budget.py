@@ -8,7 +8,7 @@ one layer per iteration.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
 
@@ -63,15 +63,10 @@ def with_prefill(work: Work, layers: int, rows: int, context: int) -> Work:
     """`work` and a layer-major chunk of `rows` rows behind `context` tokens at every layer."""
     if rows == 0:
         return work
-    return Work(
-        device_rows=work.device_rows,
-        joined_rows=work.joined_rows,
+    return replace(
+        work,
         chunk_rows=[*work.chunk_rows, *([rows] * layers)],
-        logit_rows=work.logit_rows,
-        device_keys=work.device_keys,
-        device_pairs=work.device_pairs,
         staged_pairs=work.staged_pairs + layers * pairs(context, rows),
-        host_kv_bytes=work.host_kv_bytes,
     )
 
 
