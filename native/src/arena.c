@@ -75,8 +75,8 @@ os_arena *os_arena_create(const os_arena_config *config) {
   arena->config = *config;
   arena->kernel = kernel;
   arena->tile_bytes = tile_bytes(config);
-  arena->block_bytes = arena->tile_bytes * (size_t)config->kv_heads;
-  arena->layer_bytes = arena->block_bytes * (size_t)config->blocks;
+  arena->head_bytes = arena->tile_bytes * (size_t)config->blocks;
+  arena->layer_bytes = arena->head_bytes * (size_t)config->kv_heads;
   arena->bytes = tiles_bytes(config);
   if (allocate(arena) == OS_OK) return arena;
   os_arena_destroy(arena);
@@ -123,7 +123,7 @@ int os_arena_layout(const os_arena *arena, os_layout *out) {
                      .tile_bytes = (int64_t)arena->tile_bytes};
   snprintf(out->isa, sizeof out->isa, "any");
   snprintf(out->k_order, sizeof out->k_order, c->dtype == OS_F32 ? "dim,token" : "dim/2,token,2");
-  snprintf(out->v_order, sizeof out->v_order, "token,dim");
+  snprintf(out->v_order, sizeof out->v_order, c->dtype == OS_F32 ? "token,dim" : "token/2,dim,2");
   return OS_OK;
 }
 
@@ -207,13 +207,31 @@ int os_seq_truncate(os_arena *arena, int32_t seq, int64_t tokens) {
 /* ---- tokens in and out --------------------------------------------------------------------- */
 
 static uint8_t *tile_of(const os_arena *arena, int32_t layer, int32_t block, int32_t head) {
-  return arena->tiles + (size_t)layer * arena->layer_bytes + (size_t)block * arena->block_bytes +
-         (size_t)head * arena->tile_bytes;
+  return arena->tiles + (size_t)layer * arena->layer_bytes + (size_t)head * arena->head_bytes +
+         (size_t)block * arena->tile_bytes;
 }
 
-static uint8_t *values_of(const os_arena *arena, uint8_t *tile, int32_t lane) {
-  size_t row = (size_t)arena->config.head_size * os_dtype_bytes(arena->config.dtype);
-  return tile + arena->tile_bytes / 2 + (size_t)lane * row;
+/* Floats lie by tokens; 2-byte values of two tokens alternate, as the dot products want them. */
+static void put_values(const os_arena *arena, uint8_t *tile, int32_t lane, const void *v) {
+  const int32_t size = arena->config.head_size;
+  uint8_t *half = tile + arena->tile_bytes / 2;
+  if (arena->config.dtype == OS_F32) {
+    memcpy(half + lane * size * 4, v, (size_t)size * 4);
+    return;
+  }
+  uint16_t *to = (uint16_t *)half + lane / 2 * 2 * size + lane % 2;
+  for (int32_t d = 0; d < size; d++) memcpy(to + 2 * d, (const uint16_t *)v + d, 2);
+}
+
+static void get_values(const os_arena *arena, const uint8_t *tile, int32_t lane, void *v) {
+  const int32_t size = arena->config.head_size;
+  const uint8_t *half = tile + arena->tile_bytes / 2;
+  if (arena->config.dtype == OS_F32) {
+    memcpy(v, half + lane * size * 4, (size_t)size * 4);
+    return;
+  }
+  const uint16_t *from = (const uint16_t *)half + lane / 2 * 2 * size + lane % 2;
+  for (int32_t d = 0; d < size; d++) memcpy((uint16_t *)v + d, from + 2 * d, 2);
 }
 
 /* K units of 4 bytes (a float, or a pair of 2-byte dims) lie 16 lanes apart. */
@@ -227,7 +245,7 @@ static void put_token(const os_arena *arena, uint8_t *tile, int32_t lane, const 
   const int32_t units = key_units(c);
   for (int32_t u = 0; u < units; u++)
     memcpy(tile + (u * OS_BLOCK_TOKENS + lane) * 4, (const uint8_t *)k + u * 4, 4);
-  memcpy(values_of(arena, tile, lane), v, (size_t)c->head_size * os_dtype_bytes(c->dtype));
+  put_values(arena, tile, lane, v);
 }
 
 static void get_token(const os_arena *arena, uint8_t *tile, int32_t lane, void *k, void *v) {
@@ -235,7 +253,7 @@ static void get_token(const os_arena *arena, uint8_t *tile, int32_t lane, void *
   const int32_t units = key_units(c);
   for (int32_t u = 0; u < units; u++)
     memcpy((uint8_t *)k + u * 4, tile + (u * OS_BLOCK_TOKENS + lane) * 4, 4);
-  memcpy(v, values_of(arena, tile, lane), (size_t)c->head_size * os_dtype_bytes(c->dtype));
+  get_values(arena, tile, lane, v);
 }
 
 static const void *as_stored(const os_arena *arena, const void *from, int32_t dtype, void *room) {
@@ -346,17 +364,15 @@ static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from, uin
 /* Lanes [first, end) of one block, all layers and heads. */
 static void copy_block(os_arena *to, int32_t to_block, const os_arena *from, int32_t from_block,
                        int32_t first, int32_t end) {
-  for (int32_t layer = 0; layer < to->config.layers; layer++) {
-    if (first == 0 && end == OS_BLOCK_TOKENS) {
-      memcpy(tile_of(to, layer, to_block, 0), tile_of(from, layer, from_block, 0),
-             to->block_bytes);
-      continue;
+  for (int32_t layer = 0; layer < to->config.layers; layer++)
+    for (int32_t head = 0; head < to->config.kv_heads; head++) {
+      uint8_t *to_tile = tile_of(to, layer, to_block, head);
+      uint8_t *from_tile = tile_of(from, layer, from_block, head);
+      if (first == 0 && end == OS_BLOCK_TOKENS)
+        memcpy(to_tile, from_tile, to->tile_bytes);
+      else
+        for (int32_t lane = first; lane < end; lane++) copy_token(to, to_tile, from, from_tile, lane);
     }
-    for (int32_t head = 0; head < to->config.kv_heads; head++)
-      for (int32_t lane = first; lane < end; lane++)
-        copy_token(to, tile_of(to, layer, to_block, head), from,
-                   tile_of(from, layer, from_block, head), lane);
-  }
 }
 
 int os_arena_copy(os_arena *to, int32_t to_seq, const os_arena *from, int32_t from_seq,

@@ -1,4 +1,4 @@
-/* KV blocks of one tier and the sequences that name them. Memory: [layer][block][kv head] tile. */
+/* KV blocks of one tier and the sequences that name them. Memory: [layer][kv head][block] tile. */
 #ifndef OS_ARENA_H
 #define OS_ARENA_H
 
@@ -32,7 +32,7 @@ typedef struct {
 struct os_arena {
   os_arena_config config;
   const os_kernel *kernel;
-  size_t tile_bytes, block_bytes, layer_bytes, bytes;
+  size_t tile_bytes, head_bytes, layer_bytes, bytes;
   uint8_t *tiles;
   os_sequence *sequences;
   int32_t *tables; /* [max_sequences][max_blocks_per_sequence] */

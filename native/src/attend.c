@@ -30,8 +30,8 @@ static os_range range_of(const os_attention *a, const os_row *row, int32_t head,
   const size_t column = (size_t)head * (size_t)(a->group * c->head_size);
   return (os_range){
       .tiles = arena->tiles + (size_t)a->layer * arena->layer_bytes +
-               (size_t)head * arena->tile_bytes,
-      .block_stride = (int64_t)arena->block_bytes,
+               (size_t)head * arena->head_bytes,
+      .block_stride = (int64_t)arena->tile_bytes,
       .blocks = row->blocks,
       .start = row->start,
       .first = blocks * range / ranges * OS_BLOCK_TOKENS,

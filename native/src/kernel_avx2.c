@@ -6,6 +6,7 @@
 typedef float part __attribute__((vector_size(32)));
 
 enum { PART_LANES = 8, SCORE_ROWS = 5, SCORE_BLOCKS = 1, WEIGH_ROWS = 6, WEIGH_PARTS = 2 };
+enum { FEW_QUERIES = 0, FEW_BLOCKS = 1, FEW_PARTS = 2 };
 
 static inline part part_max(part a, part b) { return (part)_mm256_max_ps((__m256)a, (__m256)b); }
 
@@ -35,17 +36,9 @@ static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
   *odd = low_halves(_mm256_srli_epi32(words, 16));
 }
 
-static inline part load_bf16(const uint16_t *row) {
-  __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)row));
-  return (part)_mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-
-static inline part load_f16(const uint16_t *row) {
-  return (part)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)row));
-}
-
 /* Head sizes are multiples of 8: no half part is ever left over. */
-#define load_half(kind, row, d) ((part){0})
+#define half_pair(kind, row, even, odd) (*(even) = *(odd) = (part){0})
+#define half_f32(row) ((part){0})
 
 #define KERNEL os_kernel_avx2
 #define KERNEL_NAME "avx2"

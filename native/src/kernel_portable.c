@@ -9,6 +9,7 @@ typedef float part __attribute__((vector_size(16)));
 typedef uint32_t part_words __attribute__((vector_size(16)));
 
 enum { PART_LANES = 4, SCORE_ROWS = 2, SCORE_BLOCKS = 1, WEIGH_ROWS = 3, WEIGH_PARTS = 3 };
+enum { FEW_QUERIES = 0, FEW_BLOCKS = 1, FEW_PARTS = 3 };
 
 /* As x86 does it: b where either is NaN. */
 static inline part part_max(part a, part b) {
@@ -37,18 +38,9 @@ static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
   }
 }
 
-static inline part load_bf16(const uint16_t *row) {
-  return (part){os_bf16_to_f32(row[0]), os_bf16_to_f32(row[1]), os_bf16_to_f32(row[2]),
-                os_bf16_to_f32(row[3])};
-}
-
-static inline part load_f16(const uint16_t *row) {
-  return (part){os_f16_to_f32(row[0]), os_f16_to_f32(row[1]), os_f16_to_f32(row[2]),
-                os_f16_to_f32(row[3])};
-}
-
 /* Head sizes are multiples of 8, so four-lane parts never have a half left over. */
-#define load_half(kind, row, d) ((part){0})
+#define half_pair(kind, row, even, odd) (*(even) = *(odd) = (part){0})
+#define half_f32(row) ((part){0})
 
 #define KERNEL os_kernel_portable
 #define KERNEL_NAME "portable"
