@@ -1,13 +1,14 @@
 """Block pools against a plain model of them, and names of prefixes."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from omniserve_agent.engine.kv.blocks import BlockPool, OutOfBlocksError, chain_start
+from omniserve_agent.engine.kv.blocks import RUN_BLOCKS, BlockPool, OutOfBlocksError, chain_start
 from omniserve_agent.engine.kv.tables import KvTier, PrefixNames
 from support.fake_executor import FakeStore
 
@@ -136,3 +137,26 @@ def test_names_grow_with_the_tokens():
     tokens += [5, 6, 7, 8]
     assert names.upto(tokens, 2)[:1] == first
     assert list(names.upto(tokens, 2)) == list(PrefixNames("a", 4).upto(tokens, 2))
+
+
+def test_requests_that_grow_in_turns_keep_their_blocks_in_runs() -> None:
+    pool = BlockPool(64, 16)
+    tables = [pool.allocate(3), pool.allocate(2)]
+    for _ in range(20):
+        for table in tables:
+            table += pool.allocate(1, table[-1])
+    for table in tables:
+        jumps = sum(b != a + 1 for a, b in pairwise(table))
+        assert jumps <= len(table) // RUN_BLOCKS
+        assert len(set(table)) == len(table)
+
+
+def test_the_last_free_blocks_are_found_wherever_they_are() -> None:
+    pool = BlockPool(19, 16)
+    held = pool.allocate(19)
+    assert sorted(held) == list(range(19))
+    for block in (17, 3, 11):
+        pool.release([block])
+    assert sorted(pool.allocate(3, 3)) == [3, 11, 17]
+    with pytest.raises(OutOfBlocksError):
+        pool.allocate(1)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 ChainHash = bytes
+RUN_BLOCKS = 8  # a request's blocks lie side by side in runs of so many, while there is room
 
 
 class OutOfBlocksError(Exception):
@@ -29,6 +30,52 @@ def chain_next(previous: ChainHash, tokens: Sequence[int]) -> ChainHash:
     return hashlib.blake2b(previous + array("i", tokens).tobytes(), digest_size=16).digest()
 
 
+class FreeBlocks:
+    """Which blocks are free, given out so that a request's blocks follow one another: reading them
+    in order is up to a third faster than in random order. A new run starts in a stretch of
+    RUN_BLOCKS that is free as a whole, so that there is room to go on behind it.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._free = bytearray(b"\1") * blocks
+        self._left = [min(RUN_BLOCKS, blocks - at) for at in range(0, blocks, RUN_BLOCKS)]
+        self._whole = dict.fromkeys(range(len(self._left)))  # stretches, in the order of use
+        self._broken: dict[int, None] = {}  # stretches of which only a part is free
+        self.count = blocks
+
+    def _size(self, stretch: int) -> int:
+        return min(RUN_BLOCKS, len(self._free) - stretch * RUN_BLOCKS)
+
+    def take(self, after: int) -> int:
+        """The block behind `after` if it is free, else the start of a new run."""
+        block = after + 1
+        if not (0 < block < len(self._free) and self._free[block]):
+            stretch = next(iter(self._whole or self._broken))
+            block = self._free.index(1, stretch * RUN_BLOCKS)
+        self._free[block] = 0
+        self.count -= 1
+        self._counted(block // RUN_BLOCKS, -1)
+        return block
+
+    def put(self, block: int) -> None:
+        """The block is free again."""
+        self._free[block] = 1
+        self.count += 1
+        self._counted(block // RUN_BLOCKS, 1)
+
+    def _counted(self, stretch: int, change: int) -> None:
+        self._left[stretch] += change
+        left = self._left[stretch]
+        self._whole.pop(stretch, None)
+        if left == self._size(stretch):
+            self._broken.pop(stretch, None)
+            self._whole[stretch] = None
+        elif left:
+            self._broken[stretch] = None
+        else:
+            self._broken.pop(stretch, None)
+
+
 class BlockPool:
     """The blocks of one tier. Ids are 0 … blocks - 1."""
 
@@ -37,7 +84,7 @@ class BlockPool:
             raise ValueError(f"blocks={blocks}, block_tokens={block_tokens}: both must be positive")
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free = FreeBlocks(blocks)
         self._references = [0] * blocks
         self._hash_of: dict[int, ChainHash] = {}
         self._block_of: dict[ChainHash, int] = {}
@@ -46,7 +93,7 @@ class BlockPool:
     @property
     def free_blocks(self) -> int:
         """Blocks that `allocate` can give, cached prefixes nobody holds included."""
-        return len(self._free) + len(self._idle)
+        return self._free.count + len(self._idle)
 
     @property
     def used_blocks(self) -> int:
@@ -57,20 +104,25 @@ class BlockPool:
         """How many holders a block has."""
         return self._references[block]
 
-    def allocate(self, count: int) -> list[int]:
-        """`count` blocks with one reference each; OutOfBlocksError changes nothing."""
+    def allocate(self, count: int, after: int = -1) -> list[int]:
+        """`count` blocks with one reference each, behind block `after` where these are free.
+
+        OutOfBlocksError changes nothing.
+        """
         if count > self.free_blocks:
             raise OutOfBlocksError(
                 f"{count} blocks wanted, {self.free_blocks} of {self.blocks} free"
             )
-        taken = [self._take() for _ in range(count)]
-        for block in taken:
-            self._references[block] = 1
+        taken = []
+        for _ in range(count):
+            after = self._take(after)
+            self._references[after] = 1
+            taken.append(after)
         return taken
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.pop()
+    def _take(self, after: int) -> int:
+        if self._free.count:
+            return self._free.take(after)
         block, _ = self._idle.popitem(last=False)
         del self._block_of[self._hash_of.pop(block)]
         return block
@@ -92,7 +144,7 @@ class BlockPool:
                 if block in self._hash_of:
                     self._idle[block] = None
                 else:
-                    self._free.append(block)
+                    self._free.put(block)
 
     def register(self, block: int, name: ChainHash) -> None:
         """The block is full, computed and from now on never written: others may share it."""

@@ -83,7 +83,7 @@ class KvTier:
         missing = self.missing_blocks(table, tokens)
         if missing <= 0:
             return
-        added = self.pool.allocate(missing)
+        added = self.pool.allocate(missing, table.blocks[-1] if table.blocks else -1)
         self.store.set_blocks(table.sequence, len(table.blocks), added)
         table.blocks.extend(added)
 
