@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from omniserve_agent.scheduling import policies
+
 _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-POLICIES = ("fixed_caps", "omniserve")
+POLICIES = tuple(policies.POLICIES)
 DRAFTS = ("off", "prompt_lookup")
 LOG_FORMATS = ("console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -28,6 +28,11 @@ from omniserve_agent.scheduling.plan import DeviceChunk, Plan
 
 MAX_DRAFT = 7  # a hop carries at most 8 tokens
 SWEEP_WAIT_NS = 20_000_000  # a layer of a sweep waits at most this long for its joins
+HOST_WAIT_NS = 1_000_000_000  # the same where a policy has the device wait for the host
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(eq=False)
@@ -75,7 +80,10 @@ class BatchBuilder:
             wait_ns=0,
             interrupted=interrupted,
         )
-        if not iteration.has_ls and len(segments) <= hopping:
+        if plan.waits_for_host:
+            iteration.wait_ns, iteration.overlaps = HOST_WAIT_NS, True
+            iteration.interrupted = _never
+        elif not iteration.has_ls and len(segments) <= hopping:
             iteration.wait_ns = SWEEP_WAIT_NS
         return iteration
 

@@ -38,15 +38,16 @@ from omniserve_agent.engine.profiles import load_profile, profile_key, save_prof
 from omniserve_agent.engine.profiling import base_model, mixed_load, observe
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
+from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import LatencyModel, fit
-from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps, Policy
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
 PROFILE_DEVICE_BLOCKS, PROFILE_HOST_BLOCKS = 256, 1024
 PROFILE_REQUESTS, PROFILE_STEPS = 24, 20_000
+HOST_READ_BYTES_PER_S = 10e9  # per worker, where `synchronous_offload` has seen nothing yet
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
@@ -275,13 +276,17 @@ def make_policy(
     """The configured policy, waiting for its caps; profiles the device where it needs to."""
     if config.policy == "fixed_caps":
         return FixedCaps
+    host_rate = config.host_workers * HOST_READ_BYTES_PER_S
+    kv_bytes = block_bytes(model) / BLOCK_TOKENS
     key = profile_key(config, model)
     latency = load_profile(config.profile_dir, key)
     if latency is None:
         latency = profile(config, model, helpers, progress)
         save_profile(config.profile_dir, key, latency)
     known = latency
-    return lambda caps: Omniserve(caps, known)
+    return lambda caps: policies.make(
+        config.policy, policies.Machine(caps, known, host_rate, kv_bytes)
+    )
 
 
 def profile(

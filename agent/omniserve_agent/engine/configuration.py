@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from omniserve_agent.engine.messages import EngineConfig
+from omniserve_agent.scheduling.policies import POLICIES
 
 POSITIVE = (
     "device_kv_bytes",
@@ -24,7 +25,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "attention": ("auto", "native", "torch"),
     "pipeline_depth": (None, 0, 1),
     "drafts": ("off", "prompt_lookup"),
-    "policy": ("fixed_caps", "omniserve"),
+    "policy": tuple(POLICIES),
 }
 
 

@@ -107,9 +107,12 @@ class FixedCaps:
         return room.host_free_blocks - growth
 
     def _decode(self, jobs: JobIndex, service_class: ServiceClass, draft: _Draft) -> None:
-        moving = draft.moving
+        moving, most = draft.moving, draft.rows_left
+        if service_class is BE and self.caps.be_device_rows is not None:
+            most = min(most, self.caps.be_device_rows)
+        floor = draft.rows_left - most
         for job in jobs.at(service_class, Stage.DECODE):
-            if draft.rows_left == 0:
+            if draft.rows_left == floor:
                 return
             if job.held or job.handle in moving:
                 continue
@@ -160,6 +163,8 @@ class FixedCaps:
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
         draft.staged.extend(jobs.at(BE, Stage.STAGED)[: self.caps.staged_jobs])
+        if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
+            return  # paused requests come back first
         prefilling = jobs.count(BE, Stage.STAGED, Stage.PREFILL)
         for job in jobs.at(BE, Stage.WAITING):
             if prefilling >= self.caps.staged_jobs:
@@ -175,6 +180,8 @@ class FixedCaps:
         if self._fits_device(predicted, jobs, draft):
             draft.device_free -= predicted
             return Tier.DEVICE
+        if not self.caps.be_host:
+            return None
         # The first in rank may take what later ones hold: the engine relieves on its behalf.
         if predicted <= draft.host_uncommitted or jobs.first(BE) is job:
             draft.host_uncommitted -= predicted
@@ -186,6 +193,18 @@ class FixedCaps:
             return False
         if jobs.count(LS, Stage.WAITING, Stage.SWAPPED):
             return False
+        if self.caps.be_device_blocks is not None:
+            held = sum(
+                max(job.device_blocks, self._blocks(job.predicted_tokens))
+                for job in jobs.among(BE, DEVICE_STAGES)
+            )
+            planned = sum(
+                self._blocks(max(a.job.predicted_tokens, a.job.tokens + 1))
+                for a in draft.admissions
+                if a.job.service_class is BE
+            )
+            if held + planned + blocks > self.caps.be_device_blocks:
+                return False
         return blocks + self.growth_reserve(jobs) + self._ls_arrival_blocks() <= draft.device_free
 
     def _ls_arrival_blocks(self) -> int:
@@ -222,7 +241,7 @@ class FixedCaps:
 
     def _promote(self, jobs: JobIndex, draft: _Draft) -> None:
         """One offloaded request goes to the device when it fits to its predicted end."""
-        if draft.moves or jobs.count(BE, Stage.WAITING):
+        if draft.moves or (self.caps.be_host and jobs.count(BE, Stage.WAITING)):
             return
         for job in jobs.at(BE, Stage.BOUNDARY):
             needed = self._blocks(max(job.predicted_tokens, job.tokens + 1))
@@ -232,7 +251,7 @@ class FixedCaps:
 
     def _entries(self, jobs: JobIndex, room: Room, draft: _Draft) -> Iterator[Job]:
         moving = draft.moving
-        left = min(self.caps.join_rows, room.free_slots)
+        left = min(self.caps.join_rows, room.free_slots) if self.caps.be_host else 0
         for job in jobs.at(BE, Stage.BOUNDARY):
             if left == 0:
                 return

@@ -113,6 +113,12 @@ class JobIndex:
         for stage in stages:
             yield from self._lists[service_class, stage]
 
+    def only_ls(self) -> JobIndex:
+        """A live view in which there is no BE job; not to be changed."""
+        return JobIndex(
+            {key: jobs if key[0] is ServiceClass.LS else [] for key, jobs in self._lists.items()}
+        )
+
     def first(self, service_class: ServiceClass) -> Job | None:
         """The job of this class that ranks first over all stages."""
         heads = (jobs[0] for (c, _), jobs in self._lists.items() if c is service_class and jobs)

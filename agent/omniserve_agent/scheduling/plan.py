@@ -86,3 +86,6 @@ class Caps:
     staged_jobs: int = 2  # layer-major prefills under way at once
     be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
     growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
+    be_host: bool = True  # BE may run from the host; else what is moved there is paused
+    be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
+    be_device_rows: int | None = None  # the same for rows of an iteration

@@ -81,6 +81,7 @@ class Iteration:
     join_rows: int
     wait_ns: int  # how long a layer may wait for its joins; 0 while an LS row is in the batch
     interrupted: Callable[[], bool]  # asked between the layers of a sweep
+    overlaps: bool = False  # device rows finish a layer while the host attends, then it waits
 
     @property
     def has_ls(self) -> bool:

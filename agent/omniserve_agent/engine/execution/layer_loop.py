@@ -109,13 +109,14 @@ class LayerLoopExecutor:
         module, buffers, n = self.model.layers[layer], self._buffers, state.rows
         qkv = module.pre_attention(buffers.x[:n], buffers.rope[:n]) if n else None
         joined = self._attend(layer, qkv, state)
+        finished = state.device_rows if state.iteration.overlaps else 0
         state.rows = n = state.device_rows + joined
         state.work.joined_rows.append(joined)
         if joined:
             tail = self.attention.positions[state.device_rows : n].to(self.model.device)
             buffers.rope[state.device_rows : n] = self.model.rope(tail)
-        if n:
-            module.post_attention(buffers.o[:n], buffers.x[:n])
+        if n > finished:
+            module.post_attention(buffers.o[finished:n], buffers.x[finished:n])
         self._advance_staged(layer, state)
 
     def _attend(
@@ -133,6 +134,9 @@ class LayerLoopExecutor:
         self.attention.layer(layer, qkv, 0, 0)
         if state.stopped:
             return 0
+        if iteration.overlaps and state.device_rows:
+            ready, x = self._buffers.o[: state.device_rows], self._buffers.x[: state.device_rows]
+            self.model.layers[layer].post_attention(ready, x)
         self._advance_staged(layer, state)
         wait_ns = 0 if state.interrupted else iteration.wait_ns
         return self.attention.pick(layer, iteration.join_rows, wait_ns)

@@ -1,0 +1,34 @@
+"""`ls_alone`: LS under the same budgets as `omniserve`, BE never: what others are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omniserve_agent.scheduling.jobs import Job, JobIndex
+from omniserve_agent.scheduling.latency import LatencyModel, Work
+from omniserve_agent.scheduling.omniserve import Omniserve
+from omniserve_agent.scheduling.plan import Caps, Plan, Room
+
+
+@dataclass
+class LsAlone:
+    """BE requests are taken and wait for ever."""
+
+    caps: Caps
+    model: LatencyModel
+    _policy: Omniserve = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._policy = Omniserve(self.caps, self.model)
+
+    def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
+        """LS as `omniserve` plans it when it is alone."""
+        return self._policy.plan(jobs.only_ls(), room, now_s)
+
+    def arrived(self, job: Job) -> None:
+        """An LS prompt's length tells what may arrive next."""
+        self._policy.arrived(job)
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """Corrects the predictions."""
+        self._policy.observed(work, seconds)

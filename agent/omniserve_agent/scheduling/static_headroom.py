@@ -1,0 +1,58 @@
+"""`static_headroom`: BE within a fixed share of the device (in the manner of Llumnix).
+
+A fixed part of device memory and of the batch is kept free for LS (Sun et al., OSDI 2024, reserve
+it per high-priority instance); BE fills the rest and never more. BE that finds no place there goes
+to a CPU-only engine that runs whole requests on the host (`Plan.overflow`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.latency import LatencyModel, Work
+from omniserve_agent.scheduling.plan import Caps, Plan, Room
+
+LS, BE = ServiceClass.LS, ServiceClass.BE
+
+
+@dataclass
+class StaticHeadroom:
+    """`headroom`: the share of device blocks and rows that BE never touches.
+
+    `overflow_jobs`: how many waiting BE requests the CPU-only engine may be given at most in one
+    plan; 0: there is none.
+    """
+
+    caps: Caps
+    model: LatencyModel
+    headroom: float = 0.5
+    overflow_jobs: int = 0
+
+    def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
+        """Fixed caps; BE in its share."""
+        share = 1.0 - self.headroom
+        be_rows = int(share * self.caps.max_device_rows)
+        caps = replace(
+            self.caps,
+            be_host=False,
+            be_device_blocks=int(share * self.caps.device_blocks),
+            be_device_rows=be_rows,
+        )
+        plan = FixedCaps(caps).plan(jobs, room, now_s)
+        return replace(plan, overflow=tuple(self._overflow(jobs, plan)))
+
+    def _overflow(self, jobs: JobIndex, plan: Plan) -> Iterator[Job]:
+        """Waiting requests beyond those that are next on the device."""
+        admitted = {admission.job.handle for admission in plan.admissions}
+        waiting = [job for job in jobs.at(BE, Stage.WAITING) if job.handle not in admitted]
+        behind = waiting[self.caps.staged_jobs :]
+        yield from behind[: self.overflow_jobs]
+
+    def arrived(self, job: Job) -> None:
+        """Shares are fixed: nothing to learn."""
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """Shares are fixed: nothing to learn."""
