@@ -93,7 +93,7 @@ class Engine:
         self.stalled = False  # the last step found requests but could launch nothing
         self.last_work: Work | None = None  # of the iteration launched last
         self.executor = executor
-        self.jobs = JobIndex()
+        self.jobs = JobIndex(device.block_tokens)
         self.lengths = OutputLengths()
         self.counts = LoopCounts()
         self.intake = Intake(limits, self.jobs, self.lengths, device.block_tokens)

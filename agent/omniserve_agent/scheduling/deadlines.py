@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 USABLE_CREDIT_TOKENS = 2.0  # tokens sent early buy at most this many token times at once
 
@@ -17,6 +18,10 @@ class Deadlines:
     tpot_s: float
     first_token_s: float | None = None
     further_tokens: int = 0  # sent after the first
+    due_s: float = field(init=False)  # of the next token, credit not bounded; inf once TTFT is lost
+
+    def __post_init__(self) -> None:
+        self.due_s = self._next_due_s()
 
     def emitted(self, now_s: float, tokens: int = 1) -> None:
         """Tokens were sent."""
@@ -24,6 +29,15 @@ class Deadlines:
             self.first_token_s = now_s
             tokens -= 1
         self.further_tokens += tokens
+        self.due_s = self._next_due_s()
+
+    def _next_due_s(self) -> float:
+        first_due_s = self.arrival_s + self.ttft_s
+        if self.first_token_s is None:
+            return first_due_s
+        if self.first_token_s > first_due_s:
+            return inf
+        return self.first_token_s + (self.further_tokens + 1) * self.tpot_s
 
     def next_s(self, now_s: float, tokens_left: int, fastest_s: float) -> float | None:
         """When the next token must be there; None when the SLO can no longer be attained.
@@ -31,12 +45,13 @@ class Deadlines:
         `tokens_left` is how many may follow at most, `fastest_s` the least time one takes.
         """
         if self.first_token_s is None:
-            due = self.arrival_s + self.ttft_s
-            return due if now_s <= due else None
-        if self.first_token_s > self.arrival_s + self.ttft_s:
+            return self.due_s if now_s <= self.due_s else None
+        if not self.reachable(now_s, tokens_left, fastest_s):
             return None
-        last_s = self.first_token_s + (self.further_tokens + tokens_left) * self.tpot_s
-        if now_s + tokens_left * fastest_s > last_s:
-            return None
-        due = self.first_token_s + (self.further_tokens + 1) * self.tpot_s
-        return min(max(due, now_s), now_s + USABLE_CREDIT_TOKENS * self.tpot_s)
+        return min(max(self.due_s, now_s), now_s + USABLE_CREDIT_TOKENS * self.tpot_s)
+
+    def reachable(self, now_s: float, tokens_left: int, fastest_s: float) -> bool:
+        """Whether the mean of a request that decodes can still come down to its TPOT."""
+        if self.due_s == inf:
+            return False
+        return now_s + tokens_left * fastest_s <= self.due_s + (tokens_left - 1) * self.tpot_s

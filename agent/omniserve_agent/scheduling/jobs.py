@@ -6,7 +6,7 @@ stages with `JobIndex.move`; nothing is rebuilt per iteration.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
@@ -40,6 +40,8 @@ class Stage(Enum):
     HOPPING = auto()  # KV on the host, rows in flight between layers
     DONE = auto()  # finished or cancelled
 
+    __hash__ = object.__hash__  # members are unique: indices by stage need no hash of their names
+
 
 DEVICE_STAGES = (Stage.PREFILL, Stage.DECODE)
 HOST_STAGES = (Stage.STAGED, Stage.BOUNDARY, Stage.HOPPING)
@@ -63,6 +65,8 @@ class Job:
     host_blocks: int = 0
     deadlines: Deadlines | None = None  # LS with an SLO
     held: bool = False  # its next row needs a token that is still on its way back
+    min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
+    counted: tuple[int, int] = (0, 0)  # the index's own: what this job adds to its sums
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -84,29 +88,71 @@ def _rank(job: Job) -> tuple[int, int]:
     return job.rank
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceChunk:
+    """Consecutive rows of a job whose KV is on the device: one row decodes, more prefill."""
+
+    job: Job
+    rows: int
+
+
 @dataclass
 class JobIndex:
-    """Jobs by class and stage, each list in rank order."""
+    """Jobs by class and stage, each list in rank order; sums over offloaded jobs, kept by events.
 
+    An offloaded job's tokens and blocks change only right before it passes to another stage, so
+    that what `add` and `move` note of it stays true until it passes again.
+    """
+
+    block_tokens: int = 16
+    host_growth_blocks: int = 0  # that BE jobs on the host are still expected to take
+    offloaded_tokens: int = 0  # KV of BE jobs on the host that decode
     _lists: dict[tuple[ServiceClass, Stage], list[Job]] = field(
         default_factory=lambda: {(c, s): [] for c in ServiceClass for s in Stage}
+    )
+    _decoding: dict[ServiceClass, list[DeviceChunk]] = field(
+        default_factory=lambda: {c: [] for c in ServiceClass}
     )
 
     def add(self, job: Job) -> None:
         """A new job, in the stage it carries."""
-        insort(self._lists[job.service_class, job.stage], job, key=_rank)
+        self._insert(job)
 
     def move(self, job: Job, stage: Stage) -> None:
         """The job passes to another stage; DONE takes it out of the index."""
         jobs = self._lists[job.service_class, job.stage]
-        del jobs[bisect_left(jobs, job.rank, key=_rank)]
+        at = bisect_left(jobs, job.rank, key=_rank)
+        del jobs[at]
+        if job.stage is Stage.DECODE:
+            del self._decoding[job.service_class][at]
+        self._count(job, (0, 0))
         job.stage = stage
         if stage is not Stage.DONE:
-            insort(self._lists[job.service_class, stage], job, key=_rank)
+            self._insert(job)
+
+    def _insert(self, job: Job) -> None:
+        jobs = self._lists[job.service_class, job.stage]
+        at = bisect_right(jobs, job.rank, key=_rank)
+        jobs.insert(at, job)
+        if job.stage is Stage.DECODE:
+            self._decoding[job.service_class].insert(at, DeviceChunk(job, 1))
+        if job.service_class is ServiceClass.BE and job.stage in HOST_STAGES:
+            wanted = blocks_for(job.predicted_tokens, self.block_tokens)
+            tokens = 0 if job.stage is Stage.STAGED else job.tokens
+            self._count(job, (max(0, wanted - job.host_blocks), tokens))
+
+    def _count(self, job: Job, new: tuple[int, int]) -> None:
+        self.host_growth_blocks += new[0] - job.counted[0]
+        self.offloaded_tokens += new[1] - job.counted[1]
+        job.counted = new
 
     def at(self, service_class: ServiceClass, stage: Stage) -> Sequence[Job]:
         """Jobs of one class and stage in rank order; a live view, not to be changed."""
         return self._lists[service_class, stage]
+
+    def decoding(self, service_class: ServiceClass) -> Sequence[DeviceChunk]:
+        """The jobs of `at(service_class, Stage.DECODE)` as chunks; a live view as well."""
+        return self._decoding[service_class]
 
     def among(self, service_class: ServiceClass, stages: Sequence[Stage]) -> Iterator[Job]:
         """Jobs of one class over several stages."""
@@ -116,14 +162,17 @@ class JobIndex:
     def only_ls(self) -> JobIndex:
         """A live view in which there is no BE job; not to be changed."""
         return JobIndex(
-            {key: jobs if key[0] is ServiceClass.LS else [] for key, jobs in self._lists.items()}
+            block_tokens=self.block_tokens,
+            _lists={k: jobs if k[0] is ServiceClass.LS else [] for k, jobs in self._lists.items()},
+            _decoding={**self._decoding, ServiceClass.BE: []},
         )
 
     def first(self, service_class: ServiceClass) -> Job | None:
         """The job of this class that ranks first over all stages."""
-        heads = (jobs[0] for (c, _), jobs in self._lists.items() if c is service_class and jobs)
+        heads = [jobs[0] for stage in Stage if (jobs := self._lists[service_class, stage])]
         return min(heads, key=_rank, default=None)
 
     def count(self, service_class: ServiceClass, *stages: Stage) -> int:
         """How many jobs of this class are in these stages."""
-        return sum(len(self._lists[service_class, stage]) for stage in stages)
+        lists = self._lists
+        return sum([len(lists[service_class, stage]) for stage in stages])

@@ -11,8 +11,8 @@ a CPU device the host workers' reads compete for the same memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_left, insort
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -102,8 +102,11 @@ class LatencyModel:
         """The part that dense modules and head take."""
         rest = self.layers - len(work.joined_rows)
         seconds = rest * self.dense.at(work.device_rows) + self.head.at(work.logit_rows)
-        seconds += sum(self.dense.at(work.device_rows + joined) for joined in work.joined_rows)
-        return seconds + sum(self.dense.at(rows) for rows in work.chunk_rows)
+        for joined, layers in Counter(work.joined_rows).items():
+            seconds += layers * self.dense.at(work.device_rows + joined)
+        for rows, calls in Counter(work.chunk_rows).items():
+            seconds += calls * self.dense.at(rows)
+        return seconds
 
     def features(self, work: Work) -> tuple[float, ...]:
         """What the coefficients, in the order of FEATURES, are multiplied with."""
@@ -143,10 +146,8 @@ class Correction:
     alpha: float = 0.05
     window: int = 512
     factors: dict[str, float] = field(default_factory=dict)
-    _ratios: deque[float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._ratios = deque(maxlen=self.window)
+    _ratios: deque[float] = field(default_factory=deque)
+    _ordered: list[float] = field(default_factory=list)  # the same, ascending
 
     def apply(self, kind: str, predicted_s: float) -> float:
         """The corrected prediction."""
@@ -157,16 +158,21 @@ class Correction:
         if predicted_s <= 0 or observed_s <= 0:
             return
         factor = self.factors.get(kind, 1.0)
-        self._ratios.append(observed_s / (predicted_s * factor))
+        self._note(observed_s / (predicted_s * factor))
         step = min(max(observed_s / predicted_s, 0.5 * factor), 2.0 * factor)
         self.factors[kind] = factor + self.alpha * (step - factor)
 
+    def _note(self, ratio: float) -> None:
+        self._ratios.append(ratio)
+        insort(self._ordered, ratio)
+        if len(self._ratios) > self.window:
+            del self._ordered[bisect_left(self._ordered, self._ratios.popleft())]
+
     def margin(self, quantile: float) -> float:
         """Observed over predicted at this quantile of the last iterations; 1 without any."""
-        if not self._ratios:
+        if not self._ordered:
             return 1.0
-        ordered = sorted(self._ratios)
-        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+        return self._ordered[min(len(self._ordered) - 1, int(quantile * len(self._ordered)))]
 
 
 def accuracy(predicted_s: float, observed_s: float) -> float:

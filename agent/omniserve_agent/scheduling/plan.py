@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from omniserve_agent.scheduling.jobs import DeviceChunk as DeviceChunk
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Tier
 from omniserve_agent.scheduling.latency import Work
+
+STAGED_CHUNK_ROWS = 256  # rows of one dense call of a layer-major prefill: bounds its temporaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,6 @@ class Move:
 
     job: Job
     to: Tier
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceChunk:
-    """Consecutive rows of a job whose KV is on the device: one row decodes, more prefill."""
-
-    job: Job
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +82,8 @@ class Caps:
     be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
     growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
     be_host: bool = True  # BE may run from the host; else what is moved there is paused
+    be_host_admissions: bool = (
+        True  # waiting BE may begin on the host; else it waits for the device
+    )
     be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
     be_device_rows: int | None = None  # the same for rows of an iteration

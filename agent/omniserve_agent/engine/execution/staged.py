@@ -14,8 +14,7 @@ from omniserve_agent.engine.execution.attention import StageAttention
 from omniserve_agent.engine.execution.iteration import StagedPrefill
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Work, pairs
-
-MAX_CHUNK_ROWS = 256  # bounds the temporaries of one dense call
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +47,7 @@ class StagedRunner:
         work = self._work(staged)
         total, drawn = len(staged.token_ids), 0
         while staged.row < total and drawn < pool:
-            count = min(total - staged.row, pool - drawn, MAX_CHUNK_ROWS)
+            count = min(total - staged.row, pool - drawn, STAGED_CHUNK_ROWS)
             self._chunk(layer, staged, work, count)
             done.chunk_rows.append(count)
             done.staged_pairs += pairs(staged.start + staged.row, count)
