@@ -118,10 +118,16 @@ def test_be_leaves_the_device_before_ls_needs_its_blocks():
     assert 2 not in [handle for handle, _ in rows(answer)]
 
 
-def test_one_offloaded_request_is_promoted_when_there_is_plenty_of_room():
-    answer = plan(job(1, BE, Stage.BOUNDARY, host_blocks=1), job(2, BE, Stage.BOUNDARY))
-    assert [(m.job.handle, m.to) for m in answer.moves] == [(1, Tier.DEVICE)]
-    assert [j.handle for j in answer.entries] == [2]
+def test_offloaded_requests_are_promoted_while_there_is_room_the_shortest_first():
+    answer = plan(
+        job(1, BE, Stage.BOUNDARY, tokens=300),
+        job(2, BE, Stage.BOUNDARY),
+        job(3, BE, Stage.BOUNDARY),
+        job(4, BE, Stage.WAITING),
+    )
+    assert [(m.job.handle, m.to) for m in answer.moves] == [(2, Tier.DEVICE), (3, Tier.DEVICE)]
+    assert [j.handle for j in answer.entries] == [1]
+    assert [(c.job.handle, c.rows) for c in answer.device][:2] == [(2, 1), (3, 1)]
 
 
 def test_entries_are_bounded_by_lanes_and_slots():

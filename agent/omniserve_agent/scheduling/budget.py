@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS
 
 SHORTEST_S = 1e-6  # no iteration is free, whatever a profile says
 
@@ -59,13 +60,20 @@ class Forecast:
         return self.correction.apply(kind, self.model.predict(work))
 
 
-def with_prefill(work: Work, layers: int, rows: int, context: int) -> Work:
-    """`work` and a layer-major chunk of `rows` rows behind `context` tokens at every layer."""
+def with_prefill(work: Work, layers: int, rows: int, context: int, prompt_rows: int) -> Work:
+    """`work` and a pool of `rows` layer-major rows per layer behind `context` tokens.
+
+    The pool is drawn in chunks as large as they come, few layers of many rows; `prompt_rows` are
+    what the prompt at hand has.
+    """
     if rows == 0:
         return work
+    chunk = max(1, min(prompt_rows, STAGED_CHUNK_ROWS))
+    calls = [chunk] * (rows * layers // chunk)
+    left = rows * layers % chunk
     return replace(
         work,
-        chunk_rows=[*work.chunk_rows, *([rows] * layers)],
+        chunk_rows=[*work.chunk_rows, *calls, *([left] if left else [])],
         staged_pairs=work.staged_pairs + layers * pairs(context, rows),
     )
 
@@ -79,8 +87,8 @@ def best_prefill_rows(
 ) -> int:
     """Rows per layer that maximise BE progress per second.
 
-    Progress is (joined layer-steps + weight × prefill row-layers) / iteration time: a constant
-    number of hops against a prefill that grows with the time it takes.
+    Progress is (layer-steps of decoding rows + weight × prefill row-layers) / iteration time: a
+    constant number of steps against a prefill that grows with the time it takes.
     """
     return max(
         candidates,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
@@ -31,6 +32,7 @@ from omniserve_agent.scheduling.plan import (
 )
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
+PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is a copy
 
 
 @dataclass
@@ -45,6 +47,7 @@ class _Draft:
     device: list[DeviceChunk] = field(default_factory=list)
     staged: list[Job] = field(default_factory=list)
     ls_prefill_rows: int = 0
+    ls_left_out: bool = False  # an LS request finds no room on the device
 
     @property
     def moving(self) -> set[int]:
@@ -69,11 +72,11 @@ class FixedCaps:
         self._reclaim_for_growth(jobs, draft)
         self._ls_prefill(jobs, draft)
         be_rows = self._be_prefill_rows(draft)
+        self._promote(jobs, draft)
         self._be_admissions(jobs, draft)
         be_rows -= self._be_device_prefill(jobs, draft, be_rows)
         self._decode(jobs, BE, draft)
         self._leave_without_rows(jobs, draft)
-        self._promote(jobs, draft)
         return Plan(
             moves=tuple(draft.moves),
             admissions=tuple(draft.admissions),
@@ -143,6 +146,7 @@ class FixedCaps:
             for job in jobs.at(LS, stage):
                 needed = self._blocks(job.tokens + 1)
                 if needed > draft.device_free or draft.rows_left == 0:
+                    draft.ls_left_out = True
                     return  # in order: nobody overtakes
                 draft.admissions.append(Admission(job, Tier.DEVICE))
                 draft.device_free -= needed
@@ -183,7 +187,8 @@ class FixedCaps:
         if not self.caps.be_host:
             return None
         # The first in rank may take what later ones hold: the engine relieves on its behalf.
-        if predicted <= draft.host_uncommitted or jobs.first(BE) is job:
+        fits = self.caps.be_host_admissions and predicted <= draft.host_uncommitted
+        if fits or jobs.first(BE) is job:
             draft.host_uncommitted -= predicted
             return Tier.HOST
         return None
@@ -191,7 +196,7 @@ class FixedCaps:
     def _fits_device(self, blocks: int, jobs: JobIndex, draft: _Draft) -> bool:
         if not self.caps.be_device_residency or draft.rows_left == 0:
             return False
-        if jobs.count(LS, Stage.WAITING, Stage.SWAPPED):
+        if draft.ls_left_out:
             return False
         if self.caps.be_device_blocks is not None:
             held = sum(
@@ -240,14 +245,23 @@ class FixedCaps:
                 draft.moves.append(Move(first, Tier.HOST))
 
     def _promote(self, jobs: JobIndex, draft: _Draft) -> None:
-        """One offloaded request goes to the device when it fits to its predicted end."""
-        if draft.moves or (self.caps.be_host and jobs.count(BE, Stage.WAITING)):
+        """Offloaded requests go to the device where they fit to their predicted end.
+
+        There each yields a token per iteration whatever its length: the shortest give most tokens
+        per byte. They go before requests that wait, which would only be computing prompts.
+        """
+        if draft.moves or not jobs.at(BE, Stage.BOUNDARY):
             return
-        for job in jobs.at(BE, Stage.BOUNDARY):
+        free = [job for job in jobs.at(BE, Stage.BOUNDARY) if not job.held]
+        for job in nsmallest(PROMOTIONS, free, key=lambda j: (j.predicted_tokens, j.rank)):
             needed = self._blocks(max(job.predicted_tokens, job.tokens + 1))
-            if self._fits_device(2 * needed, jobs, draft):
-                draft.moves.append(Move(job, Tier.DEVICE))
+            if not self._fits_device(needed, jobs, draft):
                 return
+            draft.moves.append(Move(job, Tier.DEVICE))
+            draft.device_free -= needed
+            if draft.rows_left:  # it goes on there at once
+                draft.device.append(DeviceChunk(job, 1))
+                draft.rows_left -= 1
 
     def _entries(self, jobs: JobIndex, room: Room, draft: _Draft) -> Iterator[Job]:
         moving = draft.moving

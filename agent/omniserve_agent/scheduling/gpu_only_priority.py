@@ -19,6 +19,7 @@ from omniserve_agent.scheduling.plan import Caps, Plan, Room
 LS, BE = ServiceClass.LS, ServiceClass.BE
 MIN_BUDGET_TOKENS = 16
 MAX_BUDGET_TOKENS = 2048  # Sarathi's largest
+MARGIN = 0.9  # of the TPOT: requests differ, and the mean of every one has to stay within it
 
 
 @dataclass
@@ -74,6 +75,6 @@ class GpuOnlyPriority:
                 device_keys=rows * self.keys_per_row,
                 device_pairs=(tokens - rows) * self.keys_per_row,
             )
-            return self.model.predict(work) <= tpot_s
+            return self.model.predict(work) <= MARGIN * tpot_s
 
         return largest_fitting(MIN_BUDGET_TOKENS, MAX_BUDGET_TOKENS, fits)

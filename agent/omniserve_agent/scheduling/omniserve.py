@@ -19,7 +19,7 @@ from omniserve_agent.scheduling.budget import (
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, Room
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
@@ -62,13 +62,14 @@ class Omniserve:
         work = _with_ls_prefill(decode, ls_rows)
         be_rows = self._be_device_rows(jobs, work, budget_s, forecast)
         work = _with_be_decode(work, jobs, be_rows)
-        prefill = self._be_prefill_rows(jobs, work, budget_s, forecast)
+        prefill, most = self._be_prefill_rows(jobs, room, work, budget_s, forecast)
         caps = replace(
             self.caps,
             max_device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
             be_prefill_rows=prefill,
             be_prefill_floor_rows=prefill,  # already what fits beside the LS prefill
+            be_host_admissions=_host_pays(jobs, most),
         )
         return FixedCaps(caps).plan(jobs, room, now_s)
 
@@ -129,32 +130,36 @@ class Omniserve:
         )
 
     def _be_prefill_rows(
-        self, jobs: JobIndex, work: Work, budget_s: float, forecast: Forecast
-    ) -> int:
-        """Of the rows that fit, those that maximise BE progress per second."""
+        self, jobs: JobIndex, room: Room, work: Work, budget_s: float, forecast: Forecast
+    ) -> tuple[int, int]:
+        """Of the rows that fit, those that maximise BE progress per second; and how many fit."""
         staged = jobs.at(BE, Stage.STAGED)
         if not (staged or jobs.count(BE, Stage.WAITING, Stage.PREFILL)):
-            return 0
+            return 0, 0
         layers = self.caps.layers
         context = staged[0].tokens // 2 if staged else 0
+        prompt_rows = staged[0].remaining if staged else STAGED_CHUNK_ROWS
 
         def seconds(rows: int) -> float:
-            return forecast.seconds("prefill", with_prefill(work, layers, rows, context))
+            with_rows = with_prefill(work, layers, rows, context, prompt_rows)
+            return forecast.seconds("prefill", with_rows)
 
         most = largest_fitting(0, self.caps.be_prefill_rows, lambda r: seconds(r) <= budget_s)
         edges = [edge for edge in self.model.dense.edges() if edge < most]
-        hops = float(jobs.count(BE, Stage.HOPPING, Stage.BOUNDARY))
-        return best_prefill_rows([0, *edges, most], seconds, hops, self._weight(jobs), layers)
+        steps = float(jobs.count(BE, Stage.HOPPING) + layers * jobs.count(BE, Stage.DECODE))
+        weight = self._prefill_weight(jobs, room)
+        return best_prefill_rows([0, *edges, most], seconds, steps, weight, layers), most
 
-    def _weight(self, jobs: JobIndex) -> float:
-        """What a prefill row-layer is worth in hops: as much, until the rows in flight suffice."""
-        offloaded = jobs.count(BE, Stage.BOUNDARY, Stage.HOPPING)
-        if offloaded < self.caps.join_rows * self.caps.layers // 2:
-            return 1.0
-        first = jobs.first(BE)
-        if first is None:
-            return 1.0
-        return max(0.05, (first.predicted_tokens - first.tokens) / max(1, first.tokens))
+    def _prefill_weight(self, jobs: JobIndex, room: Room) -> float:
+        """What a prefill row-layer is worth in layer-steps of decoding: as much, or nothing.
+
+        A request costs its prompt's marginal time however that is cut, and its share of decoding
+        iterations, which is the smaller the more rows decode at once. So prompts go first while
+        there are places for more decoding rows, and wait while rows queue for a slot
+        (docs/decisions/0004).
+        """
+        queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
+        return 0.0 if queued > self.caps.join_rows else 1.0
 
 
 def kind_of(work: Work) -> str:
@@ -162,6 +167,21 @@ def kind_of(work: Work) -> str:
     if work.device_rows == 0:
         return "sweep"
     return "prefill" if work.chunk_rows or work.device_pairs else "decode"
+
+
+def _host_pays(jobs: JobIndex, prefill_rows: int) -> bool:
+    """Whether prompts are computed faster than the device's own BE rows use them up.
+
+    Each of those yields a token per iteration and so asks for prompt/output rows of prefill. While
+    that is more than fits, prefill is the ceiling: a request on the host would only take prefill
+    from one that decodes (layers + 1) times as fast on the device.
+    """
+    waiting = jobs.at(BE, Stage.WAITING)
+    if not waiting:
+        return True
+    first = waiting[0]
+    output = max(1, first.predicted_tokens - first.tokens)
+    return prefill_rows >= jobs.count(BE, Stage.DECODE) * first.tokens / output
 
 
 def _ls_chunks(jobs: JobIndex) -> int:

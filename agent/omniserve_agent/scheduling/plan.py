@@ -82,8 +82,6 @@ class Caps:
     be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
     growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
     be_host: bool = True  # BE may run from the host; else what is moved there is paused
-    be_host_admissions: bool = (
-        True  # waiting BE may begin on the host; else it waits for the device
-    )
+    be_host_admissions: bool = True  # waiting BE may begin on the host
     be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
     be_device_rows: int | None = None  # the same for rows of an iteration

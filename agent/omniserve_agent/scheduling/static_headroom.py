@@ -29,6 +29,7 @@ class StaticHeadroom:
     caps: Caps
     model: LatencyModel
     headroom: float = 0.5
+    prefill_rows: int = 512  # prompt rows of an iteration, of both classes
     overflow_jobs: int = 0
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
@@ -40,6 +41,8 @@ class StaticHeadroom:
             be_host=False,
             be_device_blocks=int(share * self.caps.device_blocks),
             be_device_rows=be_rows,
+            ls_prefill_rows=min(self.prefill_rows, self.caps.ls_prefill_rows),
+            be_prefill_rows=min(int(share * self.prefill_rows), self.caps.be_prefill_rows),
         )
         plan = FixedCaps(caps).plan(jobs, room, now_s)
         return replace(plan, overflow=tuple(self._overflow(jobs, plan)))

@@ -1,0 +1,125 @@
+"""Offloaded rows between their layers, as arrays: one entry per row in flight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omniserve_agent.simulation.hosts import Hosts
+
+
+@dataclass
+class Flights:
+    """Rows that left the batch at `layer` and whose attention is back at `ready`."""
+
+    capacity: int
+    layers: int
+    hosts: Hosts
+    count: int = 0
+    joins: int = 0
+    _handle: NDArray[np.int64] = field(init=False)
+    _layer: NDArray[np.int64] = field(init=False)
+    _host: NDArray[np.int64] = field(init=False)
+    _ready: NDArray[np.float64] = field(init=False)
+    _tokens: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._handle, self._layer, self._host = np.zeros((3, self.capacity), np.int64)
+        self._ready, self._tokens = np.zeros((2, self.capacity))
+
+    def enter(self, handles: list[int], hosts: list[int], tokens: list[int], at_s: float) -> None:
+        """Rows that start a token: their layer 0 is on its way to the host."""
+        new = slice(self.count, self.count + len(handles))
+        self._handle[new], self._layer[new], self._host[new] = handles, 0, hosts
+        self._tokens[new] = tokens
+        at = np.full(len(handles), at_s)
+        self._ready[new] = self.hosts.submit(self._host[new], at, self._tokens[new])
+        self.count = new.stop
+
+    def leave(self, gone: set[int]) -> None:
+        """Requests that were cancelled or dropped."""
+        keep = [i for i in range(self.count) if int(self._handle[i]) not in gone]
+        self._keep(np.array(keep, np.int64))
+
+    def _keep(self, which: NDArray[np.int64]) -> None:
+        for column in (self._handle, self._layer, self._host, self._ready, self._tokens):
+            column[: len(which)] = column[which]
+        self.count = len(which)
+
+    def due(self, start_s: float, span_s: float, lanes: int) -> NDArray[np.int64]:
+        """Rows that the pass [start, start + span) can pick: back in time, at most `lanes` a layer,
+        first come first served."""
+        n = self.count
+        passed = start_s + span_s * (self._layer[:n] + 0.5) / self.layers
+        found = np.flatnonzero(self._ready[:n] <= passed)
+        if len(found) <= lanes:
+            return found
+        found = found[np.argsort(self._ready[found], kind="stable")]
+        by_layer = found[np.argsort(self._layer[found], kind="stable")]
+        layers = self._layer[by_layer]
+        first = np.searchsorted(layers, layers)  # where each row's layer begins
+        return by_layer[np.arange(len(by_layer)) - first < lanes]
+
+    def joined(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows per layer [layers]."""
+        return np.bincount(self._layer[rows], minlength=self.layers)
+
+    def advance(self, rows: NDArray[np.int64], start_s: float, span_s: float) -> list[int]:
+        """These rows joined: they leave again at the next layer; handles of those past the last."""
+        if len(rows) == 0:
+            return []
+        self.joins += len(rows)
+        self._layer[rows] += 1
+        ended = self._layer[rows] == self.layers
+        going, done = rows[~ended], rows[ended]
+        if len(going):
+            at = start_s + span_s * (self._layer[going] + 0.5) / self.layers
+            self._ready[going] = self.hosts.submit(self._host[going], at, self._tokens[going])
+        landed = [int(handle) for handle in self._handle[done]]
+        if len(done):
+            keep = np.ones(self.count, bool)
+            keep[done] = False
+            self._keep(np.flatnonzero(keep))
+        return landed
+
+    def sweep(
+        self, start_s: float, dense_s: float, end_s: float, lanes: int
+    ) -> tuple[float, list[int]]:
+        """A pass without LS rows, in which layers wait for their rows. Ends early at `end_s`, when
+        work comes in. Its seconds, and the handles of the rows past the last layer."""
+        seconds, landed = 0.0, []
+        n = self.count
+        late = max(0.0, float((self._ready[:n]).min()) - start_s) if n else 0.0
+        seconds += min(late, 0.02)
+        first = int(self._layer[:n].min()) if n else 0
+        for layer in range(first, self.layers):
+            here = np.flatnonzero(self._layer[: self.count] == layer)[:lanes]
+            host_s = self.hosts.layer_s(self._host[here], self._tokens[here])
+            seconds += max(dense_s, host_s)
+            self.joins += len(here)
+            self.hosts.busy_s += host_s
+            self._layer[here] += 1
+            self._ready[here] = start_s + seconds
+            if layer + 1 == self.layers:
+                landed = [int(handle) for handle in self._handle[here]]
+                keep = np.ones(self.count, bool)
+                keep[here] = False
+                self._keep(np.flatnonzero(keep))
+            if start_s + seconds >= end_s:
+                break
+        return seconds, landed
+
+    def together(self) -> tuple[float, NDArray[np.int64], NDArray[np.float64]]:
+        """Seconds that the hosts take for a layer of all rows, for a device that waits."""
+        n = self.count
+        host, tokens = self._host[:n].copy(), self._tokens[:n].copy()
+        return self.hosts.layer_s(host, tokens), host, tokens
+
+    def land_all(self) -> list[int]:
+        """A device that waits brings every row to its end."""
+        landed = [int(handle) for handle in self._handle[: self.count]]
+        self.joins += self.count * self.layers
+        self.count = 0
+        return landed

@@ -1,0 +1,196 @@
+"""What is simulated on: a model on a device with its hosts, as plain figures.
+
+A profile (profiles/NAME.json) names the parts; `Hardware` is what they come to. Times follow from
+arithmetic where nothing was measured:
+
+    dense(rows) of a layer = 2 all-reduces
+        + max(weight bytes / memory rate, 2 · parameters · tile(rows) / FLOP rate)
+
+The FLOP and memory rates are what kernels sustain, not what data sheets promise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from omniserve_agent.scheduling.latency import Curve, LatencyModel
+
+BLOCK_TOKENS = 16
+CURVE_ROWS = (1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A dense transformer; two-byte weights and KV."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    q_heads: int
+    kv_heads: int
+    head_size: int
+    vocab: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer: QKV, output projection, gated MLP."""
+        attention = self.hidden * self.head_size * 2 * (self.q_heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def weight_bytes(self) -> int:
+        """All layers, embedding and head."""
+        return 2 * (self.layers * self.layer_parameters + 2 * self.vocab * self.hidden)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token, all layers."""
+        return 4 * self.layers * self.kv_heads * self.head_size
+
+    @property
+    def hop_bytes(self) -> int:
+        """q, k, v and o of one row at one layer: what crosses to a host and back."""
+        return 4 * (self.q_heads + self.kv_heads) * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class HostPool:
+    """Cores and memory that attend offloaded rows; without a link: the device's own host."""
+
+    read_bytes_per_s: float
+    kv_bytes: float
+    flops: float
+    link_bytes_per_s: float | None = None
+    link_latency_s: float = 20e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One engine's share of everything."""
+
+    name: str
+    model: ModelShape
+    latency: LatencyModel
+    device_blocks: int
+    hosts: tuple[HostPool, ...]
+    slots: int = 512
+    max_device_rows: int = 512
+    join_rows: int = 64
+    noise: float = 0.03  # of an iteration's time, standard deviation
+    engines: int = 1  # how many such engines the whole machine holds
+
+    @property
+    def host_blocks(self) -> int:
+        """KV blocks over all hosts."""
+        return int(sum(h.kv_bytes for h in self.hosts) / (self.model.kv_bytes * BLOCK_TOKENS))
+
+    @property
+    def host_bytes_per_s(self) -> float:
+        """What all hosts read together."""
+        return sum(h.read_bytes_per_s for h in self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Accelerators that run one engine together (tensor parallel)."""
+
+    count: int
+    memory_bytes: float  # of one
+    read_bytes_per_s: float
+    flops: float
+    all_reduce_s: float  # of few rows; 0 for one device
+    link_bytes_per_s: float  # between the devices
+    tile_rows: int
+    fixed_s: float  # of an iteration: launch, sampling, the loop
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """A profile by name. ValueError names the choices."""
+    folder = resources.files("omniserve_agent.simulation") / "profiles"
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        names = sorted(p.name.removesuffix(".json") for p in folder.iterdir())
+        raise ValueError(f"profile is {name!r}; use {', '.join(names)}")
+    profile: dict[str, Any] = json.loads(path.read_text())
+    return profile
+
+
+def hardware(profile: str, model: str, cpu_hosts: int = 0, network_gbps: float = 100.0) -> Hardware:
+    """One engine of a profile with `cpu_hosts` further hosts behind a network.
+
+    Where a profile holds several engines, each gets its share of host and network.
+    """
+    data = load_profile(profile)
+    if model not in data["models"]:
+        raise ValueError(f"model is {model!r}; profile {profile} has {', '.join(data['models'])}")
+    entry = data["models"][model]
+    shape = ModelShape(name=model, **entry["shape"])
+    engines = entry["engines"]
+    local = _host(data["local_host"], engines, None)
+    network = network_gbps * 1e9 / 8 / engines
+    remote = [_host(data["cpu_host"], engines, network)] * cpu_hosts if cpu_hosts else []
+    if "latency" in entry:
+        latency, blocks = _measured(shape, entry["latency"]), entry["device_blocks"]
+    else:
+        device = Device(count=entry["devices"], **data["device"])
+        latency, blocks = derived(shape, device), device_blocks(shape, device)
+    return Hardware(profile, shape, latency, blocks, (local, *remote), engines=engines)
+
+
+def _host(data: dict[str, float], engines: int, link: float | None) -> HostPool:
+    return HostPool(
+        data["read_gbps"] * 1e9 / engines,
+        data["kv_gib"] * 2**30 / engines,
+        data["tflops"] * 1e12 / engines,
+        link,
+    )
+
+
+def _measured(shape: ModelShape, data: dict[str, Any]) -> LatencyModel:
+    dense = Curve(tuple(data["rows"]), tuple(data["dense_s"]))
+    head = Curve(tuple(data["head_rows"]), tuple(data["head_s"]))
+    rest = {name: data[name] for name in ("fixed", "key", "pair", "join", "host") if name in data}
+    return LatencyModel(shape.layers, dense, head, **rest)
+
+
+def derived(shape: ModelShape, device: Device) -> LatencyModel:
+    """A latency model from arithmetic; see the module."""
+    read, flops = device.count * device.read_bytes_per_s, device.count * device.flops
+
+    def reduce_s(rows: int) -> float:
+        if device.count == 1:
+            return 0.0
+        moved = 2 * rows * shape.hidden * 2 * (device.count - 1) / device.count
+        return device.all_reduce_s + moved / device.link_bytes_per_s
+
+    def dense_s(rows: int) -> float:
+        tiles = -(-rows // device.tile_rows) * device.tile_rows
+        compute = 2 * shape.layer_parameters * tiles / flops
+        return max(2 * shape.layer_parameters / read, compute) + 2 * reduce_s(rows)
+
+    def head_s(rows: int) -> float:
+        parameters = shape.vocab * shape.hidden
+        return max(2 * parameters / read, 2 * parameters * rows / flops)
+
+    per_key = 4 * shape.kv_heads * shape.head_size / read
+    per_pair = 4 * shape.q_heads * shape.head_size / flops
+    rows = CURVE_ROWS
+    return LatencyModel(
+        shape.layers,
+        Curve(rows, tuple(dense_s(n) for n in rows)),
+        Curve(rows, tuple(head_s(n) for n in rows)),
+        fixed=device.fixed_s,
+        key=per_key,
+        pair=per_pair,
+        join=2e-8,
+    )
+
+
+def device_blocks(shape: ModelShape, device: Device, utilisation: float = 0.9) -> int:
+    """KV blocks that fit beside the weights and 4 GiB of temporaries per device."""
+    free = device.count * (device.memory_bytes * utilisation - 4 * 2**30) - shape.weight_bytes
+    return int(free / (shape.kv_bytes * BLOCK_TOKENS))
