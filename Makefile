@@ -7,7 +7,7 @@ NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/include/*.h na
 DEMO_SECONDS ?= 60
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine sanitize clean
+.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel
 
 bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.json
 	$(BIN)/python bench/engine.py
+
+simulate: $(STAMP) ## the paper's evaluation in virtual time; bench/out/paper.json and plots
+	$(BIN)/python bench/paper.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info

@@ -15,6 +15,7 @@ from typer.models import OptionInfo
 
 from omniserve_agent import settings as parse
 from omniserve_agent.settings import CoreList, SettingError, Settings
+from omniserve_agent.simulate_command import simulate
 from omniserve_crds.version import VERSION
 
 T = TypeVar("T")
@@ -61,6 +62,9 @@ def _version(wanted: bool) -> None:
     if wanted:
         print(f"omniserve-agent {VERSION}")
         raise typer.Exit
+
+
+app.command()(simulate)
 
 
 @app.callback()

@@ -111,11 +111,9 @@ class Flights:
                 break
         return seconds, landed
 
-    def together(self) -> tuple[float, NDArray[np.int64], NDArray[np.float64]]:
-        """Seconds that the hosts take for a layer of all rows, for a device that waits."""
-        n = self.count
-        host, tokens = self._host[:n].copy(), self._tokens[:n].copy()
-        return self.hosts.layer_s(host, tokens), host, tokens
+    def layer_s(self) -> float:
+        """Seconds that the hosts take for one layer of all rows, for a device that waits."""
+        return self.hosts.layer_s(self._host[: self.count], self._tokens[: self.count])
 
     def land_all(self) -> list[int]:
         """A device that waits brings every row to its end."""

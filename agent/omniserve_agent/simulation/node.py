@@ -147,39 +147,51 @@ class Node:
         next_arrival_s: float,
     ) -> None:
         """Time passes; tokens come out."""
-        start_s, has_ls = self.now_s, any(job.service_class is LS for job, _ in chunks)
-        latency = self.hardware.latency
+        has_ls = any(job.service_class is LS for job, _ in chunks)
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
-            host_s, *_ = self.flights.together()
-            device_s = latency.predict(work) / latency.layers * noise
-            joined = latency.dense.at(self.flights.count) if self.flights.count else 0.0
-            seconds: float = latency.layers * (max(device_s, host_s) + joined)
-            self.hosts.busy_s += host_s * latency.layers
-            landed = self.flights.land_all()
-            observed: Work | None = work
+            seconds, landed = self._waiting_pass(work, noise)
         elif not has_ls and self.sweeps and len(chunks) <= self.flights.count:
-            dense_s = latency.dense.at(len(chunks) + self.flights.count) * noise
-            rest_s = latency.predict(work) * noise
-            seconds, landed = self.flights.sweep(
-                start_s, dense_s, next_arrival_s, self.hardware.max_device_rows
-            )
-            seconds = max(seconds, rest_s) + latency.fixed
-            observed = None
+            seconds, landed = self._sweep(work, len(chunks), noise, next_arrival_s)
         else:
-            guess_s = latency.predict(work) * noise
-            rows = self.flights.due(start_s, guess_s, plan.join_rows)
-            work.joined_rows = self.flights.joined(rows).tolist()
-            work.logit_rows += work.joined_rows[-1]
-            seconds = latency.predict(work) * noise
-            landed = self.flights.advance(rows, start_s, seconds)
-            observed = work
-        self.now_s = start_s + seconds
+            seconds, landed = self._piggyback_pass(plan, work, noise)
+        self.now_s += seconds
         self.busy_s += seconds
         self.iterations += 1
-        if observed is not None:
-            self.policy.observed(observed, seconds)
         self._deliver(chunks, finished, landed)
+
+    def _piggyback_pass(self, plan: Plan, work: Work, noise: float) -> tuple[float, list[int]]:
+        """Rows whose attention is back join; nobody waits."""
+        latency = self.hardware.latency
+        guess_s = latency.predict(work) * noise
+        due = self.flights.due(self.now_s, guess_s, plan.join_rows)
+        work.joined_rows = self.flights.joined(due).tolist()
+        work.logit_rows += int(work.joined_rows[-1])
+        seconds = latency.predict(work) * noise
+        landed = self.flights.advance(due, self.now_s, seconds)
+        self.policy.observed(work, seconds)
+        return seconds, landed
+
+    def _sweep(
+        self, work: Work, device_rows: int, noise: float, next_arrival_s: float
+    ) -> tuple[float, list[int]]:
+        """Without LS rows layers wait for the host; ends early when work comes in."""
+        latency = self.hardware.latency
+        dense_s = latency.dense.at(device_rows + self.flights.count) * noise
+        most = self.hardware.max_device_rows
+        seconds, landed = self.flights.sweep(self.now_s, dense_s, next_arrival_s, most)
+        return max(seconds, latency.predict(work) * noise) + latency.fixed, landed
+
+    def _waiting_pass(self, work: Work, noise: float) -> tuple[float, list[int]]:
+        """At every layer the device waits for the host, then computes the offloaded rows'."""
+        latency = self.hardware.latency
+        host_s = self.flights.layer_s()
+        device_s = latency.predict(work) / latency.layers * noise
+        offloaded_s = latency.dense.at(self.flights.count)
+        self.hosts.busy_s += host_s * latency.layers
+        self.policy.observed(work, device_s * latency.layers)
+        landed = self.flights.land_all()
+        return latency.layers * (max(device_s, host_s) + offloaded_s), landed
 
     def _deliver(
         self, chunks: list[tuple[Job, int]], finished: list[Run], landed: list[int]

@@ -1,0 +1,137 @@
+"""`make simulate`: the paper's evaluation in the simulator, beside the paper's figures.
+
+Settings are those of the paper (paper.md): Yi-34B and Llama-2-70B on 4 A100 with 0 to 4 CPU-only
+hosts, ShareGPT-like LS, LongBench-v2-like and DailyMails-like BE without end. Every policy sees the
+same requests. Results: bench/out/paper.json, plots beside it, tables on the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+import paper_plots
+import paper_tables
+import report
+from omniserve_agent.scheduling.admission import AdmissionMode
+from omniserve_agent.simulation.experiment import Experiment, Setting
+from omniserve_agent.simulation.hardware import hardware
+from omniserve_agent.simulation.workload import BE_WORKLOADS, backlog, latency_sensitive
+
+SLOS = {"yi-34b": (2.0, 0.2), "llama-2-70b": (3.0, 0.25)}
+RATES = {"yi-34b": (1, 2, 4, 6, 8), "llama-2-70b": (1, 2, 3, 4, 5)}
+OVERLOAD = {"yi-34b": 16, "llama-2-70b": 10}  # requests per second, where admission matters
+POLICIES = ("omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload", "ls_alone")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "drafts": {"tokens_per_hop": 1.8},
+    "int8 KV": {"int8_kv": True},
+    "no residency": {"be_device_residency": False},
+    "no sweeps": {"sweeps": False},
+    "admission": {"admission": AdmissionMode.REJECT},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. `part` says which of the evaluation's questions it belongs to."""
+
+    part: str
+    model: str
+    be: str
+    rate: float
+    policy: str
+    cpu_hosts: int = 0
+    network_gbps: float = 100.0
+    tpot_slo_ms: int = 0  # 0: the model's own
+    arrivals: str = "poisson"
+    admission: str = "off"
+    ablation: str = ""
+    device_share: float = 1.0  # of the device's KV blocks: less makes memory contended
+
+
+def cases() -> list[Case]:
+    """The whole evaluation."""
+    found = []
+    for model, rates in RATES.items():
+        heavy = rates[-1]
+        for be in BE_WORKLOADS:
+            base = Case("load", model, be, heavy, "")
+            found += [replace(base, rate=r) for r in rates]
+            found += [replace(base, part="hosts", cpu_hosts=n) for n in range(1, 5)]
+            found += [replace(base, part="network", cpu_hosts=4, network_gbps=10.0)]
+            found += [replace(base, part="slo", tpot_slo_ms=ms) for ms in (150, 100, 75, 50)]
+            found += [replace(base, part="bursty", arrivals="bursty")]
+            for share in (0.5, 0.25, 0.125):
+                found += [
+                    replace(base, part="memory", cpu_hosts=n, device_share=share) for n in (0, 4)
+                ]
+        over = Case("admission", model, "dailymails", OVERLOAD[model], "")
+        found += [replace(over, admission=mode) for mode in ("off", "reject", "queue")]
+    every = [replace(case, policy=name) for case in found for name in POLICIES]
+    base = Case("ablation", "llama-2-70b", "dailymails", 5, "omniserve", 4, device_share=0.125)
+    return every + [replace(base, ablation=name) for name in ABLATIONS]
+
+
+def run(case: Case, seconds: float, seed: int) -> dict[str, Any]:
+    """One case's row of paper.json."""
+    machine = hardware("a100x4", case.model, case.cpu_hosts, case.network_gbps)
+    machine = replace(machine, device_blocks=int(machine.device_blocks * case.device_share))
+    ttft_s, tpot_s = SLOS[case.model]
+    setting = Setting(
+        policy=case.policy,
+        ttft_slo_s=ttft_s,
+        tpot_slo_s=case.tpot_slo_ms / 1e3 or tpot_s,
+        seconds=seconds,
+        warm_up_s=seconds / 4,
+        seed=seed,
+        admission=AdmissionMode(case.admission),
+    )
+    setting = replace(setting, **ABLATIONS.get(case.ablation, {}))
+    arrivals = latency_sensitive(case.rate / machine.engines, seconds, seed, case.arrivals)
+    figures = Experiment(machine, setting, arrivals, backlog(seed, BE_WORKLOADS[case.be])).run()
+    row = asdict(case) | figures.row()
+    row["tpot_slo_ms"] = round(setting.tpot_slo_s * 1e3)
+    row["be_workload"] = row.pop("be")
+    return {"device": machine.name, "load": case.part, **row}
+
+
+def run_all(seconds: float, seed: int, console: Console, jobs: int) -> list[dict[str, Any]]:
+    """Every case, on all cores, with progress."""
+    wanted = cases()
+    rows: dict[int, dict[str, Any]] = {}
+    with Progress(console=console) as progress, ProcessPoolExecutor(jobs) as pool:
+        task = progress.add_task("simulating", total=len(wanted))
+        pending = {pool.submit(run, case, seconds, seed): i for i, case in enumerate(wanted)}
+        for done in as_completed(pending):
+            rows[pending[done]] = done.result()
+            progress.advance(task)
+    return [rows[i] for i in range(len(wanted))]
+
+
+def main() -> None:
+    """Runs, prints, plots, writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="virtual seconds of each run")
+    parser.add_argument("--full", action="store_true", help="the paper's 30 minutes of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    console = Console()
+    seconds = 1800.0 if args.full else args.seconds
+    rows = run_all(seconds, args.seed, console, len(os.sched_getaffinity(0)))
+    headline = paper_tables.headline(rows)
+    paper_tables.show(console, rows, headline)
+    contents = {"seconds": seconds, "rows": rows, "headline": headline}
+    console.print(f"written: {report.write('paper', contents, seed=args.seed)}")
+    for path in paper_plots.draw(rows, report.OUT):
+        console.print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
