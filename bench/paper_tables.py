@@ -49,7 +49,7 @@ def pairs(rows: Iterable[Row], against: str = "static_headroom") -> list[tuple[R
     return [(r, rivals[key]) for r in own if (key := tuple(r[k] for k in KEYS)) in rivals]
 
 
-def best(rows: Iterable[Row], figure: str, **wanted: Any) -> float | None:
+def best(rows: Iterable[Row], figure: str, **wanted: float) -> float | None:
     """The largest ratio of `figure` over settings in which `wanted` holds; None: none is finite."""
     ratios = [
         own[figure] / rival[figure]
@@ -117,7 +117,7 @@ def _table(part: str, rows: list[Row]) -> Table:
     return table
 
 
-def _text(key: str, value: Any) -> str:
+def _text(key: str, value: str | float) -> str:
     if isinstance(value, str):
         return value
     if key in ("attained_offered", "refused_share"):
