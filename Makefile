@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/include/*.h native/omniserve_native/build.py) setup.py
 DEMO_SECONDS ?= 60
+DEVICE ?= emulated
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
+.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine bench-colocation simulate sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +50,9 @@ bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel
 
 bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.json
 	$(BIN)/python bench/engine.py
+
+bench-colocation: $(STAMP) ## LS beside BE under every policy; DEVICE=emulated, cpu or cuda
+	$(BIN)/python bench/colocation.py --device $(DEVICE)
 
 simulate: $(STAMP) ## the paper's evaluation in virtual time; bench/out/paper.json and plots
 	$(BIN)/python bench/paper.py

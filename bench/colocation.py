@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from rich.console import Console
 
 import report
 from colocation_client import CellFigures
-from colocation_figures import Calibration, calibrate
+from colocation_figures import Calibration, be_rate, calibrate
 from colocation_plots import draw
 from colocation_report import Run, rows_and_ratios, table
 from colocation_session import Cell, Session
@@ -195,28 +194,28 @@ class Benchmark:
         if not self.limit.allows(START_S + warm_s + sum(s + CELL_EXTRA_S for s in seconds)):
             return False
         light = calibration.rates["light"] if calibration else UNLOADED_RATE
-        with tempfile.TemporaryDirectory(prefix="omniserve-bench-"):
-            Session(
-                device=self.plan.device,
-                row=row,
-                slo=calibration.slo if calibration else None,
-                seed=self.plan.seed + number,
-                warm_s=self.plan.warm_s,
-                warm_trace=self._trace("poisson", light, self.plan.warm_s, 2000),
-                cells=cells,
-                log_dir=report.OUT / "logs",
-            ).run()
+        Session(
+            device=self.plan.device,
+            row=row,
+            slo=calibration.slo if calibration else None,
+            seed=self.plan.seed + number,
+            warm_s=self.plan.warm_s,
+            warm_trace=self._trace("poisson", light, self.plan.warm_s, 2000),
+            cells=cells,
+            log_dir=report.OUT / "logs",
+        ).run()
         return True
 
 
 def _line(key: Key, figures: CellFigures) -> str:
     late_ms = max((r.late_ms for r in figures.requests), default=0.0)
-    rate = (figures.be_tokens + figures.overflow_tokens) / figures.seconds
+    cores = figures.server_cpu_s / figures.seconds
+    lost_s = figures.engine.get("emulation_late_s", 0.0)
     return (
         f"{key['policy']}, {key['cell']}, round {key['round']}: {len(figures.requests)} LS in "
-        f"{figures.seconds:.0f} s, BE {rate:.1f} tokens/s; client {figures.client_cpu_share:.0%} of "
-        f"a core, at most {late_ms:.0f} ms late; servers {figures.server_cpu_s / figures.seconds:.2f} "
-        "cores"
+        f"{figures.seconds:.0f} s, BE {be_rate(figures):.1f} tokens/s; servers {cores:.2f} cores, "
+        f"client {figures.client_cpu_share:.2f}, at most {late_ms:.0f} ms late"
+        + (f"; the emulated device lost {1e3 * lost_s:.0f} ms" if lost_s else "")
     )
 
 
