@@ -32,6 +32,7 @@ from omniserve_agent.scheduling.traffic import Traffic, slack_share
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
 LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
+RECOVERY_TOKENS = 4  # over so many tokens a decode that gave way to a prompt catches up
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
@@ -150,17 +151,27 @@ class Omniserve:
     def _ls_rows(
         self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
     ) -> int:
-        """LS prompt rows that fit beside the decodes; never none while a prompt has its KV."""
+        """LS prompt rows that fit beside the decodes; never none while a prompt has its KV.
+
+        Without the margin: that is BE's to pay, or doubt would cost LS its first tokens.
+        """
         if not _ls_chunks(jobs):
             return 0
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
+        budget_s += self._recoverable_s(jobs, decode)
         return largest_fitting(
             min(MIN_LS_CHUNK_ROWS, wanted),
             wanted,
-            lambda rows: self.costs.seconds(decode.prompt(rows)) <= budget_s,
+            lambda rows: self.costs.expected(decode.prompt(rows)) <= budget_s,
         )
+
+    def _recoverable_s(self, jobs: JobIndex, decode: Load) -> float:
+        """How late decodes may get for a first token: TPOT is a mean, and they make up for it."""
+        tpots = [d.tpot_s for job in jobs.at(LS, Stage.DECODE) if (d := job.deadlines) is not None]
+        gain_s = min(tpots, default=0.0) - self.costs.expected(decode)
+        return RECOVERY_TOKENS * max(0.0, gain_s)
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""
