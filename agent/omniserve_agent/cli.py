@@ -93,7 +93,13 @@ def serve(
         _flag("--admin-port", "Health and metrics here too.", parse.count(0, 65535), "PORT"),
     ] = None,
     device: Annotated[
-        str, _flag("--device", "auto, cpu, cuda or cuda:N.", parse.device_name, "DEVICE")
+        str,
+        _flag(
+            "--device",
+            "auto, cpu, cuda or cuda:N, or emulated:PROFILE.",
+            parse.device_name,
+            "DEVICE",
+        ),
     ] = "auto",
     dtype: Annotated[
         str,
