@@ -29,14 +29,19 @@ class Server:
         error their clients can read."""
         if self._stopped:
             return
-        self._stopped = True
-        self.state.draining = True
+        self._stopped = self.state.draining = True
         await self._site.stop()
+        await self.drain(grace_s)
+        await self._runner.cleanup()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests and end those in flight as `stop` does, but go on listening, so
+        that latecomers read why. `state.draining` False takes requests again."""
+        self.state.draining = True
         await self._until_idle(grace_s)
         for merge in list(self.state.merges):
             merge.fail(unavailable("this server is shutting down; try again", 1.0, "shutting_down"))
         await self._until_idle(FAREWELL_S)
-        await self._runner.cleanup()
 
     async def _until_idle(self, limit_s: float) -> None:
         try:
