@@ -23,14 +23,22 @@ class Server:
     _runner: web.AppRunner
     _site: web.TCPSite
     _stopped: bool = False
+    _accepting: bool = True
+
+    async def shut(self) -> None:
+        """Give the port back; requests in flight go on."""
+        self.state.draining = True
+        if self._accepting:
+            self._accepting = False
+            await self._site.stop()
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests in flight finish for up to `grace_s`, then end them with an
         error their clients can read."""
         if self._stopped:
             return
-        self._stopped = self.state.draining = True
-        await self._site.stop()
+        self._stopped = True
+        await self.shut()
         await self.drain(grace_s)
         await self._runner.cleanup()
 

@@ -119,6 +119,12 @@ class Tally:
         elapsed_s = min(RATE_SECONDS, max(1.0, now_s - self._started_s))
         return recent * 60 / elapsed_s
 
+    @property
+    def mean_output_tokens(self) -> float | None:
+        """Of the requests that have finished; None before the first."""
+        lengths = [s.seen.output_tokens for s in self._samples if s.seen.outcome == "finished"]
+        return sum(lengths) / len(lengths) if lengths else None
+
     def window(self, now_s: float, window_s: float) -> tuple[Counts, Quantiles]:
         """Figures of the requests that ended within the last `window_s` seconds."""
         counts, recent = Counts(), []

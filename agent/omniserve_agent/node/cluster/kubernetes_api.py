@@ -45,11 +45,12 @@ class KubernetesApi:
                     GROUP, VERSION, PLURAL, self._node_name, _request_timeout=CALL_S
                 )
             except client.ApiException as error:
-                return _none_if_missing(error)
+                _raise_unless_missing(error)
+                return None
         return node_object(_as_dict(body))
 
     async def watch_node(self, resource_version: str | None) -> AsyncIterator[NodeObject | None]:
-        """See NodeApi. The server ends the watch; a connection that has died ends a little later."""
+        """See NodeApi. The server ends the watch; a dead connection ends a little later."""
         watch_s = WATCH_S + random.randrange(WATCH_SPREAD_S)
         with _translated():
             async with asyncio.timeout(watch_s + WATCH_SLACK_S):
@@ -85,7 +86,8 @@ class KubernetesApi:
                     _request_timeout=CALL_S,
                 )
             except client.ApiException as error:
-                return _none_if_missing(error)
+                _raise_unless_missing(error)
+                return None
         return node_object(_as_dict(body))
 
     async def read_secret(self, name: str) -> dict[str, bytes] | None:
@@ -96,7 +98,8 @@ class KubernetesApi:
                     name, self._namespace, _request_timeout=CALL_S
                 )
             except client.ApiException as error:
-                return _none_if_missing(error)
+                _raise_unless_missing(error)
+                return None
         try:
             return {k: base64.b64decode(v) for k, v in (secret.data or {}).items()}
         except binascii.Error as error:
@@ -110,11 +113,13 @@ async def connected(node_name: str, namespace: str) -> AsyncIterator[KubernetesA
     path = os.environ.get("KUBECONFIG")
     try:
         if path:
-            await config.load_kube_config(
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
                 path, client_configuration=settings, persist_config=False
             )
         else:
-            config.load_incluster_config(client_configuration=settings)
+            config.load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=settings
+            )
     except (config.ConfigException, OSError) as error:
         raise NodeError(
             f"no API server: {error}; set KUBECONFIG or run in a pod with a ServiceAccount"
@@ -140,8 +145,7 @@ def _refuse(status: int, message: str) -> None:
     raise ApiError(f"the API server answered {status}: {message}")
 
 
-def _none_if_missing(error: client.ApiException) -> None:
-    """None for 404; else the error goes on."""
+def _raise_unless_missing(error: client.ApiException) -> None:
     if error.status != NOT_FOUND:
         raise error
 
