@@ -77,7 +77,6 @@ class Quantiles:
     tpot_ms_p99: float | None
 
 
-
 def nearest_rank(values: Iterable[float], percent: int) -> float | None:
     """The smallest value with at least `percent` % of all values at or below it."""
     ordered = sorted(values)

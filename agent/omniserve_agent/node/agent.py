@@ -28,7 +28,7 @@ from omniserve_agent.node.plan import (
     wanted_dtype,
 )
 from omniserve_agent.node.progress import ProgressLog, announce
-from omniserve_agent.node.review import review
+from omniserve_agent.node.review import review, review_environment
 from omniserve_agent.node.secrets import api_keys
 from omniserve_agent.node.services import served_services
 from omniserve_agent.node.signals import pinned, signals
@@ -60,6 +60,7 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
 
     Raises NodeError for what cannot be done here, EngineFailedError when every engine is given up.
     """
+    review_environment()
     programs = programs or Programs()
     holding = reserved(settings.host, settings.port, settings.admin_port)
     with signals() as stop, holding as (ports, held):

@@ -63,7 +63,9 @@ class Place:
         """What is missing in the cache."""
         if self.target.is_dir():
             return 0
-        return directory_bytes(self.source) if self.source.is_dir() else converted_bytes(self.source)
+        return (
+            directory_bytes(self.source) if self.source.is_dir() else converted_bytes(self.source)
+        )
 
 
 def prepare(

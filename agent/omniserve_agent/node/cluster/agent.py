@@ -37,6 +37,7 @@ from omniserve_agent.node.cluster.watch import NodeWatch, WatchPolicy
 from omniserve_agent.node.devices import list_gpus
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.model_store import ModelStore
+from omniserve_agent.node.review import review_environment
 from omniserve_agent.node.signals import pinned, signals
 from omniserve_agent.node.supervisor import Supervision
 from omniserve_crds.servingnode import ServingNodeSpec
@@ -118,9 +119,7 @@ class ClusterAgent:
         except ValidationError as error:
             self._refuse_spec(seen.generation, error)
             return
-        structlog.get_logger().info(
-            "spec", generation=seen.generation, engines=len(spec.engines)
-        )
+        structlog.get_logger().info("spec", generation=seen.generation, engines=len(spec.engines))
         self.reporter.conditions = ()
         self.reporter.observed_generation = seen.generation
         self.executor.apply(spec)
@@ -151,6 +150,7 @@ async def serve_node(
 
     Raises NodeError for what cannot be done here at all.
     """
+    review_environment()
     patience, capacity = patience or Patience(), read_capacity()
     shares = await _shares(settings, capacity)
     for warning in shares.division.warnings:

@@ -277,8 +277,7 @@ def _fault(engine: EngineAssignment, room: Room, cores: int, kv_bytes: int) -> s
         return f"device {engine.device!r} is not here; there are {', '.join(room.devices)}"
     if not 1 <= engine.host_cores <= cores:
         return (
-            f"hostCores is {engine.host_cores}; 1 to {cores} can be had "
-            f"({room.host_cores} in all)"
+            f"hostCores is {engine.host_cores}; 1 to {cores} can be had ({room.host_cores} in all)"
         )
     if not MIB <= engine.host_kv_bytes <= kv_bytes:
         return (

@@ -18,7 +18,8 @@ from omniserve_agent.node.cluster.diff import Door
 from omniserve_agent.node.cluster.engine_unit import EngineUnit
 from omniserve_agent.node.cluster.keys import KeyRing
 from omniserve_agent.node.cluster.run_state import DoorFacts
-from omniserve_agent.serving import ServedService, Slo
+from omniserve_agent.node.services import routed_slo
+from omniserve_agent.serving import ServedService
 from omniserve_crds.servingnode import ServiceAssignment
 
 FIRST_RETRY_S = 0.5
@@ -162,7 +163,6 @@ def served_service(
     assignment: ServiceAssignment, unit: EngineUnit, tokenizer_dir: str, keys: KeyRing
 ) -> ServedService:
     """The assignment as HTTP routes to it."""
-    slo = assignment.slo
     return ServedService(
         namespace=assignment.namespace,
         name=assignment.name,
@@ -171,14 +171,7 @@ def served_service(
         backend=unit.client,
         tokenizer_dir=tokenizer_dir,
         max_model_len=unit.identity.max_model_len,
-        slo=slo
-        and Slo(
-            ttft_ms=slo.ttft_ms,
-            tpot_ms=slo.tpot_ms,
-            objective_percent=slo.objective_percent,
-            window_s=slo.window_s,
-            min_samples=slo.min_samples,
-        ),
+        slo=routed_slo(assignment.slo),
         priority=assignment.priority,
         api_keys=keys.keys(assignment.api_keys_secret),
         requires_key=assignment.api_keys_secret is not None,

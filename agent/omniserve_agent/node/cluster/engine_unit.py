@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,15 +220,14 @@ class EngineUnit:
             self._failure, self._preparing = None, ("queued", 0.0)
             self._supervisor, self.client = None, self._new_client(self._tools.settings)
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T] | Any) -> T | None:
+    async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """The work's result, or None when `stop` came first and the work was given up."""
         task: asyncio.Future[T] = asyncio.ensure_future(work)
-        stopped = asyncio.ensure_future(self._stopping.wait())
+        stopped: asyncio.Future[bool] = asyncio.ensure_future(self._stopping.wait())
+        both: set[asyncio.Future[Any]] = {task, stopped}
         try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            return None
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
         finally:
             stopped.cancel()
             task.cancel()

@@ -104,5 +104,5 @@ class NodeWatch:
     def _retry_s(self, failures: int) -> float:
         """Doubling, with jitter: agents should not all come back at one time."""
         policy = self.policy
-        wait_s = min(policy.longest_retry_s, policy.first_retry_s * 2 ** min(failures, 16) / 2)
+        wait_s = min(policy.longest_retry_s, policy.first_retry_s * 2.0 ** min(failures, 16) / 2)
         return wait_s * random.uniform(0.5, 1.0)
