@@ -62,6 +62,7 @@ class _EngineSamples:
     iterations: int = 0
     ls_row_layers: int = 0
     ls_rows: int = 0
+    iteration_micros: int | None = None  # of the last time that anything ran
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Reporter:
             weights_bytes=unit.weights_bytes,
             piggybacked_rows=stats.joins if stats else 0,
             ls_rows=samples.ls_rows if samples else 0,
-            iteration_micros=round(stats.iteration_ms * 1e3) if stats else None,
+            iteration_micros=samples.iteration_micros if samples else None,
         )
 
     def _service(self, service: ServiceAssignment, state: RunState) -> ServiceReport:
@@ -237,6 +238,8 @@ class Reporter:
             samples.unit.layers,
         )
         samples.iterations, samples.ls_row_layers = stats.iterations, rows
+        if stats.iteration_ms:
+            samples.iteration_micros = round(stats.iteration_ms * 1e3)
 
 
 def _free_bytes(stats: Stats | None, held_bytes: int) -> int:
