@@ -161,7 +161,7 @@ async def serve_node(
         tempfile.TemporaryDirectory(prefix="omniserve-") as directory,
         pinned(shares.division.http),
     ):
-        tools = _tools(settings, capacity, context, Path(directory), programs, patience)
+        tools = _tools(settings, api, capacity, context, Path(directory), programs, patience)
         agent = ClusterAgent(settings, api, shares, tools, patience)
         try:
             async with _admin(settings, agent):
@@ -186,6 +186,7 @@ async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
 
 def _tools(
     settings: NodeSettings,
+    api: NodeApi,
     capacity: Capacity,
     context: zmq.asyncio.Context,
     directory: Path,
@@ -198,6 +199,7 @@ def _tools(
         engine.allowed_packages,
         engine.model_roots,
         volumes=settings.model_volumes,
+        hub=True,
         command=programs.prepare,
     )
     return EngineTools(
@@ -207,6 +209,7 @@ def _tools(
         context=context,
         directory=directory,
         cores=capacity.cores,
+        read_secret=api.read_secret,
         command=programs.engine,
         supervision=patience.supervision,
         rests=patience.rests,

@@ -33,20 +33,20 @@ class ModelCache:
     pins: Pins = field(default_factory=Pins)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def acquire(self, uri: str, progress: Progress) -> Path:
+    async def acquire(self, uri: str, progress: Progress, token: str | None = None) -> Path:
         """The model's directory, pinned until `release`. NodeError with figures where its disk has
         no room even without the models that nobody uses."""
         if self._turn.locked():
             progress("waiting for another model", 0.0)
         async with self._turn:
-            place = await self.store.inspect(uri)
+            place = await self.store.inspect(uri, token)
             if not self._is_cached(place.model_dir):
-                return await self.store.prepare(uri, progress)
+                return await self.store.prepare(uri, progress, token)
             await self._pin(place.model_dir)
             try:
                 if not place.model_dir.is_dir():
                     await asyncio.to_thread(self._make_room, uri, place.needed_bytes)
-                model_dir = await self.store.prepare(uri, progress)
+                model_dir = await self.store.prepare(uri, progress, token)
                 os.utime(model_dir)
                 return model_dir
             except BaseException:
