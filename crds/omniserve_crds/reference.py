@@ -18,8 +18,8 @@ def llm_service_page(definition: Schema) -> str:
         "# LLMService\n\n"
         f"`apiVersion: {definition['spec']['group']}/{version['name']}`, `kind: LLMService`, "
         "namespaced; short name `llms`, category `omniserve`. The object's name is a DNS label "
-        "that starts with a letter, because a Service of that name is made. The same manifests work in "
-        "`omniserve-agent serve -f`.\n\n"
+        "that starts with a letter, because a Service of that name is made. The same manifests "
+        "work in `omniserve-agent serve -f`.\n\n"
         "A field in **bold** is required. Rules are checked by the API server (CEL, Kubernetes "
         "1.30 and newer), by the operator, and by the standalone agent, with the same words.\n"
     )
