@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -27,8 +28,8 @@ FILES = {
 class Hub(BaseHTTPRequestHandler):
     """One repository, org/tiny; org/secret wants the token."""
 
-    files = FILES
-    seen: list[str] = []
+    files: ClassVar = FILES
+    seen: ClassVar = []
 
     def do_HEAD(self):
         self.answer(body=False)

@@ -40,7 +40,9 @@ from omniserve_agent.node.model_store import ModelStore
 from omniserve_agent.node.review import review_environment
 from omniserve_agent.node.signals import pinned, signals
 from omniserve_agent.node.supervisor import Supervision
+from omniserve_crds.conditions import ConditionStatus
 from omniserve_crds.servingnode import ServingNodeSpec
+from omniserve_crds.status import Condition
 from omniserve_crds.violations import violations
 
 
@@ -130,13 +132,14 @@ class ClusterAgent:
         structlog.get_logger().error("spec not understood", generation=generation, reason=message)
         self.reporter.observed_generation = max(1, self.reporter.observed_generation)
         self.reporter.conditions = (
-            {
-                "type": "SpecApplied",
-                "status": "False",
-                "reason": "NotUnderstood",
-                "message": f"generation {generation}: {message}",
-                "lastTransitionTime": rfc3339(datetime.now(UTC)),
-            },
+            Condition(
+                type="SpecApplied",
+                status=ConditionStatus.FALSE,
+                observed_generation=generation,
+                reason="NotUnderstood",
+                message=f"generation {generation}: {message}",
+                last_transition_time=rfc3339(datetime.now(UTC)),
+            ),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +37,7 @@ from omniserve_crds.servingnode import (
     ServiceReport,
     ServingNodeStatus,
 )
+from omniserve_crds.status import Condition
 from omniserve_crds.version import VERSION
 
 TICK_S = 0.25
@@ -77,7 +77,7 @@ class Reporter:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     pacing: Pacing = field(default_factory=Pacing)
     observed_generation: int = 0  # of the spec in force; 0: none was seen, nothing is written
-    conditions: tuple[dict[str, str], ...] = ()
+    conditions: tuple[Condition, ...] = ()
     _samples: dict[int, _EngineSamples] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -111,7 +111,7 @@ class Reporter:
     def _edges(self, services: list[tuple[ServiceAssignment, RunState]]) -> object:
         return (
             self.observed_generation,
-            json.dumps(self.conditions),
+            self.conditions,
             tuple((unit.identity, unit.facts.ready) for unit in self.executor.units),
             tuple((s.uid, s.generation, state.edge) for s, state in services),
         )
