@@ -24,6 +24,7 @@ from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.cluster.admin import AdminView, admin_app
 from omniserve_agent.node.cluster.api import NodeApi
+from omniserve_agent.node.cluster.diff import ambiguities
 from omniserve_agent.node.cluster.engine_unit import RESTS, EngineTools
 from omniserve_agent.node.cluster.executor import Executor, Listening, node_registry
 from omniserve_agent.node.cluster.figures import rfc3339
@@ -71,7 +72,9 @@ class ClusterAgent:
         self.keys = KeyRing(api, lambda: self.executor.wake())
         listening = Listening(engine.host, engine.drain_grace_s)
         self.executor = Executor(shares, tools, http, self.keys, listening)
-        self.watch = NodeWatch(api, self._object_changed, patience.watch)
+        self.watch = NodeWatch(
+            api, self._object_changed, lambda: self.reporter.pacing.hurry(), patience.watch
+        )
         facts = NodeFacts(
             address=engine.host,
             admin_port=settings.admin_port,
@@ -112,6 +115,7 @@ class ClusterAgent:
     def _object_changed(self) -> None:
         """Another spec is in force, or none."""
         seen = self.watch.current
+        self.reporter.pacing.hurry()
         if seen is None:
             self.executor.apply(ServingNodeSpec())
             self.reporter.observed_generation = 0
@@ -122,6 +126,8 @@ class ClusterAgent:
             self._refuse_spec(seen.generation, error)
             return
         structlog.get_logger().info("spec", generation=seen.generation, engines=len(spec.engines))
+        for line in ambiguities(spec):
+            structlog.get_logger().warning("ambiguous spec", reason=line)
         self.reporter.conditions = ()
         self.reporter.observed_generation = seen.generation
         self.executor.apply(spec)

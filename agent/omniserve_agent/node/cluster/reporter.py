@@ -29,6 +29,7 @@ from omniserve_agent.node.cluster.pacing import Pacing
 from omniserve_agent.node.cluster.run_state import RunState
 from omniserve_agent.serving import ServedService
 from omniserve_crds.servingnode import (
+    MAX_ASSIGNMENTS,
     BeWindow,
     DeviceReport,
     EngineReport,
@@ -136,7 +137,7 @@ class Reporter:
             host_kv_bytes=shares.room.host_kv_bytes,
             model_volumes=list(self.facts.model_volumes),
             engines=[self._engine(unit) for unit in self.executor.units],
-            services=[self._service(service, state) for service, state in services],
+            services=[self._service(*entry) for entry in services[:MAX_ASSIGNMENTS]],
             conditions=list(self.conditions),
         )
 

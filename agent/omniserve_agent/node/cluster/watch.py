@@ -35,6 +35,7 @@ class NodeWatch:
 
     api: NodeApi
     changed: Callable[[], None]
+    back: Callable[[], None] = lambda: None  # the server answers after it has been away
     policy: WatchPolicy = field(default_factory=WatchPolicy)
     current: NodeObject | None = None
     connected: bool = False  # whether the last call succeeded
@@ -58,7 +59,9 @@ class NodeWatch:
 
     def take(self, seen: NodeObject | None) -> None:
         """What a read, a watch or a write has shown; older ones than known do not come back."""
-        self.connected = True
+        if not self.connected:
+            self.connected = True
+            self.back()
         if seen is None:
             self._note_missing()
             return
