@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -585,7 +586,7 @@ def test_an_admin_port_that_is_taken_ends_the_agent(run, tmp_path):
         socket.create_server(("127.66.0.1", 18081)),
         pytest.raises(NodeError, match=r"--admin-port 18081: .* on 127\.66\.0\.1; choose another"),
     ):
-        run(serve_node(settings, None))
+        run(serve_node(settings, SimpleNamespace(read_secret=None)))
 
 
 def test_an_agent_outside_any_cluster_says_so(run, monkeypatch):

@@ -21,11 +21,11 @@ from omniserve_agent.node.cluster.figures import (
     YieldShare,
     be_window,
     ls_window,
-    mean_ls_rows,
     rfc3339,
     tokens_left,
 )
 from omniserve_agent.node.cluster.pacing import Pacing
+from omniserve_agent.node.cluster.row_costs import Counters, RowLog
 from omniserve_agent.node.cluster.run_state import RunState
 from omniserve_agent.serving import ServedService
 from omniserve_crds.servingnode import (
@@ -60,9 +60,8 @@ class _EngineSamples:
 
     unit: EngineUnit
     yielding: YieldShare = field(default_factory=YieldShare)
+    rows: RowLog = field(default_factory=RowLog)
     iterations: int = 0
-    ls_row_layers: int = 0
-    ls_rows: int = 0
     iteration_micros: int | None = None  # of the last time that anything ran
 
 
@@ -143,7 +142,8 @@ class Reporter:
 
     def _engine(self, unit: EngineUnit) -> EngineReport:
         stats, held_bytes = unit.client.stats, unit.identity.host_kv_bytes
-        samples = self._samples.get(id(unit))
+        samples = self._samples.get(id(unit)) or _EngineSamples(unit)
+        costs, latest = samples.rows.costs, samples.rows.latest
         return EngineReport(
             device=unit.identity.device,
             key=unit.identity.key,
@@ -151,8 +151,10 @@ class Reporter:
             host_kv_free_bytes=_free_bytes(stats, held_bytes),
             weights_bytes=unit.weights_bytes,
             piggybacked_rows=stats.joins if stats else 0,
-            ls_rows=samples.ls_rows if samples else 0,
-            iteration_micros=samples.iteration_micros if samples else None,
+            ls_rows=round(latest.ls_rows) if latest else 0,
+            iteration_micros=samples.iteration_micros,
+            row_micros=costs.ls_row_us,
+            be_iteration_micros=costs.be_us,
         )
 
     def _service(self, service: ServiceAssignment, state: RunState) -> ServiceReport:
@@ -232,15 +234,16 @@ class Reporter:
             for service in self._services_on(samples.unit)
         )
         samples.yielding.add(self.clock(), stats.iterations, stats.sweeps, be_work=be_work)
-        rows = stats.device_attention_rows.get(ServiceClass.LS, 0)
-        samples.ls_rows = mean_ls_rows(
-            (samples.ls_row_layers, rows),
-            (samples.iterations, stats.iterations),
-            samples.unit.layers,
-        )
-        samples.iterations, samples.ls_row_layers = stats.iterations, rows
+        samples.rows.add(_counters(stats), samples.unit.layers, stats.iteration_ms * 1e3)
+        samples.iterations = stats.iterations
         if stats.iteration_ms:
             samples.iteration_micros = round(stats.iteration_ms * 1e3)
+
+
+def _counters(stats: Stats) -> Counters:
+    device, host = stats.device_attention_rows, stats.host_attention_rows
+    be_row_layers = device.get(ServiceClass.BE, 0) + host.get(ServiceClass.BE, 0)
+    return Counters(stats.iterations, device.get(ServiceClass.LS, 0), be_row_layers)
 
 
 def _free_bytes(stats: Stats | None, held_bytes: int) -> int:
