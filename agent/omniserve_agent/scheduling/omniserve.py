@@ -61,7 +61,7 @@ class Omniserve:
     _traffic: dict[str, Traffic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._costs = Costs(self.model, self.correction, self.error_budget)
+        self.costs = Costs(self.model, self.correction, self.error_budget)
         self._flights = InFlight(self.caps.layers)
         self._floors = Floors()
         self._fixed = FixedCaps(self.caps)
@@ -99,7 +99,7 @@ class Omniserve:
         ls = ls_decode(jobs)
         ls_rows = self._ls_rows(jobs, room, prompts, ls, budget_s)
         ls = ls.prompt(ls_rows)
-        ls_s = self._costs.seconds(ls)
+        ls_s = self.costs.seconds(ls)
         # What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
         slack_s = max(0.0, min(budget_s - ls_s, prompts.slack_s)) * self._slack_share(jobs, ls)
         budget_s = ls_s + max(slack_s, FREE_SHARE * ls_s if budget_s > ls_s else 0.0)
@@ -107,7 +107,7 @@ class Omniserve:
         be_rows, load = self._be_device_rows(jobs, ls, max(budget_s, ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, budget_s)
         pool, most = self._be_prefill(jobs, room, load, budget_s, floor_s)
-        self.limits = Limits(budget_s, ls_s, self._costs.seconds(load), most)
+        self.limits = Limits(budget_s, ls_s, self.costs.seconds(load), most)
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
@@ -115,7 +115,7 @@ class Omniserve:
             be_floor_row_layers=pool,  # already what fits beside the LS prefill
             join_rows=self._lanes,
             entries=self.caps.join_rows,
-            be_host_admissions=self._host_pays(jobs, ls, load),
+            be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
             ls_prompts=prompts.order,
             be_first=first,
         )
@@ -123,11 +123,11 @@ class Omniserve:
 
     def _budget(self, jobs: JobIndex, now_s: float) -> float:
         """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
-        fastest_s = self._costs.expected(Load(rows=1, logit_rows=1))
+        fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
         budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
         for seen in self._traffic.values():
             arrival = Load().prompt(seen.p95_prompt)
-            budget_s = min(budget_s, seen.ttft_s - self._costs.seconds(arrival))
+            budget_s = min(budget_s, seen.ttft_s - self.costs.seconds(arrival))
         if not self._traffic:
             budget_s = min(budget_s, IDLE_BUDGET_S)
         return max(budget_s, 0.0)
@@ -145,7 +145,7 @@ class Omniserve:
         if not waiting:
             return Prompts()
         chunk = Load().prompt(PRICED_CHUNK_ROWS)
-        return least_laxity(waiting, now_s, self._costs.seconds(chunk) / PRICED_CHUNK_ROWS)
+        return least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
 
     def _ls_rows(
         self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
@@ -159,7 +159,7 @@ class Omniserve:
         return largest_fitting(
             min(MIN_LS_CHUNK_ROWS, wanted),
             wanted,
-            lambda rows: self._costs.seconds(decode.prompt(rows)) <= budget_s,
+            lambda rows: self.costs.seconds(decode.prompt(rows)) <= budget_s,
         )
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
@@ -188,7 +188,7 @@ class Omniserve:
         rows = largest_fitting(
             0,
             len(keys),
-            lambda n: self._costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
+            lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
         )
         load = ls.plus(rows, rows, keys[rows - 1] if rows else 0)
         return rows + (min(most - rows, others) if rows == len(keys) else 0), load
@@ -205,7 +205,7 @@ class Omniserve:
         for lanes in {most, 1, *(edge - load.rows for edge in edges)}:
             runs = self._flights.runs(lanes)
             loads[lanes] = load.joined(runs)
-            seconds = self._costs.seconds(loads[lanes])
+            seconds = self.costs.seconds(loads[lanes])
             if seconds <= budget_s or lanes == 1:
                 choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
         lanes = best(choices).amount
@@ -221,17 +221,17 @@ class Omniserve:
             return 0, 0
         context = staged[0].tokens // 2 if staged else 0
         chunk = max(1, min(staged[0].remaining if staged else STAGED_CHUNK_ROWS, STAGED_CHUNK_ROWS))
-        factor = self._costs.factor("prefill")
-        base_s = self._costs.predicted(load) * factor
+        factor = self.costs.factor("prefill")
+        base_s = self.costs.predicted(load) * factor
         highest = self.caps.be_prefill_rows * self.caps.layers
 
         def fitting(seconds: float) -> int:
-            return min(highest, self._costs.staged_pool(seconds / factor, chunk, context))
+            return min(highest, self.costs.staged_pool(seconds / factor, chunk, context))
 
         most, floor = fitting(budget_s - base_s), fitting(floor_s)
         decoding = steps(load.joins) + self.caps.layers * jobs.count(BE, Stage.DECODE)
         weight = self._prefill_weight(jobs, room)
-        filled_s = base_s + factor * self._costs.staged_s(most, chunk, context)
+        filled_s = base_s + factor * self.costs.staged_s(most, chunk, context)
         none = Choice(0, float(decoding), base_s)
         pool = best([none, Choice(most, decoding + weight * most, filled_s)]).amount
         return max(pool, floor), most
@@ -249,9 +249,9 @@ class Omniserve:
             return True
         first, resident = waiting[0], jobs.count(BE, Stage.DECODE)
         rows, output = first.tokens, max(1, first.predicted_tokens - first.tokens)
-        chunk_s = self._costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
+        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
         prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
-        steady_s = max(SHORTEST_S, self._costs.seconds(load) + resident * prompt_s / output)
+        steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
         return min(output, hops) / prompt_s >= HURDLE * (resident + displaced) / steady_s
