@@ -117,6 +117,29 @@ def test_the_last_spec_stays_while_the_server_is_away(follow):
     assert len(script.backs) == 2  # at first, and after having been away
 
 
+def test_a_write_that_succeeds_ends_the_wait(run):
+    async def scenario():
+        script = Script(seen(1), [], ApiError("away"), seen(2), [])
+        asleep, forever = asyncio.Event(), asyncio.Event()
+
+        async def sleep(seconds):
+            if watch.connected:
+                await asyncio.sleep(0)
+            else:
+                asleep.set()
+                await forever.wait()
+
+        watch = NodeWatch(script, lambda: None, lambda: None, WatchPolicy(sleep=sleep))
+        task = asyncio.create_task(watch.run())
+        await asleep.wait()
+        watch.take(seen(1))  # what the reporter's write returned
+        while watch.current.generation != 2:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    run(scenario())
+
+
 def test_a_deleted_object_ends_being_in_force_only_after_a_while(follow):
     generations, script = follow(seen(1), [None], *[None] * 40, gone_grace_s=60.0)
     assert generations == [1, None]

@@ -62,6 +62,7 @@ class _EngineSamples:
     yielding: YieldShare = field(default_factory=YieldShare)
     rows: RowLog = field(default_factory=RowLog)
     iterations: int = 0
+    be_work: bool = False  # at the last sample
     iteration_micros: int | None = None  # of the last time that anything ran
 
 
@@ -182,8 +183,7 @@ class Reporter:
         if service.service_class is not ServiceClass.BE:
             return None
         tally, samples = self._tally(service), self._samples.get(id(door.unit))
-        work = tally.waiting + tally.running > 0
-        percent = samples.yielding.percent(self.clock()) if samples and work else 0
+        percent = samples.yielding.percent(self.clock()) if samples else 0
         facts = BeFacts(
             tokens_per_minute=tally.tokens_per_minute(self.clock()),
             queued=tally.waiting,
@@ -208,6 +208,15 @@ class Reporter:
         tally = self._tally(service)
         return tally.waiting + tally.running > 0 or tally.tokens_per_minute(self.clock()) > 0
 
+    def _be_work(self, unit: EngineUnit) -> bool:
+        """Whether a BE request waits or runs now."""
+        tallies = [
+            self._tally(service)
+            for service in self._services_on(unit)
+            if service.service_class is ServiceClass.BE
+        ]
+        return any(tally.waiting + tally.running > 0 for tally in tallies)
+
     def _services_on(self, unit: EngineUnit) -> list[ServedService]:
         return [d.service for d in self.executor.doors if d.unit is unit and d.service is not None]
 
@@ -229,10 +238,8 @@ class Reporter:
     def _take(self, samples: _EngineSamples, stats: Stats) -> None:
         if stats.iterations == samples.iterations:
             return
-        be_work = any(
-            service.service_class is ServiceClass.BE and self._busy(service)
-            for service in self._services_on(samples.unit)
-        )
+        had_work, samples.be_work = samples.be_work, self._be_work(samples.unit)
+        be_work = had_work or samples.be_work
         samples.yielding.add(self.clock(), stats.iterations, stats.sweeps, be_work=be_work)
         samples.rows.add(_counters(stats), samples.unit.layers, stats.iteration_ms * 1e3)
         samples.iterations = stats.iterations
