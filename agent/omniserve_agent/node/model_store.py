@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,8 @@ class ModelStore:
         self, uri: str, program: Sequence[str], progress: Progress, token: str | None
     ) -> _Line:
         """The child's last line, which has a directory; else NodeError."""
-        secrets = {"HF_TOKEN": token} if token else {}  # arguments are for every eye on the machine
-        process = await spawn(program, stdout=PIPE, stderr=PIPE, environment=secrets)
+        environment = self._environment(token)
+        process = await spawn(program, stdout=PIPE, stderr=PIPE, environment=environment)
         try:
             async with asyncio.timeout(self.timeout_s):
                 last, noise = await asyncio.gather(_last_line(process, progress), _tail(process))
@@ -85,6 +86,12 @@ class ModelStore:
             return last
         reason = last.error or f"preparing it {ended_how(returncode)}: {noise or 'no message'}"
         raise NodeError(reason if uri in reason else f"model {uri}: {reason}")
+
+    def _environment(self, token: str | None) -> dict[str, str]:
+        """The token is no argument, for those are open to every eye on the machine. In a cluster
+        nothing but the cache can be written."""
+        home = {"HF_HOME": str(self.cache_dir / "huggingface")} if self.hub else {}
+        return {**home, **os.environ, **({"HF_TOKEN": token} if token else {})}
 
     def _program(self, uri: str) -> list[str]:
         program = [*self.command, "--uri", uri, "--cache-dir", str(self.cache_dir)]
