@@ -35,6 +35,7 @@ from omniserve_agent.engine.messages import (
     TokenLogprob,
 )
 from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling import explain
 from omniserve_agent.scheduling.admission import Admission, Open
 from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
 from omniserve_agent.scheduling.latency import Work
@@ -150,6 +151,10 @@ class Engine:
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
         events, self._events = self._events, []
         return events
+
+    def waits(self) -> dict[str, str]:
+        """Per service, why its first waiting request waits."""
+        return explain.waits(self.jobs, self._room(), self.policy.caps, self.policy.state)
 
     # ---- plan to iteration -----------------------------------------------------------------
 

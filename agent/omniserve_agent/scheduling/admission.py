@@ -142,7 +142,7 @@ class Gate:
         """Of a prompt that is at the end of `places` prompts with so many rows together."""
         prefill_s = self._prefill_s(state.decode, rows, state.tpot_s)
         missing = places - (self.caps.max_device_rows - state.decode.rows)
-        wait_s = max(0, missing) * state.tokens_per_end * self.costs.seconds(state.decode)
+        wait_s = max(0, missing) * state.tokens_per_end * self.costs.expected(state.decode)
         needed_s, left_s = max(prefill_s, wait_s), _due_s(job) - now_s
         if needed_s <= SAFETY * left_s:
             return ADMITTED
@@ -153,17 +153,17 @@ class Gate:
         at_once = largest_fitting(
             LEAST_CHUNK_ROWS,
             max(LEAST_CHUNK_ROWS, self.caps.ls_prefill_rows),
-            lambda chunk: self.costs.seconds(decode.prompt(chunk)) <= tpot_s,
+            lambda chunk: self.costs.expected(decode.prompt(chunk)) <= tpot_s,
         )
         if rows <= at_once:
-            return self.costs.seconds(decode.prompt(rows))
-        return rows / at_once * max(tpot_s, self.costs.seconds(decode.prompt(at_once)))
+            return self.costs.expected(decode.prompt(rows))
+        return rows / at_once * max(tpot_s, self.costs.expected(decode.prompt(at_once)))
 
     def _pace(self, state: _State) -> Verdict:
         """An iteration once the newcomer and all prompts decode beside the others."""
         more = len(state.prompts) + 1
         rows = min(self.caps.max_device_rows, state.decode.rows + more)
-        step_s = self.costs.seconds(Load(rows, rows, state.kv_tokens))
+        step_s = self.costs.expected(Load(rows, rows, state.kv_tokens))
         if step_s <= SAFETY * state.tpot_s:
             return ADMITTED
         ends = rows * (1.0 - state.tpot_s / step_s)  # so many must end first
@@ -172,7 +172,7 @@ class Gate:
     def _memory(self, state: _State, new: Job) -> Verdict:
         """Whether what all LS requests hold at the newcomer's first token fits the device."""
         rows = sum(job.tokens for job in state.prompts) + new.tokens
-        step_s = max(SHORTEST_S, self.costs.seconds(state.decode))
+        step_s = max(SHORTEST_S, self.costs.expected(state.decode))
         steps = self._prefill_s(state.decode, rows, state.tpot_s) / step_s
         held = state.decode.keys + rows + int(state.decode.rows * (1 + steps))
         room = self.caps.device_blocks * self.caps.block_tokens

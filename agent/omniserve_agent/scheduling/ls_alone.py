@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omniserve_agent.scheduling.jobs import Job, JobIndex
 from omniserve_agent.scheduling.latency import LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import Omniserve
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 
 
 @dataclass
@@ -36,3 +36,8 @@ class LsAlone:
     def judged(self, job: Job, attained: bool, now_s: float) -> None:
         """Moves the margin."""
         self.inner.judged(job, attained, now_s)
+
+    @property
+    def state(self) -> PolicyState:
+        """See `Policy`."""
+        return self.inner.state
