@@ -46,6 +46,8 @@ from omniserve_crds.servingnode import ServingNodeSpec
 from omniserve_crds.status import Condition
 from omniserve_crds.violations import violations
 
+LAST_WRITE_S = 5.0  # a pod has only so long to end
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -108,7 +110,9 @@ class ClusterAgent:
             await self.executor.drain()
         finally:
             await _ended([*acting, *serving, stopped])
-            await self.reporter.write_if_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WRITE_S):
+                    await self.reporter.write_if_due()
             await self.executor.end()
             self.executor.http.tokenizing.close()
 
@@ -213,7 +217,7 @@ def _tools(
     )
     return EngineTools(
         settings=engine,
-        cache=ModelCache(store),
+        cache=ModelCache(store, settings.cache_bytes),
         memory=NodeMemory(capacity.memory_bytes),
         context=context,
         directory=directory,
