@@ -186,6 +186,8 @@ async def serve_node(
 async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
     """The devices that are here and what each gets."""
     wanted = settings.engine.device
+    if wanted.startswith("emulated:"):
+        raise NodeError(f"--device {wanted}: for experiments with `serve`; use auto, cpu or cuda")
     found = [
         FoundDevice(f"cuda:{index}", gpu.name, gpu.total_bytes, gpu.free_bytes)
         for index, gpu in enumerate(await list_gpus(wanted))
