@@ -56,7 +56,7 @@ class Mirror:
         self._api = api
         self._writer = writer
         self._store = store
-        self._checked_s: dict[str, float] = {}  # by copy
+        self._checked_s: dict[Reference, float] = {}
         self._written: dict[str, str] = {}  # digest of what a copy holds
         self._missing: dict[str, str] = {}  # by copy: why there is none
         self._index: dict[str, str] | None = None
@@ -64,7 +64,7 @@ class Mirror:
     async def carry_out(self, world: World, now_s: float) -> int:
         """Look at what is due, copy what has changed; the number of failures."""
         wanted = {r.copy: r for s in world.services for r in references(s)}
-        due = [r for copy, r in wanted.items() if self._due(copy, now_s)]
+        due = [r for r in wanted.values() if self._due(r, now_s)]
         failures = await all_of([self._indexed(set(wanted))] if due else [])
         failures += await all_of(self._follow(r, now_s) for r in due)
         self._note(world)
@@ -87,8 +87,8 @@ class Mirror:
             await self._write_index(dict.fromkeys(gone))
         return failures
 
-    def _due(self, copy: str, now_s: float) -> bool:
-        last = self._checked_s.get(copy)
+    def _due(self, reference: Reference, now_s: float) -> bool:
+        last = self._checked_s.get(reference)
         return last is None or now_s - last >= SECRETS_EVERY_S
 
     async def _follow(self, reference: Reference, now_s: float) -> None:
@@ -106,7 +106,7 @@ class Mirror:
                 self._missing[reference.copy] = "the Secret is empty"
         if values:
             await self._copy(reference, values)
-        self._checked_s[reference.copy] = now_s
+        self._checked_s[reference] = now_s
 
     async def _copy(self, reference: Reference, values: dict[str, str]) -> None:
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -150,7 +150,7 @@ class Mirror:
             return
         await self._writer.delete(SECRETS, self._namespace, copy, found["metadata"]["uid"])
         self._written.pop(copy, None)
-        self._checked_s.pop(copy, None)
+        self._checked_s = {r: at for r, at in self._checked_s.items() if r.copy != copy}
 
     async def _indexed(self, copies: set[str]) -> None:
         """The names are written down before the copies are made."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from omniserve_crds.conditions import Reason
 from omniserve_crds.servingnode import MAX_ASSIGNMENTS
-from omniserve_operator.engines import engine_key
 from omniserve_operator.placement.board import MIB, Board, Slot, wants_exclusive
 from omniserve_operator.placement.load import (
     attained_percent,
@@ -72,7 +71,7 @@ def _unusable(board: Board, slot: Slot, service: Service) -> Finding:
         return full, f"{holder.key} has it exclusively"
     if wants_exclusive(service) and slot.occupants:
         return full, f"{len(slot.occupants)} services are on it and colocation is Exclusive"
-    if slot.engine is not None and slot.engine.key != _key(service):
+    if slot.engine is not None and slot.engine.key != service.engine_key:
         return full, f"its engine runs {slot.engine.uri} for {_names(slot)}"
     taken = sum(len(s.occupants) for s in board.slots(slot.node.name))
     if taken >= MAX_ASSIGNMENTS:
@@ -180,10 +179,6 @@ def _effect(slot: Slot, service: Service) -> str:
         f"adds {predicted.added_ms:.0f} ms to {strictest.key}'s TPOT "
         f"({predicted.before_ms:.0f} to {predicted.after_ms:.0f} of {tpot_slo_ms(strictest)} ms)"
     )
-
-
-def _key(service: Service) -> str | None:
-    return engine_key(service.namespace, service.spec.model) if service.spec else None
 
 
 def _names(slot: Slot) -> str:

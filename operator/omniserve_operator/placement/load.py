@@ -10,7 +10,7 @@ from omniserve_operator.placement.board import Slot
 from omniserve_operator.world import Node, Service
 
 # The load that an LS service stands for while nothing has been measured of it.
-UNMEASURED_LOAD = 0.1
+UNMEASURED_LOAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,11 @@ def tightest(services: Iterable[Service]) -> Service | None:
 def ls_load(slot: Slot, newcomer: Service) -> float:
     """Predicted TPOT over the tightest objective, with the newcomer; a guess where unmeasured."""
     ls = [s for s in (*slot.neighbours(newcomer), newcomer) if s.is_ls]
-    guess = UNMEASURED_LOAD * len(ls)
     predicted, strictest = prediction(slot, newcomer), tightest(ls)
     objective = tpot_slo_ms(strictest) if strictest else None
     if predicted is None or not objective:
-        return guess
-    return max(guess, predicted.after_ms / objective)
+        return UNMEASURED_LOAD * len(ls)
+    return predicted.after_ms / objective
 
 
 def budget_room(node: Node, service: Service) -> float:
