@@ -135,8 +135,13 @@ class Node:
     def device(self, name: str) -> DeviceReport | None:
         return self._devices.get(name)
 
-    def engine(self, device: str) -> EngineReport | None:
-        return next((e for e in self.status.engines if e.device == device), None)
+    def engines(self, device: str) -> list[EngineReport]:
+        """More than one while an engine replaces another."""
+        return [e for e in self.status.engines if e.device == device]
+
+    def engine(self, device: str, key: str) -> EngineReport | None:
+        """What is said of the engine with this key."""
+        return next((e for e in self.engines(device) if e.key == key), None)
 
     def report(self, uid: str) -> ServiceReport | None:
         return self._reports.get(uid)

@@ -570,3 +570,35 @@ def test_any_change_settles(services, later, nodes, later_nodes):
     ]
     after = settled(replace(before, services=tuple(later), nodes=tuple(moved)), plan)
     check_invariants(after, plan(after))
+
+
+# ---- what agents measure, or do not ----------------------------------------------------------
+
+
+def test_a_replaced_engine_that_is_still_reported_is_not_the_new_one():
+    before = settled(world([CHAT], [node("n1")]), plan)
+    moved = changed(CHAT, model=OTHER)
+    both = carried_out(with_service(before, moved), plan(with_service(before, moved)))
+    new = named(both, "n1")
+    old_report = named(before, "n1").status.engines[0]
+    engines = [old_report, *new.status.engines]
+    reported = replace(new, status=new.status.model_copy(update={"engines": engines}))
+    assert all(r.ready for r in plan(with_node(both, reported)).services[moved.uid].replicas)
+    only_old = replace(new, status=new.status.model_copy(update={"engines": [old_report]}))
+    replicas = plan(with_node(both, only_old)).services[moved.uid].replicas
+    assert [r.ready for r in replicas] == [False]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        {"iteration_micros": 90_000},
+        {"iteration_micros": 90_000, "row_micros": 1000},
+    ],
+    ids=["no cost per row", "BE's part unknown"],
+)
+def test_what_is_not_measured_refuses_nobody(figure):
+    before = settled(world([CHAT, BATCH], [node("n1")]), plan)
+    second = service("second")
+    busy = figures(named(before, "n1"), "cuda:0", **figure)
+    assert places(plan(with_service(with_node(before, busy), second)), second)

@@ -135,8 +135,8 @@ def _obeyed(subject, plan, answer):
 
 def _kept(subject, engine):
     """Figures that a test put into a report stay while the engine does."""
-    before = subject.engine(engine.device)
-    if before is not None and before.key == engine.key:
+    before = subject.engine(engine.device, engine.key)
+    if before is not None:
         return before
     return EngineReport(
         device=engine.device,

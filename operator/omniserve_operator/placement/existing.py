@@ -34,11 +34,11 @@ class Existing:
         report = self.node.report(self.assignment.uid)
         if report is None or report.state is not ServiceRunState.READY:
             return False
-        engine = self.node.engine(self.assignment.device)
-        if engine is None:
-            same = report.observed_generation >= self.assignment.generation
+        device = self.assignment.device
+        if self.node.engines(device):
+            same = self.node.engine(device, self.engine.key) is not None
         else:
-            same = engine.key == self.engine.key
+            same = report.observed_generation >= self.assignment.generation
         return same and self.node.reporting
 
     @property

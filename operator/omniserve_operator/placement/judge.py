@@ -12,6 +12,7 @@ from omniserve_operator.placement.load import (
     budget_room,
     ls_load,
     prediction,
+    report_of,
     tightest,
     tpot_slo_ms,
 )
@@ -136,7 +137,7 @@ def _breaks_tpot(slot: Slot, service: Service) -> Finding:
 
 
 def _no_host_kv(slot: Slot) -> Finding:
-    engine = slot.node.engine(slot.device)
+    engine = report_of(slot)
     if engine is None or not engine.host_kv_bytes:
         return None
     if engine.host_kv_free_bytes >= MIN_FREE_KV_SHARE * engine.host_kv_bytes:
@@ -160,7 +161,7 @@ def _rated_best_effort(slot: Slot, service: Service) -> tuple[float, str]:
     """Load is what of the error budgets is used up, or of the host KV, whichever is more."""
     rooms = [budget_room(slot.node, other) for other in slot.neighbours(service) if other.is_ls]
     room = min(rooms, default=1.0)
-    engine = slot.node.engine(slot.device)
+    engine = report_of(slot)
     known = engine is not None and engine.host_kv_bytes > 0
     free = engine.host_kv_free_bytes / engine.host_kv_bytes if engine and known else 1.0
     return max(1 - room, 1 - free, 0.0), (
@@ -173,7 +174,7 @@ def _effect(slot: Slot, service: Service) -> str:
     """`adds 4 ms to default/chat's TPOT (34 -> 38 of 50 ms)`."""
     predicted = prediction(slot, service)
     strictest = tightest(slot.neighbours(service)) or service
-    if predicted is None or not predicted.measured:
+    if predicted is None:
         return "nothing is measured there yet"
     return (
         f"adds {predicted.added_ms:.0f} ms to {strictest.key}'s TPOT "
