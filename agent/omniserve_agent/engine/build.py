@@ -79,13 +79,12 @@ def build_engine(
         model = load(config, progress, helpers)
         _use_one_core(config, model)
         latency = latency_model(config, model, helpers, progress)
-        policy = make_policy(config, model, latency)
         parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(policy, drafts, _gate(config, latency))
+    engine = parts.engine(latency, drafts)
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -161,16 +160,12 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(
-        self,
-        policy: Callable[[Caps], Policy],
-        drafts: DraftSource | None = None,
-        gate: Gate | None = None,
-    ) -> Engine:
-        """The loop over these parts."""
+    def engine(self, latency: LatencyModel | None, drafts: DraftSource | None = None) -> Engine:
+        """The loop over these parts; without a latency model under fixed caps, all let in."""
         executor, device = self._native() if _native_attention(self.config) else self._torch()
+        policy, gate = self._decisions(latency)
         return Engine(
-            policy(self._caps()),
+            policy,
             executor,
             device,
             KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
@@ -179,6 +174,14 @@ class Parts:
             drafts or self._drafts(),
             gate=gate,
         )
+
+    def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
+        if latency is None:
+            return FixedCaps(self._caps()), None
+        machine = machine_of(self.config, self.model, latency, self._caps())
+        policy = policies.make(self.config.policy, machine)
+        mode = AdmissionMode(self.config.admission)
+        return policy, policies.gate_for(policy, machine, mode)
 
     def _drafts(self) -> DraftSource:
         return PromptLookup() if self.config.drafts == "prompt_lookup" else NoDrafts()
@@ -292,22 +295,12 @@ def latency_model(
     return latency
 
 
-def make_policy(
-    config: EngineConfig, model: Model, latency: LatencyModel | None
-) -> Callable[[Caps], Policy]:
-    """The configured policy, waiting for its caps."""
-    if latency is None or config.policy == "fixed_caps":
-        return FixedCaps
+def machine_of(
+    config: EngineConfig, model: Model, latency: LatencyModel, caps: Caps
+) -> policies.Machine:
+    """What policies and admission know of this engine."""
     host_rate = config.host_workers * HOST_READ_BYTES_PER_S
-    kv_bytes = block_bytes(model) / BLOCK_TOKENS
-    return lambda caps: policies.make(
-        config.policy, policies.Machine(caps, latency, host_rate, kv_bytes)
-    )
-
-
-def _gate(config: EngineConfig, latency: LatencyModel | None) -> Gate | None:
-    mode = AdmissionMode(config.admission)
-    return None if latency is None or mode is AdmissionMode.OFF else Gate(latency, mode)
+    return policies.Machine(caps, latency, host_rate, block_bytes(model) / BLOCK_TOKENS)
 
 
 def profile(
@@ -324,7 +317,7 @@ def profile(
     )
     parts = Parts.of(small, model, None)
     parts.helpers = helpers
-    engine = parts.engine(FixedCaps)
+    engine = parts.engine(None)
     try:
         progress("profiling mixed load", 0.0)
         longest = min(engine.intake.limits.max_request_tokens.values())

@@ -173,6 +173,12 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     admission_refused: dict[str, int] = {}  # LS requests by service: predicted to miss
     admission_queued: int = 0  # LS requests held back now
     admitted_missed: dict[str, int] = {}  # by service: taken, and missed all the same
+    iteration_budget_ms: float = 0.0  # of the last plan; 0 where the policy predicts nothing
+    iteration_ls_ms: float = 0.0  # of it taken by LS
+    prediction_margin: float = 1.0  # planned over predicted time
+    margin_quantile: float = 0.0  # of prediction residuals; moved by the error budget
+    error_budget_burn: float = 0.0  # share of LS requests missed over share allowed
+    waits: dict[str, str] = {}  # by service: why its first waiting request waits
 
 
 FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats
