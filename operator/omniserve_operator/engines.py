@@ -20,7 +20,12 @@ def keys_mirror(uid: str) -> str:
 
 
 def engine_for(
-    service: Service, model: Model, device: str, host_cores: int, host_kv_bytes: int
+    service: Service,
+    model: Model,
+    device: str,
+    host_cores: int,
+    host_kv_bytes: int,
+    weights_bytes: int | None,
 ) -> EngineAssignment:
     """The engine that serves `model` on `device` with this share of the host."""
     credentials = model.credentials_secret_ref
@@ -37,4 +42,5 @@ def engine_for(
         else None,
         host_cores=host_cores,
         host_kv_bytes=host_kv_bytes,
+        weights_bytes=weights_bytes,
     )

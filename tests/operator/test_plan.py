@@ -602,3 +602,21 @@ def test_what_is_not_measured_refuses_nobody(figure):
     second = service("second")
     busy = figures(named(before, "n1"), "cuda:0", **figure)
     assert places(plan(with_service(with_node(before, busy), second)), second)
+
+
+def test_weights_that_are_known_must_fit_the_device():
+    chat = service("chat", replicas=2)
+    first = settled(world([chat], [node("n1")]), plan)
+    measured = figures(named(first, "n1"), "cuda:0", weights_bytes=16 * GIB)
+    small, large = node("n2"), node("n3")
+    for_small = [DeviceReport(id="cuda:0", memory_bytes=8 * GIB)]
+    for_large = [DeviceReport(id="cuda:0", memory_bytes=80 * GIB)]
+    small = replace(small, status=small.status.model_copy(update={"devices": for_small}))
+    large = replace(large, status=large.status.model_copy(update={"devices": for_large}))
+    refused = plan(with_node(with_node(first, measured), small))
+    assert "n2/cuda:0: the weights take 16384 MiB, the device has 8192 MiB" in (
+        scheduled(refused, chat).message
+    )
+    result = plan(replace(first, nodes=(measured, small, large)))
+    assert places(result, chat) == [("n1", "cuda:0"), ("n3", "cuda:0")]
+    assert result.nodes["n3"].engines[0].weights_bytes == 16 * GIB

@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from kubernetes.aio.client.exceptions import ApiException
 from typer.testing import CliRunner
 
-from omniserve_operator import cli, health, lease, watches
+from omniserve_operator import cli, health, lease, run, watches
 from omniserve_operator.api import ApiError
 from omniserve_operator.lease import Leadership, give_up
 from omniserve_operator.reconcile import Trigger
@@ -176,6 +176,38 @@ def test_a_server_that_is_away_is_a_failed_try():
     done, error = asyncio.run(lock(gate, "me", held).get("x", RELEASE))
     assert done is False
     assert isinstance(error, ApiException)
+
+
+# ---- start-up ---------------------------------------------------------------------------------
+
+
+def served(api, *plurals):
+    api.objects["/apis/omniserve.io/v1alpha1"] = {"resources": [{"name": p} for p in plurals]}
+
+
+def test_the_crds_are_waited_for(monkeypatch):
+    monkeypatch.setattr(run, "CRD_RETRY_S", 0)
+    api = FakeApi()
+    served(api, "llmservices")
+    group = ("get", "/apis/omniserve.io/v1alpha1")
+    api.before[group] = lambda: api.before.update(
+        {group: lambda: served(api, "llmservices", "servingnodes")}
+    )
+    asyncio.run(run.kinds_served(api))
+
+
+def test_crds_that_never_come_are_named(monkeypatch):
+    monkeypatch.setattr(run, "CRD_RETRY_S", 0)
+    with pytest.raises(ApiError, match=r"CRD llmservices.omniserve.io and servingnodes"):
+        asyncio.run(run.kinds_served(FakeApi()))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_endpoint_slices_are_detected(there):
+    api = FakeApi()
+    if there:
+        api.objects["/apis/discovery.k8s.io/v1"] = {"resources": []}
+    assert asyncio.run(run.has_endpoint_slices(api)) is there
 
 
 # ---- the loop ---------------------------------------------------------------------------------

@@ -51,7 +51,11 @@ class NoOffer:
 
 def judge(board: Board, slot: Slot, service: Service) -> Offer | NoOffer:
     """What `slot` says to one more replica of `service`."""
-    refusal = _unusable(board, slot, service) or _no_share(board, slot) or _disturbs(slot, service)
+    refusal = (
+        _unusable(board, slot, service)
+        or _no_share(board, slot, service)
+        or _disturbs(slot, service)
+    )
     if refusal is not None:
         reason, message = refusal
         return NoOffer(slot.node.name, slot.device, reason, message)
@@ -80,9 +84,16 @@ def _unusable(board: Board, slot: Slot, service: Service) -> Finding:
     return None
 
 
-def _no_share(board: Board, slot: Slot) -> Finding:
+def _no_share(board: Board, slot: Slot, service: Service) -> Finding:
     if slot.engine is not None:
         return None
+    weights, device = board.weights_bytes(service), slot.node.device(slot.device)
+    memory = device.memory_bytes if device else 0
+    if weights and memory and weights > memory:
+        return (
+            Reason.INSUFFICIENT_CAPACITY,
+            f"the weights take {weights // MIB} MiB, the device has {memory // MIB} MiB",
+        )
     cores, kv_bytes = board.share(slot)
     if cores >= 1 and kv_bytes >= MIB:
         return None
