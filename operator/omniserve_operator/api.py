@@ -65,6 +65,7 @@ ENDPOINT_SLICES = Kind("/apis/discovery.k8s.io/v1", "endpointslices")
 EVENTS = Kind("/api/v1", "events")
 SECRETS = Kind("/api/v1", "secrets")
 CONFIG_MAPS = Kind("/api/v1", "configmaps")
+LEASES = Kind("/apis/coordination.k8s.io/v1", "leases")
 CONTROLLER_REVISIONS = Kind("/apis/apps/v1", "controllerrevisions")
 
 

@@ -2,6 +2,7 @@
 
 The operator may get Secrets, not list them; it reads those that an LLMService names, and keeps the
 names of its copies in a ConfigMap, so that copies nobody needs any more are found after a restart.
+The ConfigMap is the chart's and owns the copies and the Lease: they go with `helm uninstall`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 from dataclasses import dataclass
 
 from omniserve_crds.conditions import Reason
-from omniserve_operator.api import CONFIG_MAPS, SECRETS, Api, ApiError, Object
+from omniserve_operator.api import CONFIG_MAPS, LEASES, SECRETS, Api, ApiError, Object
 from omniserve_operator.endpoints import LABELS
 from omniserve_operator.engines import credentials_mirror, keys_mirror
-from omniserve_operator.settings import SECRETS_EVERY_S
+from omniserve_operator.settings import SECRETS_EVERY_S, Settings
 from omniserve_operator.store import Store
 from omniserve_operator.world import Service, Verdict, World
 from omniserve_operator.writer import Writer, all_of
@@ -51,8 +52,9 @@ def references(service: Service) -> list[Reference]:
 class Mirror:
     """Copies that follow their sources within 30 s."""
 
-    def __init__(self, namespace: str, api: Api, writer: Writer, store: Store) -> None:
-        self._namespace = namespace
+    def __init__(self, settings: Settings, api: Api, writer: Writer, store: Store) -> None:
+        self._namespace = settings.namespace
+        self._lease_name = settings.lease_name
         self._api = api
         self._writer = writer
         self._store = store
@@ -60,6 +62,7 @@ class Mirror:
         self._written: dict[str, str] = {}  # digest of what a copy holds
         self._missing: dict[str, str] = {}  # by copy: why there is none
         self._index: dict[str, str] | None = None
+        self._owners: list[Object] = []
 
     async def carry_out(self, world: World, now_s: float) -> int:
         """Look at what is due, copy what has changed; the number of failures."""
@@ -133,6 +136,7 @@ class Mirror:
                 "name": reference.copy,
                 "namespace": self._namespace,
                 "labels": LABELS,
+                "ownerReferences": self._owners,
                 "annotations": {
                     "omniserve.io/copied-from": f"{reference.namespace}/{reference.name}"
                 },
@@ -160,16 +164,30 @@ class Mirror:
 
     async def _read_index(self) -> dict[str, str]:
         if self._index is None:
-            try:
-                found = await self._api.get(CONFIG_MAPS.path(self._namespace, INDEX))
-            except ApiError as error:
-                if not error.not_found:
-                    raise
-                metadata = {"name": INDEX, "namespace": self._namespace, "labels": LABELS}
-                body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-                found = await self._writer.create(CONFIG_MAPS, self._namespace, body)
+            found = await self._config_map()
+            uid = found["metadata"]["uid"]
+            owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": INDEX, "uid": uid}
+            self._owners = [owner]
+            await self._own_lease()
             self._index = found.get("data") or {}
         return self._index
+
+    async def _config_map(self) -> Object:
+        """The chart's, or one of our own where there is no chart."""
+        try:
+            return await self._api.get(CONFIG_MAPS.path(self._namespace, INDEX))
+        except ApiError as error:
+            if not error.not_found:
+                raise
+        metadata = {"name": INDEX, "namespace": self._namespace, "labels": LABELS}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        return await self._writer.create(CONFIG_MAPS, self._namespace, body)
+
+    async def _own_lease(self) -> None:
+        place = (LEASES, self._namespace, self._lease_name)
+        current = await self._writer.read(*place)
+        if current["metadata"].get("ownerReferences") != self._owners:
+            await self._writer.patch(*place, {"metadata": {"ownerReferences": self._owners}})
 
     async def _write_index(self, changes: dict[str, str | None]) -> None:
         body = {"data": changes}

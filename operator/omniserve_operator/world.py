@@ -18,7 +18,7 @@ from omniserve_crds.servingnode import (
     ServingNodeStatus,
 )
 from omniserve_crds.status import LLMServiceStatus
-from omniserve_operator.settings import STALE_AFTER_S, Tenancy
+from omniserve_operator.settings import STALE_AFTER_S, WITHDRAWN_S, Tenancy
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Node:
     status: ServingNodeStatus = field(default_factory=ServingNodeStatus)
     generation: int = 0
     silent_s: float | None = None  # since its agent's last change; None: never heard of
+    drained_s: float | None = None  # since its spec says `drain`; None: it does not
 
     @property
     def reporting(self) -> bool:
@@ -164,6 +165,12 @@ class World:
     tenancies: Mapping[str, Tenancy] = field(default_factory=dict)  # by namespace
     newest_templates: Mapping[str, str] = field(default_factory=dict)  # by DaemonSet
     default_tenancy: Tenancy = field(default_factory=Tenancy)
+    # Seconds since a service's address on a node was taken away, by (uid, node).
+    withdrawn_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def withdrawn(self, uid: str, node: str) -> bool:
+        """Nobody finds the service on that node any more."""
+        return self.withdrawn_s.get((uid, node), 0.0) >= WITHDRAWN_S
 
     def tenancy(self, namespace: str) -> Tenancy:
         return self.tenancies.get(namespace, self.default_tenancy)

@@ -476,13 +476,26 @@ def test_agents_are_upgraded_one_node_at_a_time_and_emptied_first():
 def test_a_single_node_is_upgraded_in_place():
     before = upgrade(settled(world([CHAT], [node("n1")]), plan))
     first = plan(before)
-    assert first.nodes["n1"].drain
-    assert first.nodes["n1"].engines == named(before, "n1").spec.engines
-    assert not first.restarts
-    drained = carried_out(before, first)
+    assert first.closing == {"n1"}
+    assert not first.nodes["n1"].drain
+    withdrawn = carried_out(before, first)
+    second = plan(withdrawn)
+    assert second.nodes["n1"].drain
+    assert second.nodes["n1"].engines == named(before, "n1").spec.engines
+    assert not second.restarts
+    drained = carried_out(withdrawn, second)
     assert [pod.name for pod in plan(drained).restarts] == ["agent-n1"]
     done = settled(restarted(drained, plan(drained).restarts), plan)
     assert not named(done, "n1").spec.drain
+
+
+def test_a_node_that_does_not_drain_is_waited_for_with_a_limit():
+    before = upgrade(settled(world([CHAT], [node("n1")]), plan))
+    withdrawn = carried_out(before, plan(before))
+    stuck = carried_out(withdrawn, plan(withdrawn), answer=False)
+    subject = named(stuck, "n1")
+    assert not plan(with_node(stuck, replace(subject, drained_s=29.0))).restarts
+    assert plan(with_node(stuck, replace(subject, drained_s=30.0))).restarts
 
 
 def test_an_unready_upgraded_agent_stops_the_upgrade():

@@ -218,7 +218,7 @@ def test_urgent_changes_do_not_wait_for_figures():
         trigger = Trigger()
         trigger.pull(urgent)
         began = time.monotonic()
-        await trigger.wait()
+        await trigger.wait(10)
         return time.monotonic() - began
 
     # Figures wait for two seconds by design; only that an urgent one does not is looked at.
