@@ -152,6 +152,7 @@ class EngineReport(NodeModel):
     key: Text
     host_kv_bytes: Bytes = 0
     host_kv_free_bytes: Bytes = 0
+    weights_bytes: Bytes = 0  # as loaded, 0 while unknown
     piggybacked_rows: Count = 0  # joins since start
     ls_rows: Count = 0  # mean LS rows per iteration, lately
     iteration_micros: Count | None = None  # mean, lately
