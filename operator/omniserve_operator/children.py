@@ -43,10 +43,9 @@ class Children:
         self._note(service, fault)
 
     def _note(self, service: Service, fault: Verdict | None) -> None:
-        before = self._store.faults.get(service.uid)
         if fault is not None:
             self._store.faults[service.uid] = fault
-        elif before is not None and before.reason is Reason.NAME_CONFLICT:
+        elif self._conflicts(service):
             del self._store.faults[service.uid]
 
     async def _ensure(
@@ -55,6 +54,8 @@ class Children:
         """Create, correct or leave alone; a verdict where the name belongs to somebody else."""
         current = self._store.child(kind, service.namespace, service.name)
         if current is None:
+            if self._conflicts(service) and not await self._free(kind, service):
+                return _conflict(kind, service)
             return await self._create(kind, service, wanted, now_s)
         if not _owned(current, service):
             return _conflict(kind, service)
@@ -62,6 +63,20 @@ class Children:
             return None
         await self._correct(kind, service, current, wanted, now_s)
         return None
+
+    def _conflicts(self, service: Service) -> bool:
+        fault = self._store.faults.get(service.uid)
+        return fault is not None and fault.reason is Reason.NAME_CONFLICT
+
+    async def _free(self, kind: Kind, service: Service) -> bool:
+        """Looked at, not tried: a try is a write."""
+        try:
+            current = await self._writer.read(kind, service.namespace, service.name)
+        except ApiError as error:
+            if error.not_found:
+                return True
+            raise
+        return _owned(current, service)
 
     async def _create(
         self, kind: Kind, service: Service, wanted: Object, now_s: float

@@ -6,19 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from omniserve_crds.conditions import ConditionStatus, ConditionType
+from omniserve_crds.conditions import ConditionStatus, ConditionType, Reason
 from omniserve_crds.group import API_VERSION, LLM_SERVICE_KIND
 from omniserve_crds.status import Condition
 from omniserve_operator.world import Service
 
 COMPONENT = "omniserve-operator"
-# Where False (for Throttled and Progressing: True) is what somebody should look at.
+# What every start and every pause brings.
+_EXPECTED = (Reason.PAUSED, Reason.LOADING, Reason.REPLICAS_UNAVAILABLE)
+# Where False is what somebody should look at; a replica that is lost shows as Ready.
 _WARNING = {
     ConditionType.READY: ConditionStatus.FALSE,
     ConditionType.ACCEPTED: ConditionStatus.FALSE,
     ConditionType.SCHEDULED: ConditionStatus.FALSE,
     ConditionType.MODEL_LOADED: ConditionStatus.FALSE,
-    ConditionType.SERVING: ConditionStatus.FALSE,
     ConditionType.SLO_ATTAINED: ConditionStatus.FALSE,
     ConditionType.NODES_REPORTING: ConditionStatus.FALSE,
 }
@@ -60,10 +61,10 @@ def event(service: Service, condition: Condition, now: str) -> dict[str, Any]:
 
 def _type(condition: Condition) -> str:
     warns = _WARNING.get(ConditionType(condition.type)) == condition.status
-    return "Warning" if warns and condition.reason != "Paused" else "Normal"
+    return "Warning" if warns and condition.reason not in _EXPECTED else "Normal"
 
 
 def _name(service: Service, condition: Condition) -> str:
-    parts = (service.uid, condition.type, condition.status, condition.last_transition_time)
+    parts = (service.uid, service.resource_version, condition.type, condition.status)
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
     return f"{service.name}.{digest}"

@@ -61,11 +61,13 @@ def status_of(
 ) -> tuple[LLMServiceStatus, Memory]:
     """The status to be written, if it differs, and what to remember."""
     service = plan.service
+    replicas = seen(plan, nodes)
     if not service.status.conditions:
         found = first_sight(service.is_ls)
         fresh = conditions(found, (), service.generation, now)
-        return LLMServiceStatus(port=plan.port, conditions=fresh), memory
-    replicas = seen(plan, nodes)
+        # With the places: the words of the day a replica was placed are found here later.
+        placements = [_placement(s) for s in replicas]
+        return LLMServiceStatus(port=plan.port, conditions=fresh, placements=placements), memory
     measured, memory, slo, best_effort = _measured(plan, replicas, memory, now_s)
     found = findings(plan, replicas, measured)
     staying = plan.staying

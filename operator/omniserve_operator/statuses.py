@@ -67,12 +67,24 @@ class Statuses:
 
 
 def _body(status: LLMServiceStatus) -> Object:
-    """As a merge patch: what is absent is null, so that it goes; lists hold no nulls."""
-    body: Object = status.model_dump(by_alias=True, exclude_none=True, mode="json")
+    """As a merge patch: what is absent or empty is null, so that it goes.
+
+    Lists replace each other whole and hold neither nulls nor empty strings, which older servers
+    take for nulls.
+    """
     whole: Object = status.model_dump(by_alias=True, mode="json")
-    for name, value in whole.items():
-        if isinstance(value, dict):
-            body[name] = value
-        elif value is None:
-            body[name] = None
-    return body
+    return {name: _patched(value) for name, value in whole.items()}
+
+
+def _patched(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _patched(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_compact(item) for item in value]
+    return None if value == "" else value
+
+
+def _compact(item: object) -> object:
+    if not isinstance(item, dict):
+        return item
+    return {name: value for name, value in item.items() if value not in (None, "")}
