@@ -2,8 +2,8 @@
 
     sudo python hack/image_root.py operator|agent FOLDER
 
-`FROM debian:…` becomes a root made by debootstrap, from the mirror that this machine's apt uses; COPY
-and RUN act in it, with this machine's pip configuration. Then the programs are started there as the
+`FROM debian:…` becomes a root made by debootstrap, from the mirror that this machine's apt uses;
+COPY and RUN act in it, with this machine's pip configuration. Then the programs are started there as the
 image's user, over a read-only root, as the chart does it. Needs root and Debian's debootstrap.
 """
 
