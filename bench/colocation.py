@@ -22,7 +22,7 @@ from colocation_client import CellFigures
 from colocation_figures import Calibration, be_rate, calibrate
 from colocation_plots import draw
 from colocation_report import Run, rows_and_ratios, table
-from colocation_session import Cell, Session
+from colocation_session import LS_WARM_S, Cell, Session
 from colocation_setup import ABLATIONS, DEVICES, POLICY_ROWS, Device, PolicyRow
 from colocation_store import Key, Store, digest
 from colocation_traces import LsRequest, ls_trace
@@ -40,6 +40,7 @@ class Stretch:
     load: str
     arrivals: str
     seconds: float
+    rounds: int = 1  # at most: not every figure needs as many requests
 
     @property
     def name(self) -> str:
@@ -48,9 +49,9 @@ class Stretch:
 
 
 FULL = (
-    Stretch("light", "poisson", 15),
-    Stretch("medium", "poisson", 20),
-    Stretch("heavy", "poisson", 52),
+    Stretch("light", "poisson", 12),
+    Stretch("medium", "poisson", 15),
+    Stretch("heavy", "poisson", 45, rounds=99),
     Stretch("heavy", "bursty", 20),
 )
 QUICK = (Stretch("heavy", "poisson", 10),)
@@ -67,14 +68,21 @@ class Plan:
     stretches: Sequence[Stretch]
     rounds: int
     calibration_s: float
-    warm_s: float
+    be_alone_s: float
     seed: int
     commit: str
 
     def key(self, row: PolicyRow, name: str, rate: float, seconds: float, number: int) -> Key:
         """What a cell's figures depend on."""
         device = self.device
-        settings = (device.flags, device.model, device.sizes, device.be_places, row, self.warm_s)
+        settings = (
+            device.flags,
+            device.model,
+            device.sizes,
+            device.be_places,
+            row,
+            self.be_alone_s,
+        )
         overflow = (device.overflow_flags, device.overflow_places) if row.overflow else ()
         return {
             "device": device.name,
@@ -140,7 +148,8 @@ class Benchmark:
             rows = self.plan.rows
             turn = number % len(rows)
             for row in (*rows[turn:], *rows[:turn]):
-                if not self._session(row, self.plan.stretches, number, calibration):
+                stretches = [s for s in self.plan.stretches if number < s.rounds]
+                if not self._session(row, stretches, number, calibration):
                     return False
         heavy = [s for s in self.plan.stretches if s.name == HEAVY]
         return all(self._session(row, heavy, 0, calibration) for row in self.plan.ablations)
@@ -190,7 +199,7 @@ class Benchmark:
     ) -> bool:
         if not cells:
             return True
-        warm_s = self.plan.warm_s if row.best_effort else 0.0
+        warm_s = self.plan.be_alone_s + LS_WARM_S if row.best_effort else LS_WARM_S
         if not self.limit.allows(START_S + warm_s + sum(s + CELL_EXTRA_S for s in seconds)):
             return False
         light = calibration.rates["light"] if calibration else UNLOADED_RATE
@@ -199,8 +208,8 @@ class Benchmark:
             row=row,
             slo=calibration.slo if calibration else None,
             seed=self.plan.seed + number,
-            warm_s=self.plan.warm_s,
-            warm_trace=self._trace("poisson", light, self.plan.warm_s, 2000),
+            be_alone_s=self.plan.be_alone_s,
+            warm_trace=self._trace("poisson", light, LS_WARM_S, 2000),
             cells=cells,
             log_dir=report.OUT / "logs",
         ).run()
@@ -229,7 +238,8 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
 
     for stretch in plan.stretches:
         for row in plan.rows:
-            cells[stretch.name, row.name] = find(row, stretch, plan.rounds)
+            rounds = min(plan.rounds, stretch.rounds)
+            cells[stretch.name, row.name] = find(row, stretch, rounds)
         for row in plan.ablations if stretch.name == HEAVY else ():
             cells[stretch.name, row.name] = find(row, stretch, 1)
     return Run(plan.device, calibration, cells, plan.seed)
@@ -252,8 +262,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         ablations,
         FULL,
         options.rounds,
-        20.0,
-        40.0,
+        15.0,
+        18.0,
         options.seed,
         report.commit(),
     )

@@ -83,7 +83,7 @@ EMULATED = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(10, 13, 16, 18, 20, 22, 24, 27),
+    rates=(12, 15, 17, 19, 21, 23, 26),
     be_places=160,
     overflow_places=12,
     bars=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.node.errors import NodeError
 from omniserve_crds.llmservice import KvCacheDtype, LLMService
 
@@ -61,3 +62,11 @@ def _without_effect(service: LLMService, policy: str) -> list[str]:
             f"use --policy {FLOOR_POLICY})"
         )
     return idle
+
+
+def review_environment() -> None:
+    """NodeError where a fault for tests is asked for outside tests."""
+    try:
+        iteration_delay()
+    except FaultSettingError as error:
+        raise NodeError(str(error)) from error
