@@ -18,7 +18,7 @@ from colocation_setup import Device, PolicyRow, write_manifest
 from colocation_traces import LsRequest, be_backlog, overflow_backlog
 from servers import Program, Server, omniserve, running
 
-LS_WARM_S = 8.0  # of light load, before anything is measured
+LS_WARM_S = 5.0  # of light load, before anything is measured
 
 
 @dataclass(frozen=True)
