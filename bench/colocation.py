@@ -23,7 +23,14 @@ from colocation_client import CellFigures
 from colocation_figures import Calibration, be_rate, calibrate
 from colocation_report import Run, rows_and_ratios, table
 from colocation_session import LS_WARM_S, Cell, Session
-from colocation_setup import ABLATIONS, DEVICES, POLICY_ROWS, Device, PolicyRow
+from colocation_setup import (
+    ABLATIONS,
+    DEVICES,
+    POLICY_ROWS,
+    Device,
+    PolicyRow,
+    with_model,
+)
 from colocation_store import Key, Store, digest
 from colocation_traces import LsRequest, ls_trace
 from servers import ServerError
@@ -248,7 +255,7 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
 def _plan(options: argparse.Namespace) -> Plan:
     device = DEVICES[options.device]
     if options.model_dir is not None:
-        device = replace(device, model={**device.model, "uri": f"file://{options.model_dir}"})
+        device = with_model(device, options.model_dir)
     rows = [r for r in POLICY_ROWS if not options.rows or r.name in options.rows]
     ablations = [r for r in ABLATIONS if r.name in options.rows] if options.rows else ABLATIONS
     if POLICY_ROWS[0] not in rows:

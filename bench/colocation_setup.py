@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -137,6 +137,17 @@ CUDA = Device(
     note="random weights of Llama-3-8B's shape",
 )
 DEVICES = {device.name: device for device in (EMULATED, CPU, CUDA)}
+
+
+def with_model(device: Device, directory: Path) -> Device:
+    """The device with another model."""
+    root = ("--model-root", str(directory.resolve().parent))
+    return replace(
+        device,
+        flags=(*device.flags, *root),
+        overflow_flags=(*device.overflow_flags, *root),
+        model={**device.model, "uri": f"file://{directory.resolve()}"},
+    )
 
 
 def write_manifest(
