@@ -58,7 +58,7 @@ class Stretch:
 FULL = (
     Stretch("light", "poisson", 8),
     Stretch("medium", "poisson", 12),
-    Stretch("heavy", "poisson", 42, rounds=99),
+    Stretch("heavy", "poisson", 55, rounds=99),
     Stretch("heavy", "bursty", 15),
 )
 QUICK = (Stretch("heavy", "poisson", 10),)

@@ -83,7 +83,7 @@ EMULATED = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(12, 15, 17, 19, 21, 23, 26),
+    rates=(8, 11, 14, 16, 18, 20, 22),
     be_places=160,
     overflow_places=12,
     bars=True,
