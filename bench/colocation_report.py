@@ -71,13 +71,23 @@ def _ratios(run: Run) -> Iterator[dict[str, Any]]:
     """Attainment of every policy against `ls_alone`; BE of `omniserve` against every other's."""
     for load, policy, cells in run.pairs():
         head = {"device": run.device.name, "load": load}
-        alone, ours = (run.cells.get((load, name), ())[: len(cells)] for name in (ALONE, OURS))
-        if policy != ALONE and len(alone) == len(cells):
-            points = attainment_difference(cells, alone, run.calibration.slo, run.seed)
+        alone, ours = (run.cells.get((load, name), ()) for name in (ALONE, OURS))
+        if policy != ALONE and alone:
+            points = attainment_difference(
+                *_same_rounds(cells, alone), run.calibration.slo, run.seed
+            )
             yield head | {"metric": POINTS, "policy": policy, "against": ALONE} | points
-        ratio = be_ratio(ours, cells) if len(ours) == len(cells) else None
+        ratio = be_ratio(*_same_rounds(ours, cells))
         if policy != OURS and ratio is not None:
             yield head | {"metric": RATIO, "policy": OURS, "against": policy} | ratio
+
+
+def _same_rounds(
+    ours: Sequence[CellFigures], theirs: Sequence[CellFigures]
+) -> tuple[Sequence[CellFigures], Sequence[CellFigures]]:
+    """The rounds that both have; rounds are measured in order."""
+    rounds = min(len(ours), len(theirs))
+    return ours[:rounds], theirs[:rounds]
 
 
 def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
