@@ -19,7 +19,7 @@ from omniserve_agent.node.cluster.settings import (
     model_volume,
     object_name,
 )
-from omniserve_agent.settings import Settings, count
+from omniserve_agent.settings import Settings, count, size_bytes
 
 # Flags whose setting has another name.
 _FIELDS = {
@@ -33,16 +33,22 @@ _FIELDS = {
 
 def node(
     context: typer.Context,
-    node_name: Annotated[str, flag("--node-name", "This Node's name.", object_name, "NAME")] = "",
+    node_name: Annotated[
+        str | None, flag("--node-name", "This Node's name.", object_name, "NAME")
+    ] = None,
     namespace: Annotated[
-        str, flag("--namespace", "Where API keys are mirrored.", object_name, "NAMESPACE")
-    ] = "",
+        str | None, flag("--namespace", "Where API keys are mirrored.", object_name, "NAMESPACE")
+    ] = None,
     host: Annotated[
         str, flag("--host", "Address to listen on: the pod's.", flags.parse.host_name, "ADDRESS")
     ] = "127.0.0.1",
     admin_port: Annotated[
         int, flag("--admin-port", "Health and metrics.", count(1, 65535), "PORT")
     ] = 8081,
+    cache_size: Annotated[
+        int | None,
+        flag("--cache-size", "Most for cached models; else the disk.", size_bytes, "SIZE"),
+    ] = None,
     template: Annotated[
         str, flag("--template", "The pod's controller-revision-hash.", label_value, "HASH")
     ] = "",
@@ -76,9 +82,9 @@ def node(
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve what the node's ServingNode wants until SIGTERM or SIGINT."""
-    for name, value in (("--node-name", node_name), ("--namespace", namespace)):
-        if not value:
-            raise typer.BadParameter(f"{name} ({flags.variable(name)}): missing; the chart sets it")
+    if node_name is None or namespace is None:
+        name = "--node-name" if node_name is None else "--namespace"
+        raise typer.BadParameter(f"{name} ({flags.variable(name)}): missing; the chart sets it")
     volumes = {volume.name: volume.path for volume in model_volume or ()}
     run_node(
         NodeSettings(
@@ -87,6 +93,7 @@ def node(
             engine=engine_settings(context.params),
             template=template,
             admin_port=admin_port,
+            cache_bytes=cache_size,
             model_volumes=volumes,
         )
     )
