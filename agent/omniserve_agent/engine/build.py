@@ -13,6 +13,8 @@ import torch
 import omniserve_native as native
 from omniserve_agent.engine.configuration import problem
 from omniserve_agent.engine.drafts import DraftSource, NoDrafts
+from omniserve_agent.engine.emulation.executor import EmulatedExecutor
+from omniserve_agent.engine.emulation.model import EmulatedModel, emulated_model
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
@@ -43,6 +45,7 @@ from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import LatencyModel, fit
 from omniserve_agent.scheduling.plan import Caps, Policy
+from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
@@ -100,6 +103,8 @@ def build_engine(
 
 def load(config: EngineConfig, progress: Progress, helpers: native.Workers | None = None) -> Model:
     """The model on its device. Raises ModelError or EngineSetupError."""
+    if profile_name(config.device) is not None:
+        return emulated_model(config)
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineSetupError(f"device {config.device}: torch sees no CUDA device; use cpu")
     return load_model(
@@ -162,7 +167,7 @@ class Parts:
 
     def engine(self, latency: LatencyModel | None, drafts: DraftSource | None = None) -> Engine:
         """The loop over these parts; without a latency model under fixed caps, all let in."""
-        executor, device = self._native() if _native_attention(self.config) else self._torch()
+        executor, device = self._executor()
         policy, gate = self._decisions(latency)
         return Engine(
             policy,
@@ -185,6 +190,23 @@ class Parts:
 
     def _drafts(self) -> DraftSource:
         return PromptLookup() if self.config.drafts == "prompt_lookup" else NoDrafts()
+
+    def _executor(self) -> tuple[LayerLoopExecutor, KvTier]:
+        if isinstance(self.model, EmulatedModel):
+            return self._emulated(self.model)
+        return self._native() if _native_attention(self.config) else self._torch()
+
+    def _emulated(self, model: EmulatedModel) -> tuple[LayerLoopExecutor, KvTier]:
+        executor = EmulatedExecutor(
+            model,
+            self.exchange,
+            self.host,
+            self._buffers(),
+            max_sequences=self.device_blocks + SPARE_SEQUENCES,
+            close=self._close,
+        )
+        pool = BlockPool(self.device_blocks, BLOCK_TOKENS)
+        return executor, KvTier(pool, executor.device_kv)
 
     def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
         arena, shape = _arena(self.model, self.device_blocks), self.model.config
@@ -350,7 +372,7 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         hidden_size=model.config.hidden_size,
         dtype=_KV_TYPES[model.dtype],
         scale=model.config.head_size**-0.5,
-        host_residual=_native_attention(config),
+        host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
     )
 
 

@@ -220,7 +220,8 @@ class Engine:
     def _deliver(self, started_s: float, launched: Launched) -> None:
         outcome = self.executor.collect(launched)
         begun_s, self._collected_s = max(started_s, self._collected_s), self._clock()
-        self.policy.observed(launched.work, self._collected_s - begun_s)
+        seconds = self._collected_s - begun_s if launched.seconds is None else launched.seconds
+        self.policy.observed(launched.work, seconds)
         for choice in outcome.segments:
             self._returned(choice)
         for choice in outcome.staged:

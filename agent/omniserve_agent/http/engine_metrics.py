@@ -207,11 +207,19 @@ class EngineCollector(Collector):
         restarts = CounterMetricFamily(
             "omniserve_engine_restarts", "Times the engine was started again.", labels=["engine"]
         )
+        device = GaugeMetricFamily(
+            "omniserve_engine_device",
+            "1 for the device an engine runs on; emulated:PROFILE is an emulated device.",
+            labels=["engine", "device"],
+        )
         for name, backend in self._services.engines:
             ready.add_metric([name], float(backend.ready is not None))
             restarts.add_metric([name], backend.restarts)
+            if backend.ready is not None:
+                device.add_metric([name, backend.ready.device], 1.0)
         yield ready
         yield restarts
+        yield device
 
     def _family(self, series: _Series) -> Metric:
         kind = CounterMetricFamily if series.is_counter else GaugeMetricFamily

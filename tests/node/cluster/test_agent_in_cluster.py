@@ -589,6 +589,20 @@ def test_an_admin_port_that_is_taken_ends_the_agent(run, tmp_path):
         run(serve_node(settings, SimpleNamespace(read_secret=None)))
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("emulated:h200-16core", "for experiments with `serve`; use auto, cpu or cuda"),
+        ("cuda:3", "no such GPU was found"),
+    ],
+)
+def test_a_device_that_a_node_cannot_have_ends_the_agent(run, tmp_path, device, message):
+    engine = Settings(files=(), host="127.66.0.2", device=device, cache_dir=tmp_path)
+    settings = NodeSettings(node_name="n1", namespace="release", engine=engine)
+    with pytest.raises(NodeError, match=message):
+        run(serve_node(settings, SimpleNamespace(read_secret=None)))
+
+
 def test_an_agent_outside_any_cluster_says_so(run, monkeypatch):
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

@@ -46,6 +46,8 @@ from omniserve_crds.servingnode import ServingNodeSpec
 from omniserve_crds.status import Condition
 from omniserve_crds.violations import violations
 
+LAST_WRITE_S = 5.0  # a pod has only so long to end
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -108,7 +110,9 @@ class ClusterAgent:
             await self.executor.drain()
         finally:
             await _ended([*acting, *serving, stopped])
-            await self.reporter.write_if_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WRITE_S):
+                    await self.reporter.write_if_due()
             await self.executor.end()
             self.executor.http.tokenizing.close()
 
@@ -182,6 +186,8 @@ async def serve_node(
 async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
     """The devices that are here and what each gets."""
     wanted = settings.engine.device
+    if wanted.startswith("emulated:"):
+        raise NodeError(f"--device {wanted}: for experiments with `serve`; use auto, cpu or cuda")
     found = [
         FoundDevice(f"cuda:{index}", gpu.name, gpu.total_bytes, gpu.free_bytes)
         for index, gpu in enumerate(await list_gpus(wanted))
@@ -213,7 +219,7 @@ def _tools(
     )
     return EngineTools(
         settings=engine,
-        cache=ModelCache(store),
+        cache=ModelCache(store, settings.cache_bytes),
         memory=NodeMemory(capacity.memory_bytes),
         context=context,
         directory=directory,

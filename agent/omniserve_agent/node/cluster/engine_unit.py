@@ -107,9 +107,12 @@ class EngineUnit:
         backoff = Backoff(self._tools.rests)
         try:
             while not self._stopping.is_set():
+                begun_s = self._tools.supervision.clock()
                 await self._attempt()
+                served = self.client.was_ready
+                lived_s = self._tools.supervision.clock() - begun_s if served else 0.0
                 if not self._stopping.is_set():
-                    await self._rest(backoff.after_life(0.0) or self._tools.rests.longest_s)
+                    await self._rest(backoff.after_life(lived_s) or self._tools.rests.longest_s)
         finally:
             self._let_go()
 
