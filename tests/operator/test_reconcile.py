@@ -325,6 +325,23 @@ def test_only_watched_namespaces_count():
     assert cluster.status("chat") == {}
 
 
+def test_a_pod_elsewhere_with_an_agents_labels_is_no_agent():
+    cluster = Cluster([])
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    cluster.api.put("/api/v1/nodes/n9", {"metadata": {"name": "n9"}, "status": ready})
+    cluster.agent("n9")
+    place = f"/api/v1/namespaces/{RELEASE}/pods/agent-n9"
+    pod = cluster.api.objects.pop(place)
+    cluster.api.put("/api/v1/namespaces/default/pods/agent-n9", pod)
+    cluster.apply("chat")
+    cluster.settle()
+    assert f"{OMNISERVE}/servingnodes/n9" not in cluster.api.objects
+    cluster.api.remove("/api/v1/namespaces/default/pods/agent-n9")
+    cluster.agent("n9")
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("True", "ReplicasReady")
+
+
 # ---- conflicts ------------------------------------------------------------------------------
 
 
