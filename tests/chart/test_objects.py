@@ -173,10 +173,13 @@ def test_an_agent_is_given_longer_than_its_requests(render):
     assert daemonset["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 330
 
 
-def test_the_node_cache_may_have_a_limit(render):
-    values = {"agentPools": POOLS, "agent": {"cache": {"size": "20Gi"}}}
-    volumes = _agent(render(values), "cpu")["spec"]["template"]["spec"]["volumes"]
-    assert {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}} in volumes
+def test_the_node_cache_may_have_a_limit_that_the_agent_keeps(render):
+    """Not a sizeLimit: the kubelet would evict the pod."""
+    assert "OMNISERVE_CACHE_SIZE" not in _environment(_agent(render(), "gpu"))
+    daemonset = _agent(render({"agent": {"cache": {"size": "20Gi"}}}), "gpu")
+    assert _environment(daemonset)["OMNISERVE_CACHE_SIZE"] == "20Gi"
+    volumes = daemonset["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "cache", "emptyDir": {}} in volumes
 
 
 def test_the_node_cache_may_be_a_directory_of_the_node(render):
