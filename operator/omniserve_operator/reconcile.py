@@ -108,7 +108,7 @@ class Reconciler:
         self._revisions_s: float | None = None
         self.trigger = Trigger()
         self.turned_s = time.monotonic()  # the loop's last turn, for liveness
-        self.passed_s: float | None = None  # the last pass without a failure, for readiness
+        self.passed_s: float | None = None  # the last pass that went through, for readiness
 
     async def run(self) -> None:
         """Passes, until cancelled; nothing is done without the Lease."""
@@ -137,10 +137,11 @@ class Reconciler:
             # A fault of ours in one pass must not end the operator: the next one sees more.
             log.exception("pass_failed")
             failures = 1
+        else:
+            # One object that cannot be written does not make the operator unready.
+            self.passed_s = time.monotonic()
         if failures:
             self._metrics.failures.inc()
-        else:
-            self.passed_s = time.monotonic()
 
     async def one_pass(self, now_s: float) -> int:
         """Gather, plan, write; the number of things that could not be carried out."""
