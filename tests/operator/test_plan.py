@@ -253,6 +253,20 @@ def test_quota_is_given_to_the_oldest():
     assert verdict.message.startswith("1 of 2 replicas: namespace default may have 3 in all")
 
 
+def test_what_is_not_accepted_uses_up_no_quota():
+    only_be = Tenancy(classes=frozenset({ServiceClass.BE}), max_replicas=1)
+    result = plan(world([CHAT, BATCH], [node("n1")], default_tenancy=only_be))
+    assert places(result, BATCH)
+
+
+def test_a_failed_replica_is_no_change_that_goes_on():
+    before = settled(world([CHAT], [node("n1")]), plan)
+    failed = with_node(before, window(named(before, "n1"), CHAT.uid, state="Failed"))
+    assert progressing(plan(failed), CHAT).reason is Reason.COMPLETE
+    loading = with_node(before, window(named(before, "n1"), CHAT.uid, state="Loading"))
+    assert progressing(plan(loading), CHAT).reason is Reason.ROLLING_OUT
+
+
 def test_a_class_that_is_not_allowed():
     only_be = Tenancy(classes=frozenset({ServiceClass.BE}))
     result = plan(world([CHAT], [node("n1")], tenancies={"default": only_be}))
