@@ -56,7 +56,9 @@ def test_from_manifest_to_ready(slices):
         assert service["spec"]["ports"][0]["targetPort"] == cluster.status(name)["port"]
         assert "selector" not in service["spec"]
         assert service["metadata"]["ownerReferences"][0]["kind"] == "LLMService"
-        assert cluster.events(name, "Ready") == [("Normal", "Loading"), ("Normal", "ReplicasReady")]
+        assert cluster.events(name, "Ready") == [("Normal", "ReplicasReady")]
+        assert cluster.events(name, "Scheduled") == [("Normal", "Placed")]
+        assert cluster.events(name, "Accepted") == []
     status = cluster.status("chat")
     assert status["readySummary"] == "1/1"
     assert status["url"] == "http://chat.default.svc/v1"
