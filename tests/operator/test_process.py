@@ -9,6 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from omniserve_operator import cli, health, lease, run, watches
@@ -96,7 +97,7 @@ def test_pages():
     cluster.apply("chat")
     found = pages(cluster, leads=True)
     assert found["healthz"][0] == 200
-    assert found["readyz"] == (503, "no reconcile has succeeded yet")
+    assert found["readyz"] == (503, "no reconcile has gone through yet")
     cluster.settle()
     cluster.reconciler.passed_s = time.monotonic()
     found = pages(cluster, leads=True)
@@ -296,6 +297,7 @@ def test_a_failing_pass_does_not_end_the_loop():
 
     asyncio.run(two_passes())
     assert cluster.reconciler.passed_s is not None
+    assert b"failures_total 1.0" in generate_latest(cluster.metrics.registry)
     assert "status" in cluster.api.objects[path("chat")]
 
 
