@@ -589,6 +589,23 @@ def test_an_admin_port_that_is_taken_ends_the_agent(run, tmp_path):
         run(serve_node(settings, SimpleNamespace(read_secret=None)))
 
 
+def test_a_part_that_fails_ends_the_agent_in_good_order(run, cluster, monkeypatch):
+    async def scenario():
+        async with cluster() as there:
+            there.api.set_spec(there.spec())
+            await there.both_ready()
+
+            def fail():
+                raise ValueError("a bug")
+
+            monkeypatch.setattr(there.agent.reporter, "_sample", fail)
+            await asyncio.wait({there.task})
+
+    with pytest.raises(ValueError, match="a bug"):
+        run(scenario())
+    assert children() == []
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [

@@ -6,18 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniserve_agent.node.cluster.assigned import Room, ambiguities, identity
 from omniserve_agent.node.cluster.diff import (
     ChangeDoor,
     CloseDoor,
     Door,
     OpenDoor,
-    Room,
     RunningEngine,
     StartEngine,
     StopEngine,
-    ambiguities,
     diff,
-    identity,
 )
 from omniserve_crds.servingnode import EngineAssignment, ServiceAssignment, ServingNodeSpec
 
