@@ -14,6 +14,7 @@ import typer
 from omniserve_agent import flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail
 from omniserve_agent.node_command import node
+from omniserve_agent.profile_command import profile
 from omniserve_agent.settings import Settings
 from omniserve_agent.simulate_command import simulate
 from omniserve_crds.version import VERSION
@@ -37,6 +38,7 @@ def _version(wanted: bool) -> None:
 
 app.command()(simulate)
 app.command()(node)
+app.command()(profile)
 
 
 @app.callback()
