@@ -104,7 +104,7 @@ class Reconciler:
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
         self._mirror = Mirror(settings, api, writer, store)
-        self._listed_s: float | None = None
+        self._listed_s: dict[Kind, float] = {}
         self._revisions_s: float | None = None
         self._took_s = 0.0
         self.trigger = Trigger()
@@ -124,7 +124,7 @@ class Reconciler:
             if leads:
                 await self._guarded_pass()
             else:
-                self._listed_s = None
+                self.look_anew()
             self.turned_s = time.monotonic()
             self._took_s = self.turned_s - began_s
 
@@ -159,17 +159,32 @@ class Reconciler:
         return failures + await self._write(world, done, now_s)
 
     async def gather(self, now_s: float) -> None:
-        """Full lists when they are due; the watches bring the rest."""
-        if self._listed_s is None or now_s - self._listed_s >= LISTS_EVERY_S:
-            for kind, labels in self._lists():
-                await self._list(kind, labels, now_s)
-            self._mirror.forget()
-            self._listed_s = now_s
+        """Full lists when they are due; the watches bring the rest.
+
+        At first all of them, then one in a pass: a change need not wait for seven lists.
+        """
+        for kind, labels in self._due_lists(now_s):
+            await self._list(kind, labels, now_s)
+            self._listed_s[kind] = now_s
+            if kind is LLM_SERVICES:
+                self._mirror.forget()
         if self._revisions_s is None or now_s - self._revisions_s >= REVISIONS_EVERY_S:
             path = CONTROLLER_REVISIONS.path(self._settings.namespace)
             found, _ = await self._api.list(path, AGENT_LABELS)
             self._store.newest_templates = newest_templates(found)
             self._revisions_s = now_s
+
+    def look_anew(self) -> None:
+        """Take nothing for known: others may have written meanwhile."""
+        self._listed_s.clear()
+        self._revisions_s = None
+
+    def _due_lists(self, now_s: float) -> list[tuple[Kind, str]]:
+        new = [entry for entry in self._lists() if entry[0] not in self._listed_s]
+        if new:
+            return new
+        kind, labels = min(self._lists(), key=lambda entry: self._listed_s[entry[0]])
+        return [(kind, labels)] if now_s - self._listed_s[kind] >= LISTS_EVERY_S else []
 
     def _lists(self) -> list[tuple[Kind, str]]:
         return [
