@@ -157,7 +157,7 @@ def test_agents_learn_where_they_are_from_the_downward_api(render):
         assert environment[name] == {"fieldRef": {"fieldPath": path}}, name
     assert environment["OMNISERVE_DRAFTS"] == "prompt_lookup"
     assert environment["OMNISERVE_POLICY"] == "omniserve"
-    assert environment["OMNISERVE_ADMISSION"] == "off"
+    assert environment["OMNISERVE_ADMISSION"] == "reject"
     assert environment["OMNISERVE_CACHE_DIR"] == "/var/cache/omniserve"
     assert _container(daemonset)["command"] == [
         "omniserve-agent",
