@@ -22,6 +22,7 @@ from omniserve_operator.api import (
     ApiError,
     Kind,
 )
+from omniserve_operator.autoscalers import NodeMarks
 from omniserve_operator.children import Children
 from omniserve_operator.endpoints import MANAGED_BY
 from omniserve_operator.metrics import Metrics
@@ -101,6 +102,7 @@ class Reconciler:
         self._metrics = metrics
         self._slices = slices
         self._nodes = ServingNodes(store, writer)
+        self._marks = NodeMarks(store, writer)
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
         self._mirror = Mirror(settings, api, writer, store)
@@ -222,6 +224,11 @@ class Reconciler:
         in_turn = self._statuses.in_turn(services, now_s)
         failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in in_turn)
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
+        if self._settings.protect_nodes:
+            failures += await all_of(
+                self._marks.carry_out(name, bool(spec.assignments), now_s)
+                for name, spec in done.nodes.items()
+            )
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))
 
 

@@ -197,14 +197,17 @@ def test_the_operator_is_told_its_tenancy_and_namespaces(render):
     assert environment["OMNISERVE_DEFAULT_CLASSES"] == "LS,BE"
     assert "OMNISERVE_WATCH_NAMESPACES" not in environment
     assert "OMNISERVE_DEFAULT_MAX_REPLICAS" not in environment
+    assert "OMNISERVE_PROTECT_NODES" not in environment
     values = {
         "watchNamespaces": ["a", "b"],
+        "autoscaler": {"protectNodes": True},
         "tenancy": {"defaultClasses": ["BE"], "defaultMaxReplicas": 0},
     }
     environment = _environment(render(values).one("Deployment", "omniserve-operator"))
     assert environment["OMNISERVE_WATCH_NAMESPACES"] == "a,b"
     assert environment["OMNISERVE_DEFAULT_CLASSES"] == "BE"
     assert environment["OMNISERVE_DEFAULT_MAX_REPLICAS"] == "0"
+    assert environment["OMNISERVE_PROTECT_NODES"] == "true"
 
 
 def test_images_by_digest(render):
