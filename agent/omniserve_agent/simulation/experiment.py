@@ -45,6 +45,8 @@ class Setting:
     ls_prefill_rows: int = 2048
     be_prefill_rows: int = 2048
     int8_kv: bool = False
+    overflow: bool = True  # whether `static_headroom` has its CPU-only engine
+    be_open: int | None = None  # BE requests kept open at once; None: there are always more
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def machine_for(hardware: Hardware, setting: Setting) -> policies.Machine:
         model=hardware.latency,
         host_bytes_per_s=hardware.host_bytes_per_s,
         kv_bytes=float(hardware.model.kv_bytes),
-        overflow_jobs=4 * len(hardware.hosts),
+        overflow_jobs=4 * len(hardware.hosts) if setting.overflow else 0,
     )
 
 
@@ -158,7 +160,7 @@ class Experiment:
             before_s = node.now_s
             overflow = node.step(pending[-1].arrival_s if pending else setting.seconds)
             self.rows_seen += node.flights.count * (node.now_s - before_s)
-            if setting.policy == "static_headroom":
+            if setting.policy == "static_headroom" and setting.overflow:
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
         return self._figures(node, cpu, start, held)
 
@@ -168,8 +170,15 @@ class Experiment:
         for arrival, _ in held.ready(node.jobs, node.now_s):
             node.submit(arrival)
         if self.backlog is not None and self.setting.policy != "ls_alone":
-            while node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS:
+            while self._wants_be(node):
                 node.submit(next(self.backlog))
+
+    def _wants_be(self, node: Node) -> bool:
+        """A backlog without end, or a client that keeps so many requests open."""
+        if self.setting.be_open is None:
+            return node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS
+        ls = sum(node.jobs.count(LS, stage) for stage in Stage)
+        return len(node.runs) - ls < self.setting.be_open
 
     def _offer(self, node: Node, gate: Gate, arrival: Arrival, held: Held) -> None:
         if arrival.service_class is BE:
