@@ -62,11 +62,11 @@ class Trigger:
         if urgent:
             self._urgent.set()
 
-    async def wait(self, at_most_s: float) -> None:
-        """Until a pass is due."""
+    async def wait(self, at_most_s: float, figures_s: float = FIGURES_PASS_EVERY_S) -> None:
+        """Until a pass is due: `at_most_s` without a change, `figures_s` after figures alone."""
         await _within(self._any, at_most_s)
         if self._any.is_set() and not self._urgent.is_set():
-            await _within(self._urgent, min(at_most_s, FIGURES_PASS_EVERY_S))
+            await _within(self._urgent, min(at_most_s, figures_s))
         await asyncio.sleep(SETTLE_S)
         self._any.clear()
         self._urgent.clear()
@@ -104,24 +104,29 @@ class Reconciler:
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
         self._mirror = Mirror(settings, api, writer, store)
-        self._listed_s: float | None = None
+        self._listed_s: dict[Kind, float] = {}
         self._revisions_s: float | None = None
+        self._took_s = 0.0
         self.trigger = Trigger()
         self.turned_s = time.monotonic()  # the loop's last turn, for liveness
-        self.passed_s: float | None = None  # the last pass without a failure, for readiness
+        self.passed_s: float | None = None  # the last pass that went through, for readiness
 
     async def run(self) -> None:
         """Passes, until cancelled; nothing is done without the Lease."""
         while True:
             waits = self._store.withdrawing(time.monotonic())
-            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S)
+            # Figures may take a fifth of the time at most, however many services there are.
+            figures_s = max(FIGURES_PASS_EVERY_S, 4 * self._took_s)
+            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S, figures_s)
+            began_s = time.monotonic()
             leads = self._holds_lease()
             self._metrics.leader.set(leads)
             if leads:
                 await self._guarded_pass()
             else:
-                self._listed_s = None
+                self.look_anew()
             self.turned_s = time.monotonic()
+            self._took_s = self.turned_s - began_s
 
     async def _guarded_pass(self) -> None:
         try:
@@ -137,10 +142,11 @@ class Reconciler:
             # A fault of ours in one pass must not end the operator: the next one sees more.
             log.exception("pass_failed")
             failures = 1
+        else:
+            # One object that cannot be written does not make the operator unready.
+            self.passed_s = time.monotonic()
         if failures:
             self._metrics.failures.inc()
-        else:
-            self.passed_s = time.monotonic()
 
     async def one_pass(self, now_s: float) -> int:
         """Gather, plan, write; the number of things that could not be carried out."""
@@ -153,17 +159,32 @@ class Reconciler:
         return failures + await self._write(world, done, now_s)
 
     async def gather(self, now_s: float) -> None:
-        """Full lists when they are due; the watches bring the rest."""
-        if self._listed_s is None or now_s - self._listed_s >= LISTS_EVERY_S:
-            for kind, labels in self._lists():
-                await self._list(kind, labels, now_s)
-            self._mirror.forget()
-            self._listed_s = now_s
+        """Full lists when they are due; the watches bring the rest.
+
+        At first all of them, then one in a pass: a change need not wait for seven lists.
+        """
+        for kind, labels in self._due_lists(now_s):
+            await self._list(kind, labels, now_s)
+            self._listed_s[kind] = now_s
+            if kind is LLM_SERVICES:
+                self._mirror.forget()
         if self._revisions_s is None or now_s - self._revisions_s >= REVISIONS_EVERY_S:
             path = CONTROLLER_REVISIONS.path(self._settings.namespace)
             found, _ = await self._api.list(path, AGENT_LABELS)
             self._store.newest_templates = newest_templates(found)
             self._revisions_s = now_s
+
+    def look_anew(self) -> None:
+        """Take nothing for known: others may have written meanwhile."""
+        self._listed_s.clear()
+        self._revisions_s = None
+
+    def _due_lists(self, now_s: float) -> list[tuple[Kind, str]]:
+        new = [entry for entry in self._lists() if entry[0] not in self._listed_s]
+        if new:
+            return new
+        kind, labels = min(self._lists(), key=lambda entry: self._listed_s[entry[0]])
+        return [(kind, labels)] if now_s - self._listed_s[kind] >= LISTS_EVERY_S else []
 
     def _lists(self) -> list[tuple[Kind, str]]:
         return [
@@ -198,7 +219,8 @@ class Reconciler:
         )
         self._statuses.forget_others(set(done.services))
         self._store.forget_others(set(done.services))
-        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in services)
+        in_turn = self._statuses.in_turn(services, now_s)
+        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in in_turn)
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))
 

@@ -105,8 +105,7 @@ class Cluster:
 
     def one_pass(self):
         """What the watches bring, then one pass; the number of failures."""
-        self.reconciler._listed_s = None
-        self.reconciler._revisions_s = None
+        self.reconciler.look_anew()
         self.store.freshness.contact(self.now_s)
         return asyncio.run(self.reconciler.one_pass(self.now_s))
 
