@@ -7,7 +7,7 @@ NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/include/*.h na
 DEMO_SECONDS ?= 60
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
+.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything for development
+
+crds: $(STAMP) ## CRDs and reference pages from the models, into crds/, the chart and docs/reference
+	$(BIN)/python -m omniserve_crds.generate
 
 check: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

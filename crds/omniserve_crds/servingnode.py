@@ -10,28 +10,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
-from pydantic.alias_generators import to_camel
+from pydantic import Field, Strict
 
 from omniserve_crds.llmservice import Dtype, KvCacheDtype, ServiceClass, Slo
+from omniserve_crds.nodefields import Bytes, Count, Message, NodeModel, Percent, Port, Text, Time
+from omniserve_crds.status import Condition
 
 MAX_ASSIGNMENTS = 256
 MAX_DEVICES = 16
-
-Bytes = Annotated[int, Strict(), Field(ge=0, le=2**62)]
-Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-Percent = Annotated[int, Strict(), Field(ge=0, le=100)]
-Text = Annotated[str, Field(max_length=253)]
-Message = Annotated[str, Field(max_length=1024)]
-Time = Annotated[str, Field(max_length=40)]  # RFC 3339, UTC
-
-
-class NodeModel(BaseModel):
-    """camelCase outside, unknown fields ignored, immutable once read."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
-
 
 # ---- spec: the operator writes ----------------------------------------------------------------
 
@@ -170,7 +156,7 @@ class ServingNodeStatus(NodeModel):
     model_volumes: list[Text] = Field(default_factory=list, max_length=64)  # pvc:// names
     engines: list[EngineReport] = Field(default_factory=list, max_length=MAX_DEVICES)
     services: list[ServiceReport] = Field(default_factory=list, max_length=MAX_ASSIGNMENTS)
-    conditions: list[dict[str, Any]] = Field(default_factory=list, max_length=16)
+    conditions: list[Condition] = Field(default_factory=list, max_length=16)
 
 
 class ServingNode(NodeModel):
