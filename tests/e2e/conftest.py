@@ -15,11 +15,11 @@ from e2e.harness.binaries import find_binaries
 from e2e.harness.cel_server import CelServer
 from e2e.harness.control_plane import ControlPlane
 from e2e.harness.waiting import eventually
-from e2e.kubelet.images import Images
+from e2e.harness.cluster import Cluster
+from e2e.harness.install import installed, kubelet_running, values
 from e2e.kubelet.kubelet import Kubelet
 
 PYTHON = Path(sys.executable)
-ENTRYPOINTS = {"operator": ("omniserve-operator",), "agent": ("omniserve-agent",)}
 
 
 @pytest.fixture(scope="session")
@@ -76,12 +76,34 @@ def namespace(api: Api) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def kubelet(api: Api, workspace: Path, request: pytest.FixtureRequest) -> Iterator[Kubelet]:
-    """A kubelet without nodes; a module adds the nodes it wants."""
-    images = Images(PYTHON, ENTRYPOINTS)
-    kubelet = Kubelet(api, workspace / request.module.__name__.rpartition(".")[2], images)
-    kubelet.start()
-    try:
+def kubelet(
+    control_plane: ControlPlane, workspace: Path, request: pytest.FixtureRequest
+) -> Iterator[Kubelet]:
+    """A kubelet without nodes whose agents are fake; a module adds the nodes it wants."""
+    folder = workspace / request.module.__name__.rpartition(".")[2]
+    with kubelet_running(control_plane, folder, PYTHON, fake_agents=True) as kubelet:
         yield kubelet
-    finally:
-        kubelet.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    control_plane: ControlPlane, kubelet: Kubelet, workspace: Path, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    """OmniServe installed with fake agents, without agent nodes yet."""
+    folder = workspace / request.module.__name__.rpartition(".")[2]
+    with installed(control_plane, kubelet, folder, values()) as cluster:
+        yield cluster
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:
+    """A failure shows the end of the logs of every pod that the module ran."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    kubelet = getattr(item, "funcargs", {}).get("kubelet") or getattr(
+        getattr(item, "funcargs", {}).get("cluster"), "kubelet", None
+    )
+    if report.failed and isinstance(kubelet, Kubelet):
+        report.sections.append(("pod logs", kubelet.logs()))
