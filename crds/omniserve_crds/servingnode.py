@@ -78,6 +78,24 @@ class ServiceRunState(StrEnum):
     FAILED = "Failed"
 
 
+class RunReason(StrEnum):
+    """Why a replica is where it is: `ServiceReport.reason`. Newer agents may know more."""
+
+    WAITING_FOR_RESOURCES = "WaitingForResources"  # something that still runs holds them
+    REFUSED = "Refused"  # the assignment cannot be carried out here; the message has figures
+    PREPARING = "Preparing"  # the model is on its way into the node's cache
+    STARTING = "Starting"  # the engine process loads it
+    PROBING = "Probing"  # the first real completion is awaited
+    SERVING = "Serving"
+    KEYS_MISSING = "KeysMissing"  # the mirrored Secret is not there or empty
+    PORT_UNAVAILABLE = "PortUnavailable"
+    LOAD_FAILED = "LoadFailed"
+    ENGINE_FAILED = "EngineFailed"  # given up for now; tried again after a wait
+    ENGINE_RESTARTING = "EngineRestarting"
+    DRAINING = "Draining"
+    DRAINED = "Drained"  # nothing runs any more
+
+
 class LsWindow(NodeModel):
     """LS figures over the service's SLO window."""
 
@@ -134,6 +152,7 @@ class EngineReport(NodeModel):
     key: Text
     host_kv_bytes: Bytes = 0
     host_kv_free_bytes: Bytes = 0
+    weights_bytes: Bytes = 0  # as loaded, 0 while unknown
     piggybacked_rows: Count = 0  # joins since start
     ls_rows: Count = 0  # mean LS rows per iteration, lately
     iteration_micros: Count | None = None  # mean, lately

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from omniserve_agent.engine.model import gguf_conversion
+from omniserve_agent.engine.model import disk, gguf_conversion
+from omniserve_agent.engine.model import prepare as prepare_module
 from omniserve_agent.engine.model.config import ModelConfig
 from omniserve_agent.engine.model.errors import PrepareError
 from omniserve_agent.engine.model.prepare import main, prepare
@@ -47,7 +48,7 @@ def fake_conversion(monkeypatch):
         (directory / "config.json").write_text("{}")
 
     monkeypatch.setattr(gguf_conversion, "convert_gguf", convert)
-    monkeypatch.setattr(gguf_conversion, "_weights_count", lambda gguf: 1000)
+    monkeypatch.setattr(prepare_module, "converted_bytes", lambda gguf: (32 << 20) + 2000)
     return converted
 
 
@@ -231,7 +232,7 @@ def test_waiting_for_another_conversion_has_a_limit(root, tmp_path, fake_convers
 def test_a_full_disk_is_told_with_figures(root, tmp_path, monkeypatch, fake_conversion):
     (root / "tiny.gguf").write_bytes(b"GGUF")
     usage = namedtuple("usage", "total used free")(0, 0, 10_000_000)
-    monkeypatch.setattr(gguf_conversion.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(PrepareError, match=r"needs 0.03 GB .* 0.01 GB are free; free 0.02 GB"):
         prepare((root / "tiny.gguf").as_uri(), tmp_path, model_roots=[root])
     assert fake_conversion == []

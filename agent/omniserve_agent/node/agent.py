@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +28,10 @@ from omniserve_agent.node.plan import (
     wanted_dtype,
 )
 from omniserve_agent.node.progress import ProgressLog, announce
-from omniserve_agent.node.review import review
+from omniserve_agent.node.review import review, review_environment
 from omniserve_agent.node.secrets import api_keys
 from omniserve_agent.node.services import served_services
+from omniserve_agent.node.signals import pinned, signals
 from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
 from omniserve_agent.settings import Settings
 from omniserve_crds.manifests import ManifestError, load_manifests
@@ -61,9 +60,10 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
 
     Raises NodeError for what cannot be done here, EngineFailedError when every engine is given up.
     """
+    review_environment()
     programs = programs or Programs()
     holding = reserved(settings.host, settings.port, settings.admin_port)
-    with _signals() as stop, holding as (ports, held):
+    with signals() as stop, holding as (ports, held):
         wanted = await _gather(settings)
         engines = await _prepare(settings, wanted, programs, stop)
         if stop.is_set():
@@ -72,7 +72,7 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
         plan = plan_node(settings, running, wanted.capacity)
         _warn(plan.warnings)
         held.close()
-        with _pinned(plan.http_cores):
+        with pinned(plan.http_cores):
             await _serve_plan(settings, wanted, engines, plan, programs, ports, stop)
 
 
@@ -219,29 +219,3 @@ def _failure_line(supervisors: dict[asyncio.Task[None], Supervisor]) -> str:
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
         structlog.get_logger().warning(line)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """An event set by SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def _pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this process, and threads it starts from now on, off the engines' cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(cores))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -17,9 +17,19 @@ from omniserve_agent.node.process import end, spawn
 _PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-print(json.dumps([torch.cuda.mem_get_info(index)[0] for index in range(count)]))
+print(json.dumps([
+    (*torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index)) for index in range(count)
+]))
 """
 _PROBE_S = 120.0
+
+
+class Gpu(msgspec.Struct, frozen=True, array_like=True):
+    """A GPU as its driver describes it."""
+
+    free_bytes: int
+    total_bytes: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,17 @@ def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Dev
 
 async def free_gpu_bytes(wanted: str, device_files: Path = Path("/dev")) -> list[int]:
     """Free bytes of each usable GPU; empty without the driver's files or with `cpu` wanted."""
+    return [gpu.free_bytes for gpu in await list_gpus(wanted, device_files)]
+
+
+async def list_gpus(wanted: str, device_files: Path = Path("/dev")) -> list[Gpu]:
+    """Each usable GPU; empty without the driver's files or with `cpu` wanted."""
     if wanted == "cpu" or not any(device_files.glob("nvidia[0-9]*")):
         return []
     process = await spawn([sys.executable, "-c", _PROBE], stdout=PIPE)
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _PROBE_S)
-        return msgspec.json.decode(output, type=list[int])
+        return msgspec.json.decode(output, type=list[Gpu])
     except (TimeoutError, msgspec.DecodeError) as error:
         if wanted == "auto":
             return []

@@ -75,6 +75,14 @@ class EngineClient:
         """Requests that have not ended."""
         return len(self._requests)
 
+    def open_requests(self, service: str) -> list[tuple[int, int]]:
+        """(emitted, most) output tokens of each request of `namespace/name` that has not ended."""
+        return [
+            (len(request.emitted), request.submit.max_tokens)
+            for request in self._requests.values()
+            if request.submit.service == service
+        ]
+
     async def stream(self, submit: Submit) -> AsyncGenerator[TokenEvent]:
         """Token events until one has `finish_reason`; closing the generator cancels.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.node.errors import NodeError
 from omniserve_crds.llmservice import KvCacheDtype, LLMService
 
@@ -56,3 +57,11 @@ def _without_effect(service: LLMService) -> list[str]:
         share = spec.resources.min_share_percent
         idle.append(f"spec.resources.minSharePercent {share} (not enforced by this version yet)")
     return idle
+
+
+def review_environment() -> None:
+    """NodeError where a fault for tests is asked for outside tests."""
+    try:
+        iteration_delay()
+    except FaultSettingError as error:
+        raise NodeError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +13,12 @@ SCHEMES = ("hf://org/name", "file:///path", "pvc://NAME/path", "python://package
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 
 
-def locate(uri: str, allowed_packages: Iterable[str], model_roots: Sequence[Path]) -> Path:
+def locate(
+    uri: str,
+    allowed_packages: Iterable[str],
+    model_roots: Sequence[Path],
+    volumes: Mapping[str, Path],
+) -> Path:
     """A safetensors directory or a .gguf file; PrepareError where there is none that is allowed."""
     parts = urlsplit(uri)
     if parts.query or parts.fragment:
@@ -27,10 +32,7 @@ def locate(uri: str, allowed_packages: Iterable[str], model_roots: Sequence[Path
         case "hf":
             return _hub_snapshot(uri, f"{parts.netloc}{path}")
         case "pvc":
-            raise PrepareError(
-                f"model uri {uri!r} names a cluster volume: pvc:// works only in a cluster; "
-                "use file:///path here"
-            )
+            return _on_volume(uri, parts.netloc, path, volumes)
     raise PrepareError(f"model uri {uri!r} is not one of {', '.join(SCHEMES)}")
 
 
@@ -40,6 +42,21 @@ def _file(uri: str, host: str, path: str, model_roots: Sequence[Path]) -> Path:
     if not model_roots:
         raise PrepareError(f"model uri {uri!r} needs a model root; name one with --model-root")
     return _checked_model(uri, Path(path), [root.resolve() for root in model_roots])
+
+
+def _on_volume(uri: str, name: str, path: str, volumes: Mapping[str, Path]) -> Path:
+    if not volumes:
+        raise PrepareError(
+            f"model uri {uri!r} names a cluster volume: pvc:// works only in a cluster, with "
+            "volumes named by --model-volume; use file:///path here"
+        )
+    if name not in volumes:
+        raise PrepareError(
+            f"model uri {uri!r}: no volume {name!r} here; there are {', '.join(sorted(volumes))} "
+            "(--model-volume, chart value agent.modelVolumes)"
+        )
+    root = volumes[name].resolve()
+    return _checked_model(uri, root / path.lstrip("/"), [root])
 
 
 def _checked_model(uri: str, path: Path, roots: Sequence[Path]) -> Path:
