@@ -8,6 +8,7 @@ DEMO_SECONDS ?= 60
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
 .PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
+.PHONY: chart-docs
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -40,6 +41,9 @@ test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that rea
 
 sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
 	native/sanitize.sh
+
+chart-docs: $(STAMP) ## the tables in the chart's README, from its values
+	$(BIN)/python hack/chart_readme.py
 
 demo: $(STAMP) ## chat and batch on the real model, live, for DEMO_SECONDS (60)
 	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)

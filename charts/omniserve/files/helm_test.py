@@ -1,7 +1,7 @@
 """What `helm test` runs: operator and agents are ready, and a service made for it answers once.
 
-Everything it needs comes from the environment (templates/tests/completion.yaml). It ends with code 1
-and one line that says what was expected and what was found.
+Everything it needs comes from the environment (templates/tests/completion.yaml). It ends with code
+1 and one line that says what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kubernetes import client, config
@@ -37,14 +38,13 @@ class Check:
         self._uri = environment["MODEL_URI"]
         self._through = environment["THROUGH"]
         self._deadline = time.monotonic() + float(environment["TIMEOUT_SECONDS"])
-        self._apps = client.AppsV1Api()
-        self._objects = client.CustomObjectsApi()
+        self._objects = client.CustomObjectsApi()  # plain dictionaries, also of built-in groups
 
     def run(self) -> None:
         """Raise TestFailedError at the first step that does not hold in time."""
         self._until(self._operator_problem)
         for pool in self._pools:
-            self._until(lambda pool=pool: self._agents_problem(pool))
+            self._until(partial(self._agents_problem, pool))
         if not self._uri:
             print("no model is named (tests.modelUri): the completion is left out")
             return
@@ -63,25 +63,26 @@ class Check:
 
     def _operator_problem(self) -> str | None:
         name = f"{self._release}-operator"
-        status = self._apps.read_namespaced_deployment(
-            name, self._namespace, _request_timeout=CALL_S
-        ).status
-        if (status.ready_replicas or 0) >= 1:
+        if self._status_of("deployments", name).get("readyReplicas", 0) >= 1:
             return None
         return f"Deployment {name} has no ready pod; see its pods' events and logs"
 
     def _agents_problem(self, pool: str) -> str | None:
         name = f"{self._release}-agent-{pool}"
-        status = self._apps.read_namespaced_daemon_set(
-            name, self._namespace, _request_timeout=CALL_S
-        ).status
-        wanted, ready = status.desired_number_scheduled or 0, status.number_ready or 0
+        status = self._status_of("daemonsets", name)
+        wanted, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
         if 0 < wanted == ready:
             return None
         return (
             f"DaemonSet {name} has {ready} ready agents of {wanted}; "
             "0 of 0 means that no node matches the pool's nodeSelector and tolerations"
         )
+
+    def _status_of(self, plural: str, name: str) -> dict[str, Any]:
+        found = self._objects.get_namespaced_custom_object(
+            "apps", "v1", self._namespace, plural, name, _request_timeout=CALL_S
+        )
+        return _mapping(_mapping(found).get("status", {}))
 
     def _create(self) -> None:
         self._delete()  # what an earlier run may have left
@@ -108,7 +109,7 @@ class Check:
         found = self._objects.get_namespaced_custom_object(
             GROUP, VERSION, self._namespace, PLURAL, self._service, _request_timeout=CALL_S
         )
-        conditions = {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
+        conditions = {c["type"]: c for c in _mapping(found).get("status", {}).get("conditions", [])}
         if conditions.get("Ready", {}).get("status") == "True":
             return None
         told = [
@@ -145,30 +146,56 @@ class Check:
 
     def _endpoint(self) -> str:
         """For clusters without cluster DNS or kube-proxy: the first address behind the Service."""
-        try:
-            slices = client.DiscoveryV1Api().list_namespaced_endpoint_slice(
-                self._namespace,
-                label_selector=f"kubernetes.io/service-name={self._service}",
-                _request_timeout=CALL_S,
-            )
-            found = [(e.addresses[0], s.ports[0].port) for s in slices.items for e in s.endpoints]
-        except client.ApiException as error:
-            if error.status != 404:  # 404: a server without discovery.k8s.io/v1
-                raise
-            endpoints = client.CoreV1Api().read_namespaced_endpoints(
-                self._service, self._namespace, _request_timeout=CALL_S
-            )
-            subsets = [s for s in endpoints.subsets or [] if s.addresses]
-            found = [(s.addresses[0].ip, s.ports[0].port) for s in subsets]
+        found = self._from_slices()
+        if found is None:
+            found = self._from_endpoints()
         if not found:
             raise TestFailedError(f"Service {self._service} is Ready and has no address")
         address, port = found[0]
         return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
+    def _from_slices(self) -> list[tuple[str, int]] | None:
+        """None: the server has no discovery.k8s.io/v1."""
+        try:
+            slices = self._objects.list_namespaced_custom_object(
+                "discovery.k8s.io",
+                "v1",
+                self._namespace,
+                "endpointslices",
+                label_selector=f"kubernetes.io/service-name={self._service}",
+                _request_timeout=CALL_S,
+            )
+        except client.ApiException as error:
+            if error.status != 404:
+                raise
+            return None
+        return [
+            (endpoint["addresses"][0], found["ports"][0]["port"])
+            for found in _mapping(slices)["items"]
+            for endpoint in found["endpoints"]
+            if endpoint.get("conditions", {}).get("ready", True)
+        ]
+
+    def _from_endpoints(self) -> list[tuple[str, int]]:
+        endpoints = client.CoreV1Api().read_namespaced_endpoints(
+            self._service, self._namespace, _request_timeout=CALL_S
+        )
+        return [
+            (subset.addresses[0].ip, subset.ports[0].port)
+            for subset in endpoints.subsets or []
+            if subset.addresses and subset.ports
+        ]
+
+
+def _mapping(answer: object) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise TestFailedError(f"the API server sent no object but {str(answer)[:200]}")
+    return answer
+
 
 def main() -> int:
     """The exit code."""
-    config.load_config()  # KUBECONFIG, else the pod's ServiceAccount
+    config.load_config()  # type: ignore[no-untyped-call]  # KUBECONFIG, else the pod's ServiceAccount
     try:
         Check(dict(os.environ)).run()
     except (TestFailedError, client.ApiException) as error:
