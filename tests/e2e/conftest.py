@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,11 @@ import pytest
 from e2e.harness.api import Api
 from e2e.harness.binaries import find_binaries
 from e2e.harness.cel_server import CelServer
-from e2e.harness.control_plane import ControlPlane
-from e2e.harness.waiting import eventually
 from e2e.harness.cluster import Cluster
+from e2e.harness.control_plane import ControlPlane
 from e2e.harness.install import installed, kubelet_running, values
+from e2e.harness.waiting import eventually
 from e2e.kubelet.kubelet import Kubelet
-
-PYTHON = Path(sys.executable)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +78,7 @@ def kubelet(
 ) -> Iterator[Kubelet]:
     """A kubelet without nodes whose agents are fake; a module adds the nodes it wants."""
     folder = workspace / request.module.__name__.rpartition(".")[2]
-    with kubelet_running(control_plane, folder, PYTHON, fake_agents=True) as kubelet:
+    with kubelet_running(control_plane, folder, fake_agents=True) as kubelet:
         yield kubelet
 
 
@@ -96,9 +93,7 @@ def cluster(
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failure shows the end of the logs of every pod that the module ran."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The CRDs on a real server that evaluates CEL (1.36): who refuses which manifest, and in which words."""
+"""The CRDs on a real server that evaluates CEL (1.36): who refuses what, in which words."""
 
 from __future__ import annotations
 

@@ -147,20 +147,20 @@ def test_deployment_becomes_ready_at_its_own_addresses_under_its_own_rights(
 
 
 @pytest.mark.usefixtures("node")
-def test_unready_pod_is_reported_and_failing_liveness_restarts_it(
-    api: Api, namespace: str
-) -> None:
+def test_unready_pod_is_reported_and_failing_liveness_restarts_it(api: Api, namespace: str) -> None:
     pod = _pod("sick", ["sleep", "600"])
     probe = {"tcpSocket": {"port": 9}, "periodSeconds": 1, "failureThreshold": 2}
     pod["spec"]["containers"][0]["livenessProbe"] = probe
     path = f"/api/v1/namespaces/{namespace}/pods"
     api.create(path, pod)
     found = eventually(
-        lambda: (p := api.get(f"{path}/sick"))["status"].get("containerStatuses", [{}])[0].get(
-            "restartCount", 0
-        )
-        >= 1
-        and p,
+        lambda: (
+            (p := api.get(f"{path}/sick"))["status"]
+            .get("containerStatuses", [{}])[0]
+            .get("restartCount", 0)
+            >= 1
+            and p
+        ),
         POD_TIMEOUT_S,
         "restarted by its liveness probe",
     )

@@ -63,6 +63,17 @@ class Api:
                 return None
             raise
 
+    def table(self, path: str) -> list[dict[str, Any]]:
+        """What `kubectl get` prints: a list of rows, column name to cell."""
+        accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+        response = self._session().get(
+            self.access.url + path, headers=accept, timeout=CALL_TIMEOUT_S
+        )
+        _raise_for_error(response)
+        found = response.json()
+        names = [column["name"] for column in found["columnDefinitions"]]
+        return [dict(zip(names, row["cells"], strict=True)) for row in found["rows"]]
+
     def items(self, path: str, **params: str) -> list[Object]:
         """The items of a list."""
         items: list[Object] = self.get(path, **params).get("items") or []

@@ -1,4 +1,4 @@
-"""Where the control plane's programs come from: KUBEBUILDER_ASSETS, ../shared/kube, or our own build."""
+"""Where the control plane's programs come from: assets named by the user, ../shared/kube, a build."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BUILD_TIMEOUT_S = 3600
 NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 
 
-class MissingBinary(Exception):
-    """A program of the control plane is nowhere to be found; the message says where it was sought."""
+class MissingBinaryError(Exception):
+    """A program of the control plane is missing; the message says where it was sought."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def _run(installer: Path, folder: Path, timeout_s: int) -> Path:
         [str(installer), str(folder)], capture_output=True, text=True, timeout=timeout_s
     )
     if done.returncode:
-        raise MissingBinary(f"{installer} {folder} failed: {done.stderr.strip()[-2000:]}")
+        raise MissingBinaryError(f"{installer} {folder} failed: {done.stderr.strip()[-2000:]}")
     return folder
 
 
 def _complete(folder: Path, source: str) -> Binaries:
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
-        raise MissingBinary(f"{', '.join(missing)} not in {folder} (from {source})")
+        raise MissingBinaryError(f"{', '.join(missing)} not in {folder} (from {source})")
     return Binaries(folder)
 
 
@@ -70,7 +70,7 @@ def helm_path() -> str:
         [str(ROOT / "hack/get-helm")], capture_output=True, text=True, timeout=UNPACK_TIMEOUT_S
     )
     if done.returncode:
-        raise MissingBinary(f"hack/get-helm failed: {done.stderr.strip()[-2000:]}")
+        raise MissingBinaryError(f"hack/get-helm failed: {done.stderr.strip()[-2000:]}")
     return done.stdout.strip().splitlines()[-1]
 
 

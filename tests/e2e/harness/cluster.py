@@ -78,9 +78,11 @@ class Cluster:
     def ready(self, component: str, count: int) -> list[Object]:
         """Waits until `count` pods of a component are Ready."""
         return eventually(
-            lambda: (found := [p for p in self.pods(component) if is_ready(p)])
-            and len(found) == count
-            and found,
+            lambda: (
+                (found := [p for p in self.pods(component) if is_ready(p)])
+                and len(found) == count
+                and found
+            ),
             SETTLE_S,
             f"{count} {component} pods Ready",
         )

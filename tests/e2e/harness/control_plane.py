@@ -1,4 +1,4 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler, for real, on ports of their own."""
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler, on ports of their own."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ STOP_TIMEOUT_S = 20
 LOG_TAIL_BYTES = 4000
 
 
-class DaemonDied(Exception):
+class DaemonDiedError(Exception):
     """A program ended while it was needed; the message holds the end of its log."""
 
 
@@ -44,13 +45,15 @@ class Daemon:
     def pid(self) -> int:
         """Of the running program."""
         if self._process is None:
-            raise DaemonDied(f"{self.name} is not running")
+            raise DaemonDiedError(f"{self.name} is not running")
         return self._process.pid
 
     def require_alive(self) -> None:
-        """Raises DaemonDied when it ended by itself."""
+        """Raises DaemonDiedError when it ended by itself."""
         if self._process is not None and self._process.poll() is not None:
-            raise DaemonDied(f"{self.name} ended ({self._process.returncode}): {self.log_tail()}")
+            raise DaemonDiedError(
+                f"{self.name} ended ({self._process.returncode}): {self.log_tail()}"
+            )
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for its whole group; safe to call twice."""
@@ -59,10 +62,8 @@ class Daemon:
             return
         if process.poll() is None:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                pass
         _kill_group(process.pid)
         process.wait(STOP_TIMEOUT_S)
 
@@ -81,7 +82,5 @@ class Daemon:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

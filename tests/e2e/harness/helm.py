@@ -14,7 +14,7 @@ CHART = ROOT / "charts/omniserve"
 HELM_TIMEOUT_S = 300
 
 
-class HelmFailed(Exception):
+class HelmError(Exception):
     """helm's own words."""
 
 
@@ -47,7 +47,7 @@ class Helm:
         return self.run("test", self.release, "--timeout", f"{timeout_s}s")
 
     def run(self, *arguments: str) -> str:
-        """helm's output; HelmFailed with its own words where it does not succeed."""
+        """helm's output; HelmError with its own words where it does not succeed."""
         done = subprocess.run(
             [self._program, *arguments, "--namespace", self.namespace],
             env=self._env,
@@ -56,5 +56,5 @@ class Helm:
             timeout=HELM_TIMEOUT_S,
         )
         if done.returncode:
-            raise HelmFailed(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
+            raise HelmError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout

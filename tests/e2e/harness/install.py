@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 from e2e.harness.api import Object
 from e2e.harness.cluster import SETTLE_S, Cluster
 from e2e.harness.control_plane import ControlPlane
-from e2e.harness.definitions import GROUP_PATH, definitions, install_definitions, nodes_path
-from e2e.harness.definitions import without_rules
-from e2e.harness.helm import Helm, HelmFailed
+from e2e.harness.definitions import (
+    GROUP_PATH,
+    definitions,
+    install_definitions,
+    nodes_path,
+    without_rules,
+)
+from e2e.harness.helm import Helm, HelmError
 from e2e.harness.waiting import eventually
 from e2e.kubelet.images import Images
 from e2e.kubelet.kubelet import Kubelet
@@ -40,11 +46,9 @@ def values(*, gpus: int = 1, agent_env: dict[str, str] | None = None) -> Object:
 
 
 @contextmanager
-def kubelet_running(
-    plane: ControlPlane, folder: Path, python: Path, *, fake_agents: bool
-) -> Iterator[Kubelet]:
+def kubelet_running(plane: ControlPlane, folder: Path, *, fake_agents: bool) -> Iterator[Kubelet]:
     """A kubelet whose pods get the fake or the real omniserve-agent."""
-    images = Images(python, ENTRYPOINTS, (FAKE_AGENT,) if fake_agents else ())
+    images = Images(Path(sys.executable), ENTRYPOINTS, (FAKE_AGENT,) if fake_agents else ())
     kubelet = Kubelet(plane.api, folder, images)
     kubelet.start()
     try:
@@ -79,7 +83,7 @@ def clear(cluster: Cluster) -> None:
         api.delete(f"{GROUP_PATH}/namespaces/{meta['namespace']}/llmservices/{meta['name']}")
     try:
         cluster.helm.uninstall()
-    except HelmFailed as error:
+    except HelmError as error:
         if "not found" not in str(error):
             raise
     finally:

@@ -33,7 +33,7 @@ class Files:
 
 
 def image_folders(python: Path) -> tuple[str, ...]:
-    """What stands for the image: the system, the checkout, and the interpreter of the test's venv."""
+    """What stands for the image: the system, the checkout, and the interpreter of the venv."""
     system = [path for path in _SYSTEM if Path(path).exists()]
     venv = python.parent.parent
     own = {str(ROOT), str(venv), sys.base_prefix}

@@ -28,7 +28,7 @@ class Images:
         return ":".join(map(str, [*folders, "/usr/sbin", "/sbin"]))
 
     def argv(self, container: Object, env: Mapping[str, str]) -> list[str]:
-        """`command` and `args` with $(NAME) expanded; the image's own command where none is given."""
+        """`command` and `args`, $(NAME) expanded; the image's own command where none is given."""
         command = [expand(part, env) for part in container.get("command") or []]
         args = [expand(part, env) for part in container.get("args") or []]
         return [*(command or self._entrypoint(container["image"])), *args]

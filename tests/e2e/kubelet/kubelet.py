@@ -1,12 +1,14 @@
 """A small kubelet for tests: it really runs the pods bound to its nodes, as local processes.
 
-One object serves several Nodes of this machine. A pod gets an address of its own on `lo`; each of its
-containers is a process in mount, process and host-name namespaces of its own, in a root that holds this
-machine's system, checkout and venv read-only (they stand for the image), the pod's volumes at their
-mountPaths, and nothing else. So read-only roots, non-root users, dropped capabilities, the token of the
-pod's ServiceAccount under /var/run/secrets and "all processes end with the first" are as in a cluster.
+One object serves several Nodes of this machine. A pod gets an address of its own on `lo`; each of
+its containers is a process in mount, process and host-name namespaces of its own. Its root holds
+this machine's system, the checkout and the venv, read-only (they stand for the image), the pod's
+volumes at their mountPaths, and nothing else. So read-only roots, non-root users, dropped
+capabilities, the ServiceAccount's token under /var/run/secrets and "all processes end with the
+first" are as in a cluster: programs find the API server as they do in production.
 
-Not done: images, cgroups (limits are not enforced), kube-proxy, `kubectl logs` and `exec`, exec probes.
+Not done: images, cgroups (limits are not enforced), kube-proxy, `kubectl logs` and `exec`, exec
+probes. Back-off begins with 1 s instead of 10.
 """
 
 from __future__ import annotations

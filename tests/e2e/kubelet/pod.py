@@ -18,7 +18,7 @@ from e2e.kubelet.environment import container_environment
 from e2e.kubelet.images import Images
 from e2e.kubelet.pod_status import ContainerState, pod_status
 from e2e.kubelet.probes import Probe
-from e2e.kubelet.volumes import NotYet, Volumes
+from e2e.kubelet.volumes import NotYetError, Volumes
 
 TICK_S = 0.2
 FIRST_BACKOFF_S = 1.0  # a real kubelet begins with 10 s; tests have less time
@@ -65,7 +65,7 @@ class _Runner:
     def _start(self) -> None:
         try:
             self.container = self._worker.make_container(self.state.spec)
-        except (NotYet, KeyError, ValueError) as error:
+        except (NotYetError, KeyError, ValueError) as error:
             self.state.waiting, self.state.message = "CreateContainerConfigError", str(error)
             self._retry_at = time.time() + FIRST_BACKOFF_S
             return
@@ -164,6 +164,10 @@ class PodWorker(threading.Thread):
         """Those that run."""
         return [r.container for r in self._main if r.container is not None]
 
+    def volume_file(self, volume: str, name: str) -> Path:
+        """A file in one of the pod's own volumes, as this machine sees it."""
+        return self._folder / "volumes" / volume / name
+
     def logs(self) -> str:
         """Of all containers, oldest restart first."""
         paths = sorted(self._folder.glob("*.log"))
@@ -183,7 +187,7 @@ class PodWorker(threading.Thread):
             self._end()
 
     def make_container(self, spec: Object) -> Container:
-        """Starts the command of one container; NotYet where something it needs is missing."""
+        """Starts the command of one container; NotYetError where something it needs is missing."""
         self._volumes.prepare()
         env = dict(self._resources.pod_environment)
         env["PATH"] = self._resources.images.path
@@ -221,7 +225,7 @@ class PodWorker(threading.Thread):
         namespace = self._pod["metadata"]["namespace"]
         found = self._resources.api.find(f"/api/v1/namespaces/{namespace}/{plural}/{name}")
         if found is None:
-            raise NotYet(f"{plural} {namespace}/{name} does not exist")
+            raise NotYetError(f"{plural} {namespace}/{name} does not exist")
         data: Mapping[str, str] = found.get("data") or {}
         return data
 

@@ -13,7 +13,7 @@ from e2e.kubelet.environment import field_value
 TOKEN_SECONDS = 3600
 
 
-class NotYet(Exception):
+class NotYetError(Exception):
     """Something the pod needs does not exist yet; the kubelet tries again."""
 
 
@@ -27,7 +27,7 @@ class Mount:
 
 
 class Volumes:
-    """Makes a pod's volumes below `folder`; what belongs to the node is kept below `node_folder`."""
+    """Makes a pod's volumes below `folder`; what belongs to the node lies below `node_folder`."""
 
     def __init__(self, api: Api, pod: Object, folder: Path, node_folder: Path) -> None:
         self._api = api
@@ -37,7 +37,7 @@ class Volumes:
         self._node_folder = node_folder
 
     def prepare(self) -> None:
-        """Makes every volume; NotYet where a Secret or ConfigMap is missing."""
+        """Makes every volume; NotYetError where a Secret or ConfigMap is missing."""
         for volume in self._pod["spec"].get("volumes", []):
             path = self._path(volume)
             path.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class Volumes:
         if found is None:
             if source.get("optional"):
                 return {}
-            raise NotYet(f"{plural} {self._namespace}/{name} does not exist")
+            raise NotYetError(f"{plural} {self._namespace}/{name} does not exist")
         data = found.get("data") or {}
         decode = base64.b64decode if plural == "secrets" else str.encode
         items = source.get("items") or [{"key": key, "path": key} for key in data]
