@@ -1,7 +1,7 @@
 """Plain HTTP to an API server: JSON in, JSON out, the server's own words in errors.
 
 The 1.36 server of CRDs has no legacy discovery, so generated and dynamic clients cannot talk to it;
-this one talks to both servers alike and validates nothing itself, which is the point of these tests.
+this one talks to both servers alike and validates nothing itself: the servers shall.
 """
 
 from __future__ import annotations

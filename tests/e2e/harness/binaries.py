@@ -1,4 +1,4 @@
-"""Where the control plane's programs come from: assets named by the user, ../shared/kube, a build."""
+"""Where the control plane comes from: KUBEBUILDER_ASSETS, ../shared/kube, or our own build."""
 
 from __future__ import annotations
 

@@ -42,15 +42,16 @@ class ControlPlane:
         self._controllers = Daemon("kube-controller-manager", self._controllers_argv(), folder)
         self._scheduler = Daemon("kube-scheduler", self._scheduler_argv(), folder)
 
-    def start(self) -> None:
-        """Starts all four; returns when the API server is ready."""
+    def start(self, *, controllers: bool = True) -> None:
+        """Starts all four, or without controllers and scheduler; returns when the server is ready."""
         _write_service_account_key(self._key)
         (self.folder / "tokens.csv").write_text(f"{self._admin_token},admin,admin,system:masters\n")
         write_kubeconfig(self.kubeconfig, self.access)
         self._etcd.start()
         self.start_apiserver()
-        self._controllers.start()
-        self._scheduler.start()
+        if controllers:
+            self._controllers.start()
+            self._scheduler.start()
 
     def stop(self) -> None:
         """Stops what runs, in the order in which nothing waits for anything."""
