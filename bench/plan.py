@@ -55,6 +55,10 @@ class Timed:
         """Passed on."""
         self.inner.observed(work, seconds)
 
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Passed on."""
+        self.inner.judged(job, attained, now_s)
+
 
 def machine(layers: int) -> Hardware:
     """The hardware with this many layers; its device KV cut down to what is contended."""

@@ -33,10 +33,12 @@ _FIELDS = {
 
 def node(
     context: typer.Context,
-    node_name: Annotated[str, flag("--node-name", "This Node's name.", object_name, "NAME")] = "",
+    node_name: Annotated[
+        str | None, flag("--node-name", "This Node's name.", object_name, "NAME")
+    ] = None,
     namespace: Annotated[
-        str, flag("--namespace", "Where API keys are mirrored.", object_name, "NAMESPACE")
-    ] = "",
+        str | None, flag("--namespace", "Where API keys are mirrored.", object_name, "NAMESPACE")
+    ] = None,
     host: Annotated[
         str, flag("--host", "Address to listen on: the pod's.", flags.parse.host_name, "ADDRESS")
     ] = "127.0.0.1",
@@ -76,9 +78,9 @@ def node(
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve what the node's ServingNode wants until SIGTERM or SIGINT."""
-    for name, value in (("--node-name", node_name), ("--namespace", namespace)):
-        if not value:
-            raise typer.BadParameter(f"{name} ({flags.variable(name)}): missing; the chart sets it")
+    if node_name is None or namespace is None:
+        name = "--node-name" if node_name is None else "--namespace"
+        raise typer.BadParameter(f"{name} ({flags.variable(name)}): missing; the chart sets it")
     volumes = {volume.name: volume.path for volume in model_volume or ()}
     run_node(
         NodeSettings(

@@ -95,6 +95,7 @@ class ServedService:
     max_model_len: int | None = None
     slo: Slo | None = None  # LS only
     priority: int = 0
+    min_share_percent: int = 0  # BE only: its floor of the time of iterations
     paused: bool = False
     api_keys: frozenset[str] = field(default_factory=frozenset)
     requires_key: bool = False  # whether it stays shut while no key is known

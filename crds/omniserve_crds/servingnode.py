@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict
+from pydantic import Field, Strict, field_validator
 
 from omniserve_crds.llmservice import Dtype, KvCacheDtype, ServiceClass, Slo
 from omniserve_crds.nodefields import Bytes, Count, Message, NodeModel, Percent, Port, Text, Time
@@ -54,6 +54,15 @@ class ServiceAssignment(NodeModel):
     port: Port  # selects service, class and keys on the agent
     api_keys_secret: Text | None = None  # mirrored, in the agent's namespace
     drain: bool = False  # finish what runs, take nothing new
+
+    @field_validator("slo", mode="before")
+    @classmethod
+    def _known_fields(cls, slo: object) -> object:
+        """`Slo` is strict for the owners of services; here a newer operator may write more."""
+        if not isinstance(slo, dict):
+            return slo
+        known = {name for n, f in Slo.model_fields.items() for name in (n, f.alias)}
+        return {name: value for name, value in slo.items() if name in known}
 
 
 class ServingNodeSpec(NodeModel):

@@ -90,7 +90,7 @@ def test_salts_differ_by_namespace():
 )
 def test_what_would_change_results_is_refused(fields, message):
     with pytest.raises(NodeError, match=message):
-        review([service("a", **fields)])
+        review([service("a", **fields)], "omniserve")
 
 
 def test_what_has_no_effect_is_said_once_per_service():
@@ -101,9 +101,11 @@ def test_what_has_no_effect_is_said_once_per_service():
         placement={"nodeSelector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}]},
         resources={"minSharePercent": 10},
     )
-    (warning,) = review([plain, clustered])
+    (warning,) = review([plain, clustered], "fixed_caps")
     for field in ("replicas 3", "nodeSelector", "tolerations", "minSharePercent 10"):
         assert field in warning
+    (warning,) = review([plain, clustered], "omniserve")
+    assert "minSharePercent" not in warning
 
 
 def test_keys_come_from_the_files_of_the_secret(tmp_path):

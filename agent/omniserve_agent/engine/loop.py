@@ -271,11 +271,16 @@ class Engine:
         if reason is not None:
             self.lengths.observe(request.submit.service, request.output_tokens)
             self.services[request.submit.service].finished += 1
-            due = request.job.deadlines
-            self.missed[request.submit.service] += due is not None and not due.attained(
-                self._collected_s
-            )
+            self._judge(request)
             self._end(request)
+
+    def _judge(self, request: Request) -> None:
+        """Whether an LS request that ends kept its SLO, for the budgets and the figures."""
+        due = request.job.deadlines
+        if due is not None:
+            attained = due.attained(self._collected_s)
+            self.missed[request.submit.service] += not attained
+            self.policy.judged(request.job, attained, self._collected_s)
 
     def _count_tokens(self, request: Request, tokens: int) -> None:
         totals = self.services.setdefault(request.submit.service, ServiceTotals())

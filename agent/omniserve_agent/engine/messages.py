@@ -49,6 +49,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     cache_salt: str = ""  # prefixes are shared only between requests of equal salt
     ttft_slo_ms: int | None = None
     tpot_slo_ms: int | None = None
+    received_s: float | None = None  # by the API process, on the machine's monotonic clock
+    min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

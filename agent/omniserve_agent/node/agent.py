@@ -82,7 +82,7 @@ async def _gather(settings: Settings) -> _Wanted:
         services = load_manifests(settings.files)
     except ManifestError as error:
         raise NodeError(error.line) from error
-    _warn(review(services))
+    _warn(review(services, settings.policy))
     keys = {service.key: api_keys(service, settings.secrets_dir) for service in services}
     assignments = assign(services)
     running = [assignment.name for assignment in assignments if assignment.wanted]

@@ -48,6 +48,7 @@ class EngineClient:
         self._stats: Stats | None = None
         self._progress = "the engine has not been started"
         self._given_up = False
+        self._was_ready = False
         self._lives = 0
 
     @property
@@ -69,6 +70,11 @@ class EngineClient:
     def restarts(self) -> int:
         """How often the engine process was started again."""
         return max(0, self._lives - 1)
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether any of its processes has been ready."""
+        return self._was_ready
 
     @property
     def active(self) -> int:
@@ -122,6 +128,7 @@ class EngineClient:
                 self._progress = f"{message.stage}: {message.fraction:.0%}"
             case Ready():
                 self._ready, self._progress = message, "ready"
+                self._was_ready = True
                 self._send_held()
             case Failed():
                 self._progress = message.message

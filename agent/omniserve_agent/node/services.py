@@ -40,6 +40,7 @@ def _served_service(
         max_model_len=service.spec.model.max_model_len,
         slo=routed_slo(service.spec.slo),
         priority=service.spec.priority,
+        min_share_percent=service.spec.resources.min_share_percent or 0,
         paused=is_paused(service),
         api_keys=keys[service.key],
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
 Runs = tuple[tuple[int, int], ...]  # (rows that join, at how many layers); covers all layers
@@ -65,7 +66,7 @@ class Costs:
 
     model: LatencyModel
     correction: Correction
-    quantile: float
+    error_budget: ErrorBudget
     _dense: list[float] = field(default_factory=list)
     _head: list[float] = field(default_factory=list)
 
@@ -75,11 +76,16 @@ class Costs:
 
     def factor(self, kind: str) -> float:
         """Predicted to planned seconds: the online correction and the margin."""
-        return self.correction.apply(kind, max(1.0, self.correction.margin(self.quantile)))
+        margin = max(1.0, self.correction.margin(self.error_budget.quantile))
+        return self.correction.apply(kind, margin * self.error_budget.widening)
 
     def seconds(self, load: Load, kind: str | None = None) -> float:
         """What an iteration is planned to take, corrected as `kind` (its own if None)."""
         return self.predicted(load) * self.factor(kind or load.kind)
+
+    def expected(self, load: Load) -> float:
+        """What it will take on the average: corrected, without the margin."""
+        return self.correction.apply(load.kind, self.predicted(load))
 
     def predicted(self, load: Load) -> float:
         """As the latency model has it."""

@@ -32,3 +32,7 @@ class LsAlone:
     def observed(self, work: Work, seconds: float) -> None:
         """Corrects the predictions."""
         self._policy.observed(work, seconds)
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Moves the margin."""
+        self._policy.judged(job, attained, now_s)

@@ -64,6 +64,22 @@ class Policy(Protocol):
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration did this and took so long."""
 
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """An LS request with an SLO ended, and kept it or not."""
+
+
+class Unlearning:
+    """What a policy does with events it has no use for."""
+
+    def arrived(self, job: Job) -> None:
+        """Nothing to learn."""
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Nothing to learn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caps:

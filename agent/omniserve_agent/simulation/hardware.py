@@ -77,9 +77,9 @@ class Hardware:
     latency: LatencyModel
     device_blocks: int
     hosts: tuple[HostPool, ...]
-    slots: int = 512
+    slots: int = 1024
     max_device_rows: int = 512
-    join_rows: int = 64
+    join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
     engines: int = 1  # how many such engines the whole machine holds
 

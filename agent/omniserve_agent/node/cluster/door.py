@@ -173,6 +173,7 @@ def served_service(
         max_model_len=unit.identity.max_model_len,
         slo=routed_slo(assignment.slo),
         priority=assignment.priority,
+        min_share_percent=assignment.min_share_percent or 0,
         api_keys=keys.keys(assignment.api_keys_secret),
         requires_key=assignment.api_keys_secret is not None,
         uid=assignment.uid,

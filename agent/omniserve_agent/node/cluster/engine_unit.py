@@ -91,7 +91,7 @@ class EngineUnit:
             preparing=self._preparing,
             ready=self.client.ready is not None,
             progress=self.client.progress,
-            restarts=self.client.restarts,
+            was_ready=self.client.was_ready,
         )
 
     def stop(self) -> None:

@@ -13,7 +13,7 @@ from omniserve_crds.servingnode import BeWindow, LsWindow
 
 WINDOW_S = 60.0
 MOST_NAMED = 16
-FARTHEST = timedelta(days=365)
+FARTHEST_MINUTES = 365 * 24 * 60
 
 
 def ls_window(counts: Counts, quantiles: Quantiles) -> LsWindow:
@@ -62,7 +62,7 @@ def _finish(facts: BeFacts, now: datetime) -> str | None:
     if facts.tokens_left <= 0 or facts.tokens_per_minute <= 0:
         return None
     minutes = facts.tokens_left / facts.tokens_per_minute
-    return rfc3339(now + min(FARTHEST, timedelta(minutes=minutes)))
+    return rfc3339(now + timedelta(minutes=min(FARTHEST_MINUTES, minutes)))
 
 
 def tokens_left(open_requests: Iterable[tuple[int, int]], mean_output: float | None) -> int:

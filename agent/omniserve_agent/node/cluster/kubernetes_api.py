@@ -161,7 +161,15 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except client.ApiException as error:
-        raise ApiError(f"the API server answered {error.status}: {error.reason}") from error
+        raise ApiError(f"the API server answered {error.status}: {_message(error)}") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         reason = str(error) or type(error).__name__
         raise ApiError(f"the API server cannot be reached: {reason}") from error
+
+
+def _message(error: client.ApiException) -> str:
+    """The server's own words where it has some."""
+    try:
+        return str(json.loads(error.body or "")["message"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason)

@@ -36,7 +36,8 @@ class ModelCache:
     async def acquire(self, uri: str, progress: Progress) -> Path:
         """The model's directory, pinned until `release`. NodeError with figures where its disk has
         no room even without the models that nobody uses."""
-        progress("waiting for another model", 0.0)
+        if self._turn.locked():
+            progress("waiting for another model", 0.0)
         async with self._turn:
             place = await self.store.inspect(uri)
             if not self._is_cached(place.model_dir):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
@@ -61,6 +62,7 @@ class _EngineSamples:
     iterations: int = 0
     ls_row_layers: int = 0
     ls_rows: int = 0
+    iteration_micros: int | None = None  # of the last time that anything ran
 
 
 @dataclass
@@ -95,9 +97,7 @@ class Reporter:
             return
         status = self.status(services)
         try:
-            answer = await self.api.patch_status(
-                status.model_dump(mode="json", by_alias=True, exclude_none=True)
-            )
+            answer = await self.api.patch_status(merge_patch(status))
         except ApiError as error:
             structlog.get_logger().warning("status not written", reason=str(error))
             self.pacing.failed(self.clock())
@@ -151,7 +151,7 @@ class Reporter:
             weights_bytes=unit.weights_bytes,
             piggybacked_rows=stats.joins if stats else 0,
             ls_rows=samples.ls_rows if samples else 0,
-            iteration_micros=round(stats.iteration_ms * 1e3) if stats else None,
+            iteration_micros=samples.iteration_micros if samples else None,
         )
 
     def _service(self, service: ServiceAssignment, state: RunState) -> ServiceReport:
@@ -238,6 +238,8 @@ class Reporter:
             samples.unit.layers,
         )
         samples.iterations, samples.ls_row_layers = stats.iterations, rows
+        if stats.iteration_ms:
+            samples.iteration_micros = round(stats.iteration_ms * 1e3)
 
 
 def _free_bytes(stats: Stats | None, held_bytes: int) -> int:
@@ -246,3 +248,18 @@ def _free_bytes(stats: Stats | None, held_bytes: int) -> int:
         return held_bytes
     free_blocks = stats.host_kv_blocks - stats.host_kv_blocks_used
     return held_bytes * free_blocks // stats.host_kv_blocks
+
+
+def merge_patch(status: ServingNodeStatus) -> dict[str, Any]:
+    """The status as a JSON merge patch: null at the top takes a field away, lists are replaced
+    whole. Empty texts are left out, since a 1.20 server reads them as null."""
+    fields = status.model_dump(mode="json", by_alias=True)
+    return {name: None if value == "" else _without_empty(value) for name, value in fields.items()}
+
+
+def _without_empty(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return {k: _without_empty(v) for k, v in value.items() if v is not None and v != ""}
+    if isinstance(value, list):
+        return [_without_empty(item) for item in value]
+    return value

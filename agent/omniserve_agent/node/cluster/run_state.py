@@ -18,7 +18,7 @@ class EngineFacts:
     preparing: tuple[str, float] | None = None  # stage and fraction, until the model is on disk
     ready: bool = False
     progress: str = ""  # of the process
-    restarts: int = 0
+    was_ready: bool = False  # in this life or an earlier one
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _engine_state(engine: EngineFacts) -> RunState | None:
         return RunState(State.LOADING, Reason.PREPARING, f"{stage}: {percent}%", percent)
     if engine.ready:
         return None
-    reason = Reason.ENGINE_RESTARTING if engine.restarts else Reason.STARTING
+    reason = Reason.ENGINE_RESTARTING if engine.was_ready else Reason.STARTING
     return RunState(State.LOADING, reason, _cut(engine.progress))
 
 
