@@ -33,12 +33,12 @@ def upgrading_node(world: World) -> str | None:
 
 
 def _away(node: Node) -> bool:
-    """The ServingNode is there, a ready agent is not."""
+    """The ServingNode is there, a ready agent that may take something is not."""
     if node.spec is None or not node.ready:
         return False
     if node.agent is None:
         return node.spec.drain
-    return node.agent.deleting or not node.agent.ready
+    return node.agent.deleting or not node.agent.ready or node.spec.drain
 
 
 def keeps_drain(node: Node, world: World) -> bool:
