@@ -15,7 +15,7 @@ POOLS = [
         "nodeSelector": {"pool": "cpu"},
         "tolerations": [{"key": "llm", "operator": "Exists"}],
         "modelVolumes": [{"name": "models", "claimName": "shared-models"}],
-        "env": [{"name": "OMNISERVE_POLICY", "value": "omniserve"}],
+        "env": [{"name": "OMNISERVE_DRAFTS", "value": "prompt_lookup"}],
     },
 ]
 EVERYTHING = {
@@ -134,8 +134,9 @@ def test_agents_have_room_to_write_though_their_root_is_read_only(render):
         "medium": "Memory",
         "sizeLimit": "1Gi",
     }
-    for path in ("/tmp", "/var/cache/omniserve", "/var/cache/triton"):
-        assert volumes[mounts[path]["name"]]["emptyDir"].keys() == {"sizeLimit"}, path
+    for path in ("/tmp", "/var/cache/triton"):
+        assert volumes[mounts[path]["name"]]["emptyDir"] == {"sizeLimit": "1Gi"}, path
+    assert volumes[mounts["/var/cache/omniserve"]["name"]]["emptyDir"] == {}
     assert mounts["/models/models"]["readOnly"] is True
     assert volumes["model-models"]["persistentVolumeClaim"] == {
         "claimName": "shared-models",
@@ -154,7 +155,9 @@ def test_agents_learn_where_they_are_from_the_downward_api(render):
     }
     for name, path in fields.items():
         assert environment[name] == {"fieldRef": {"fieldPath": path}}, name
+    assert environment["OMNISERVE_DRAFTS"] == "prompt_lookup"
     assert environment["OMNISERVE_POLICY"] == "omniserve"
+    assert environment["OMNISERVE_ADMISSION"] == "off"
     assert environment["OMNISERVE_CACHE_DIR"] == "/var/cache/omniserve"
     assert _container(daemonset)["command"] == [
         "omniserve-agent",
@@ -168,6 +171,12 @@ def test_an_agent_is_given_longer_than_its_requests(render):
     daemonset = _agent(render({"agentPools": POOLS, "agent": {"drainGraceSeconds": 300}}), "cpu")
     assert _environment(daemonset)["OMNISERVE_DRAIN_GRACE"] == "300"
     assert daemonset["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 330
+
+
+def test_the_node_cache_may_have_a_limit(render):
+    values = {"agentPools": POOLS, "agent": {"cache": {"size": "20Gi"}}}
+    volumes = _agent(render(values), "cpu")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}} in volumes
 
 
 def test_the_node_cache_may_be_a_directory_of_the_node(render):

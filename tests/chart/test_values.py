@@ -32,6 +32,7 @@ REFUSED = [
     ({"agent": {"image": {"tag": ""}}}, "minLength: got 0, want 1"),
     ({"agent": {"image": {"digest": "abc"}}}, "does not match pattern"),
     ({"agent": {"logLevel": "verbose"}}, "value must be one of 'debug', 'info', 'warning'"),
+    ({"agent": {"admission": False}}, "value must be one of 'off', 'reject', 'queue'"),
     ({"agent": {"env": [{"name": "A"}]}}, "missing property 'value'"),
     (
         {"agent": {"env": [{"name": "OMNISERVE_HOST", "value": "x"}]}},

@@ -14,6 +14,10 @@
   value: /var/cache/omniserve
 - name: OMNISERVE_DRAIN_GRACE
   value: {{ .Values.agent.drainGraceSeconds | quote }}
+- name: OMNISERVE_POLICY
+  value: {{ .Values.agent.policy }}
+- name: OMNISERVE_ADMISSION
+  value: {{ .Values.agent.admission | quote }}
 - name: OMNISERVE_LOG_FORMAT
   value: {{ .Values.agent.logFormat }}
 - name: OMNISERVE_LOG_LEVEL
