@@ -21,7 +21,7 @@ import report
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass
 from omniserve_agent.scheduling.latency import Work
-from omniserve_agent.scheduling.plan import Plan, Policy, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, Policy, PolicyState, Room
 from omniserve_agent.simulation.experiment import Setting, caps_for
 from omniserve_agent.simulation.hardware import Hardware, hardware
 from omniserve_agent.simulation.node import Node
@@ -46,6 +46,16 @@ class Timed:
         plan = self.inner.plan(jobs, room, now_s)
         self.seconds.append(time.perf_counter() - started)
         return plan
+
+    @property
+    def caps(self) -> Caps:
+        """The engine's limits."""
+        return self.inner.caps
+
+    @property
+    def state(self) -> PolicyState | None:
+        """Passed on."""
+        return self.inner.state
 
     def arrived(self, job: Job) -> None:
         """Passed on."""

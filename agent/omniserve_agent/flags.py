@@ -51,7 +51,12 @@ AdminPort = Annotated[
     int | None,
     flag("--admin-port", "Health and metrics here too.", parse.count(0, 65535), "PORT"),
 ]
-Device = Annotated[str, flag("--device", "auto, cpu, cuda or cuda:N.", parse.device_name, "DEVICE")]
+Device = Annotated[
+    str,
+    flag(
+        "--device", "auto, cpu, cuda or cuda:N, or emulated:PROFILE.", parse.device_name, "DEVICE"
+    ),
+]
 Dtype = Annotated[
     str,
     flag("--dtype", "For models that leave it open.", parse.choice(*parse.DTYPES), "DTYPE"),

@@ -19,7 +19,7 @@ from omniserve_agent.node.cluster.settings import (
     model_volume,
     object_name,
 )
-from omniserve_agent.settings import Settings, count
+from omniserve_agent.settings import Settings, count, size_bytes
 
 # Flags whose setting has another name.
 _FIELDS = {
@@ -45,6 +45,10 @@ def node(
     admin_port: Annotated[
         int, flag("--admin-port", "Health and metrics.", count(1, 65535), "PORT")
     ] = 8081,
+    cache_size: Annotated[
+        int | None,
+        flag("--cache-size", "Most for cached models; else the disk.", size_bytes, "SIZE"),
+    ] = None,
     template: Annotated[
         str, flag("--template", "The pod's controller-revision-hash.", label_value, "HASH")
     ] = "",
@@ -89,6 +93,7 @@ def node(
             engine=engine_settings(context.params),
             template=template,
             admin_port=admin_port,
+            cache_bytes=cache_size,
             model_volumes=volumes,
         )
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
+from omniserve_agent.simulation.emulated import check_profile, profile_name
 
 _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _MAX_CORE = 4095
@@ -101,9 +102,16 @@ def core_list(text: str) -> CoreList:
 
 
 def device_name(text: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
-        raise SettingError(f"{text!r} is not a device; use auto, cpu, cuda or cuda:N")
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `emulated:PROFILE`."""
+    if profile_name(text) is not None:
+        try:
+            check_profile(text)
+        except ValueError as error:
+            raise SettingError(f"{text!r}: {error}") from error
+    elif not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
+        raise SettingError(
+            f"{text!r} is not a device; use auto, cpu, cuda or cuda:N, or emulated:PROFILE"
+        )
     return text
 
 

@@ -150,13 +150,16 @@ def test_a_request_that_cannot_attain_sets_no_deadline():
     assert answer.device[0].job.handle == 1  # it keeps its place all the same
 
 
-def test_ls_prefill_fits_the_slack_of_decodes_but_never_stands_still():
-    waiting = job(2, LS, Stage.WAITING, tokens=400)
-    wide = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.100), waiting).device}
-    assert wide[2] == pytest.approx(97, abs=1)
-    waiting = job(2, LS, Stage.WAITING, tokens=400)
-    late = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.012), waiting).device}
-    assert late[2] == MIN_LS_CHUNK_ROWS
+def test_ls_prefill_fits_what_decodes_can_make_up_for_but_never_stands_still():
+    def rows_beside(tpot_s):
+        waiting = job(2, LS, Stage.WAITING, tokens=500)
+        planned = plan(decoding(1, 100.0, tpot_s), waiting).device
+        return {chunk.job.handle: chunk.rows for chunk in planned}[2]
+
+    # The next token is due in a TPOT, and four times 90 ms can be made up for.
+    assert rows_beside(0.100) == pytest.approx(457, abs=1)
+    assert rows_beside(0.0125) == pytest.approx(19, abs=1)
+    assert rows_beside(0.010) == MIN_LS_CHUNK_ROWS
 
 
 def test_an_arrival_that_may_come_now_bounds_idle_time():

@@ -13,6 +13,8 @@ import torch
 import omniserve_native as native
 from omniserve_agent.engine.configuration import problem
 from omniserve_agent.engine.drafts import DraftSource, NoDrafts
+from omniserve_agent.engine.emulation.executor import EmulatedExecutor
+from omniserve_agent.engine.emulation.model import EmulatedModel, emulated_model
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
@@ -43,6 +45,7 @@ from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import LatencyModel, fit
 from omniserve_agent.scheduling.plan import Caps, Policy
+from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
@@ -79,13 +82,12 @@ def build_engine(
         model = load(config, progress, helpers)
         _use_one_core(config, model)
         latency = latency_model(config, model, helpers, progress)
-        policy = make_policy(config, model, latency)
         parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(policy, drafts, _gate(config, latency))
+    engine = parts.engine(latency, drafts)
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -101,6 +103,8 @@ def build_engine(
 
 def load(config: EngineConfig, progress: Progress, helpers: native.Workers | None = None) -> Model:
     """The model on its device. Raises ModelError or EngineSetupError."""
+    if profile_name(config.device) is not None:
+        return emulated_model(config)
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineSetupError(f"device {config.device}: torch sees no CUDA device; use cpu")
     return load_model(
@@ -161,16 +165,12 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(
-        self,
-        policy: Callable[[Caps], Policy],
-        drafts: DraftSource | None = None,
-        gate: Gate | None = None,
-    ) -> Engine:
-        """The loop over these parts."""
-        executor, device = self._native() if _native_attention(self.config) else self._torch()
+    def engine(self, latency: LatencyModel | None, drafts: DraftSource | None = None) -> Engine:
+        """The loop over these parts; without a latency model under fixed caps, all let in."""
+        executor, device = self._executor()
+        policy, gate = self._decisions(latency)
         return Engine(
-            policy(self._caps()),
+            policy,
             executor,
             device,
             KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
@@ -180,8 +180,33 @@ class Parts:
             gate=gate,
         )
 
+    def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
+        if latency is None:
+            return FixedCaps(self._caps()), None
+        machine = machine_of(self.config, self.model, latency, self._caps())
+        policy = policies.make(self.config.policy, machine)
+        mode = AdmissionMode(self.config.admission)
+        return policy, policies.gate_for(policy, machine, mode)
+
     def _drafts(self) -> DraftSource:
         return PromptLookup() if self.config.drafts == "prompt_lookup" else NoDrafts()
+
+    def _executor(self) -> tuple[LayerLoopExecutor, KvTier]:
+        if isinstance(self.model, EmulatedModel):
+            return self._emulated(self.model)
+        return self._native() if _native_attention(self.config) else self._torch()
+
+    def _emulated(self, model: EmulatedModel) -> tuple[LayerLoopExecutor, KvTier]:
+        executor = EmulatedExecutor(
+            model,
+            self.exchange,
+            self.host,
+            self._buffers(),
+            max_sequences=self.device_blocks + SPARE_SEQUENCES,
+            close=self._close,
+        )
+        pool = BlockPool(self.device_blocks, BLOCK_TOKENS)
+        return executor, KvTier(pool, executor.device_kv)
 
     def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
         arena, shape = _arena(self.model, self.device_blocks), self.model.config
@@ -292,22 +317,12 @@ def latency_model(
     return latency
 
 
-def make_policy(
-    config: EngineConfig, model: Model, latency: LatencyModel | None
-) -> Callable[[Caps], Policy]:
-    """The configured policy, waiting for its caps."""
-    if latency is None or config.policy == "fixed_caps":
-        return FixedCaps
+def machine_of(
+    config: EngineConfig, model: Model, latency: LatencyModel, caps: Caps
+) -> policies.Machine:
+    """What policies and admission know of this engine."""
     host_rate = config.host_workers * HOST_READ_BYTES_PER_S
-    kv_bytes = block_bytes(model) / BLOCK_TOKENS
-    return lambda caps: policies.make(
-        config.policy, policies.Machine(caps, latency, host_rate, kv_bytes)
-    )
-
-
-def _gate(config: EngineConfig, latency: LatencyModel | None) -> Gate | None:
-    mode = AdmissionMode(config.admission)
-    return None if latency is None or mode is AdmissionMode.OFF else Gate(latency, mode)
+    return policies.Machine(caps, latency, host_rate, block_bytes(model) / BLOCK_TOKENS)
 
 
 def profile(
@@ -324,7 +339,7 @@ def profile(
     )
     parts = Parts.of(small, model, None)
     parts.helpers = helpers
-    engine = parts.engine(FixedCaps)
+    engine = parts.engine(None)
     try:
         progress("profiling mixed load", 0.0)
         longest = min(engine.intake.limits.max_request_tokens.values())
@@ -357,7 +372,7 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         hidden_size=model.config.hidden_size,
         dtype=_KV_TYPES[model.dtype],
         scale=model.config.head_size**-0.5,
-        host_residual=_native_attention(config),
+        host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
     )
 
 

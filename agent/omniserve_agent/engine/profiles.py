@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from omniserve_agent.engine.emulation.model import EmulatedModel
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import LatencyModel
@@ -23,7 +24,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
     parts = {
         "format": FORMAT,
         "shape": asdict(model.config) | {"rope": ""},
-        "device": _device_name(model.device),
+        "device": _device_name(model),
         "dtype": str(model.dtype),
         "attention": config.attention,
         "device_cores": len(config.device_cores),
@@ -34,7 +35,11 @@ def profile_key(config: EngineConfig, model: Model) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).hexdigest()[:24]
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(model: Model) -> str:
+    device = model.device
+    if isinstance(model, EmulatedModel):
+        emulated = model.emulation.device
+        return f"emulated {emulated.profile} {emulated.digest}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with open("/proc/cpuinfo") as lines:

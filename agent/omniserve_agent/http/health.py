@@ -39,7 +39,14 @@ async def readyz(request: web.Request) -> web.Response:
         reasons["agent"] = "draining: no new requests are taken"
     if reasons:
         return json_response({"status": "not ready", "reasons": reasons}, status=503)
-    return json_response({"status": "ready"})
+    return json_response({"status": "ready"} | _emulated(state))
+
+
+def _emulated(state: State) -> dict[str, list[str]]:
+    """Which engines are not what they seem; empty where all devices are real."""
+    ready = [(name, backend.ready) for name, backend in state.registry.engines]
+    labels = [f"{name}: {r.emulated}" for name, r in ready if r is not None and r.emulated]
+    return {"emulated": labels} if labels else {}
 
 
 async def readyz_service(request: web.Request) -> web.Response:

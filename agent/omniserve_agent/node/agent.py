@@ -15,7 +15,7 @@ import zmq.asyncio
 from omniserve_agent.http.app import make_app
 from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
-from omniserve_agent.node.devices import Device, free_gpu_bytes, pick
+from omniserve_agent.node.devices import Device, free_gpu_bytes, holding, pick
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import EngineFailedError, NodeError
 from omniserve_agent.node.listeners import Ports, listening, reserved
@@ -116,7 +116,7 @@ async def _prepare(
             break
         model_dir = task.result()
         size = model_bytes(model_dir, wanted_dtype(settings, assignment))
-        device = wanted.devices.get(assignment.name, Device("cpu"))
+        device = holding(wanted.devices.get(assignment.name, Device("cpu")), model_dir)
         engines.append(PreparedEngine(assignment, model_dir, size, device))
     stopped.cancel()
     return engines

@@ -127,8 +127,9 @@ class EngineClient:
             case Loading():
                 self._progress = f"{message.stage}: {message.fraction:.0%}"
             case Ready():
-                self._ready, self._progress = message, "ready"
                 self._was_ready = True
+                self._ready = message
+                self._progress = f"ready: {message.emulated}" if message.emulated else "ready"
                 self._send_held()
             case Failed():
                 self._progress = message.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -50,24 +51,29 @@ class ModelStore:
     allowed_packages: Sequence[str] = ()
     model_roots: Sequence[Path] = ()
     volumes: Mapping[str, Path] = field(default_factory=dict)  # pvc://NAME
+    hub: bool = False  # whether hf:// models may be fetched
     timeout_s: float = 3600.0
     command: Sequence[str] = PREPARE_COMMAND
 
-    async def prepare(self, uri: str, progress: Progress) -> Path:
+    async def prepare(self, uri: str, progress: Progress, token: str | None = None) -> Path:
         """The directory of `uri`'s safetensors, configuration and tokenizer.
 
         Raises NodeError with the child's one line, or when it takes longer than `timeout_s`.
         """
-        return Path((await self._run(uri, self._program(uri), progress)).model_dir or "")
+        line = await self._run(uri, self._program(uri), progress, token)
+        return Path(line.model_dir or "")
 
-    async def inspect(self, uri: str) -> ModelPlace:
-        """What preparing would take; NodeError where it cannot be done."""
-        line = await self._run(uri, [*self._program(uri), "--inspect"], _silent)
+    async def inspect(self, uri: str, token: str | None = None) -> ModelPlace:
+        """What preparing would take; NodeError where it cannot be done. `token`: for a hub."""
+        line = await self._run(uri, [*self._program(uri), "--inspect"], _silent, token)
         return ModelPlace(Path(line.model_dir or ""), line.needed_bytes)
 
-    async def _run(self, uri: str, program: Sequence[str], progress: Progress) -> _Line:
+    async def _run(
+        self, uri: str, program: Sequence[str], progress: Progress, token: str | None
+    ) -> _Line:
         """The child's last line, which has a directory; else NodeError."""
-        process = await spawn(program, stdout=PIPE, stderr=PIPE)
+        environment = self._environment(token)
+        process = await spawn(program, stdout=PIPE, stderr=PIPE, environment=environment)
         try:
             async with asyncio.timeout(self.timeout_s):
                 last, noise = await asyncio.gather(_last_line(process, progress), _tail(process))
@@ -81,6 +87,12 @@ class ModelStore:
         reason = last.error or f"preparing it {ended_how(returncode)}: {noise or 'no message'}"
         raise NodeError(reason if uri in reason else f"model {uri}: {reason}")
 
+    def _environment(self, token: str | None) -> dict[str, str]:
+        """The token is no argument, for those are open to every eye on the machine. In a cluster
+        nothing but the cache can be written."""
+        home = {"HF_HOME": str(self.cache_dir / "huggingface")} if self.hub else {}
+        return {**home, **os.environ, **({"HF_TOKEN": token} if token else {})}
+
     def _program(self, uri: str) -> list[str]:
         program = [*self.command, "--uri", uri, "--cache-dir", str(self.cache_dir)]
         for package in self.allowed_packages:
@@ -89,6 +101,8 @@ class ModelStore:
             program += ["--model-root", str(root)]
         for name, path in self.volumes.items():
             program += ["--model-volume", f"{name}={path}"]
+        if self.hub:
+            program.append("--hub")
         return program
 
 

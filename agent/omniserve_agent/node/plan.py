@@ -60,7 +60,8 @@ def plan_cores(settings: Settings, devices: Sequence[Device], capacity: Capacity
         share=settings.share_cores,
     )
     cuda = any(device.cuda for device in devices)
-    return divide(capacity.cores, len(devices), cuda=cuda, wishes=wishes)
+    emulated = any(device.emulated for device in devices)
+    return divide(capacity.cores, len(devices), cuda=cuda, wishes=wishes, emulated=emulated)
 
 
 def engine_config(
@@ -104,7 +105,8 @@ def _demand(settings: Settings, engine: PreparedEngine) -> EngineDemand:
         name=engine.assignment.name,
         model_bytes=engine.model_bytes,
         cuda_free_bytes=engine.device.free_bytes,
-        device_kv_bytes=settings.device_kv_bytes,
+        emulated=engine.device.emulated,
+        device_kv_bytes=settings.device_kv_bytes or engine.device.kv_bytes,
         host_kv_bytes=settings.host_kv_bytes,
     )
 

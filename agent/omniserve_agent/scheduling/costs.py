@@ -76,8 +76,13 @@ class Costs:
 
     def factor(self, kind: str) -> float:
         """Predicted to planned seconds: the online correction and the margin."""
-        margin = max(1.0, self.correction.margin(self.error_budget.quantile))
-        return self.correction.apply(kind, margin * self.error_budget.widening)
+        return self.correction.apply(kind, self.margin)
+
+    @property
+    def margin(self) -> float:
+        """What predictions are lengthened by so that they hold as often as the budget asks."""
+        quantile = self.correction.margin(self.error_budget.quantile)
+        return max(1.0, quantile) * self.error_budget.widening
 
     def seconds(self, load: Load, kind: str | None = None) -> float:
         """What an iteration is planned to take, corrected as `kind` (its own if None)."""

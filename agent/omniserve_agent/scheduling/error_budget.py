@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-LOWEST, HIGHEST = 0.5, 0.999
+LOWEST, HIGHEST = 0.5, 0.99  # higher, and one slow iteration would rule hundreds
 PER_SECOND = 0.01  # the quantile moves at most so much a second
 WIDEST = 1.5  # times the margin, once the quantile is at its highest
 BURN_HIGH, BURN_LOW = 1.0, 0.5  # of the budget: above it is saved, below it is spent
@@ -32,7 +32,7 @@ class ErrorBudget:
     _moved_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.quantile = self.objective
+        self.quantile = min(self.objective, HIGHEST)
 
     @property
     def burn(self) -> float:

@@ -25,28 +25,19 @@ from omniserve_agent.scheduling.jobs import (
     blocks_for,
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
-from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, Room
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
 LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
+RECOVERY_TOKENS = 4  # over so many tokens a decode that gave way to a prompt catches up
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bound the last plan: for explanations and metrics. Seconds."""
-
-    budget_s: float = LONGEST_S
-    ls_s: float = 0.0  # of it taken by LS
-    planned_s: float = 0.0  # by everything
-    prefill_most: int = 0  # row-layers of BE prefill that would have fit
 
 
 @dataclass
@@ -57,11 +48,11 @@ class Omniserve:
     model: LatencyModel
     correction: Correction = field(default_factory=Correction)
     error_budget: ErrorBudget = field(default_factory=ErrorBudget)
-    limits: Limits = Limits()
+    _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
     _traffic: dict[str, Traffic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._costs = Costs(self.model, self.correction, self.error_budget)
+        self.costs = Costs(self.model, self.correction, self.error_budget)
         self._flights = InFlight(self.caps.layers)
         self._floors = Floors()
         self._fixed = FixedCaps(self.caps)
@@ -89,6 +80,16 @@ class Omniserve:
         """An LS request ended: the slow loop of the budgets."""
         self.error_budget.judged(attained, now_s)
 
+    @property
+    def state(self) -> PolicyState:
+        """See `Policy`."""
+        return PolicyState(
+            *self._bound,
+            margin=self.costs.margin,
+            quantile=self.error_budget.quantile,
+            burn=self.error_budget.burn,
+        )
+
     # ---- plan ------------------------------------------------------------------------------
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
@@ -99,15 +100,15 @@ class Omniserve:
         ls = ls_decode(jobs)
         ls_rows = self._ls_rows(jobs, room, prompts, ls, budget_s)
         ls = ls.prompt(ls_rows)
-        ls_s = self._costs.seconds(ls)
+        ls_s = self.costs.seconds(ls)
         # What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
         slack_s = max(0.0, min(budget_s - ls_s, prompts.slack_s)) * self._slack_share(jobs, ls)
         budget_s = ls_s + max(slack_s, FREE_SHARE * ls_s if budget_s > ls_s else 0.0)
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(budget_s, ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, budget_s)
-        pool, most = self._be_prefill(jobs, room, load, budget_s, floor_s)
-        self.limits = Limits(budget_s, ls_s, self._costs.seconds(load), most)
+        pool = self._be_prefill(jobs, room, load, budget_s, floor_s)
+        self._bound = (budget_s, ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
@@ -115,7 +116,7 @@ class Omniserve:
             be_floor_row_layers=pool,  # already what fits beside the LS prefill
             join_rows=self._lanes,
             entries=self.caps.join_rows,
-            be_host_admissions=self._host_pays(jobs, ls, load),
+            be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
             ls_prompts=prompts.order,
             be_first=first,
         )
@@ -123,11 +124,11 @@ class Omniserve:
 
     def _budget(self, jobs: JobIndex, now_s: float) -> float:
         """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
-        fastest_s = self._costs.expected(Load(rows=1, logit_rows=1))
+        fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
         budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
         for seen in self._traffic.values():
             arrival = Load().prompt(seen.p95_prompt)
-            budget_s = min(budget_s, seen.ttft_s - self._costs.seconds(arrival))
+            budget_s = min(budget_s, seen.ttft_s - self.costs.seconds(arrival))
         if not self._traffic:
             budget_s = min(budget_s, IDLE_BUDGET_S)
         return max(budget_s, 0.0)
@@ -145,22 +146,32 @@ class Omniserve:
         if not waiting:
             return Prompts()
         chunk = Load().prompt(PRICED_CHUNK_ROWS)
-        return least_laxity(waiting, now_s, self._costs.seconds(chunk) / PRICED_CHUNK_ROWS)
+        return least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
 
     def _ls_rows(
         self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
     ) -> int:
-        """LS prompt rows that fit beside the decodes; never none while a prompt has its KV."""
+        """LS prompt rows that fit beside the decodes; never none while a prompt has its KV.
+
+        Without the margin: that is BE's to pay, or doubt would cost LS its first tokens.
+        """
         if not _ls_chunks(jobs):
             return 0
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
+        budget_s += self._recoverable_s(jobs, decode)
         return largest_fitting(
             min(MIN_LS_CHUNK_ROWS, wanted),
             wanted,
-            lambda rows: self._costs.seconds(decode.prompt(rows)) <= budget_s,
+            lambda rows: self.costs.expected(decode.prompt(rows)) <= budget_s,
         )
+
+    def _recoverable_s(self, jobs: JobIndex, decode: Load) -> float:
+        """How late decodes may get for a first token: TPOT is a mean, and they make up for it."""
+        tpots = [d.tpot_s for job in jobs.at(LS, Stage.DECODE) if (d := job.deadlines) is not None]
+        gain_s = min(tpots, default=0.0) - self.costs.expected(decode)
+        return RECOVERY_TOKENS * max(0.0, gain_s)
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""
@@ -188,7 +199,7 @@ class Omniserve:
         rows = largest_fitting(
             0,
             len(keys),
-            lambda n: self._costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
+            lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
         )
         load = ls.plus(rows, rows, keys[rows - 1] if rows else 0)
         return rows + (min(most - rows, others) if rows == len(keys) else 0), load
@@ -205,7 +216,7 @@ class Omniserve:
         for lanes in {most, 1, *(edge - load.rows for edge in edges)}:
             runs = self._flights.runs(lanes)
             loads[lanes] = load.joined(runs)
-            seconds = self._costs.seconds(loads[lanes])
+            seconds = self.costs.seconds(loads[lanes])
             if seconds <= budget_s or lanes == 1:
                 choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
         lanes = best(choices).amount
@@ -213,28 +224,28 @@ class Omniserve:
 
     def _be_prefill(
         self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float
-    ) -> tuple[int, int]:
+    ) -> int:
         """Row-layers of BE prompts: of those that fit all or none, by progress per second, but the
-        promised share at least; and how many fit."""
+        promised share at least."""
         staged = jobs.at(BE, Stage.STAGED)
         if not (staged or jobs.count(BE, Stage.WAITING, Stage.PREFILL)):
-            return 0, 0
+            return 0
         context = staged[0].tokens // 2 if staged else 0
         chunk = max(1, min(staged[0].remaining if staged else STAGED_CHUNK_ROWS, STAGED_CHUNK_ROWS))
-        factor = self._costs.factor("prefill")
-        base_s = self._costs.predicted(load) * factor
+        factor = self.costs.factor("prefill")
+        base_s = self.costs.predicted(load) * factor
         highest = self.caps.be_prefill_rows * self.caps.layers
 
         def fitting(seconds: float) -> int:
-            return min(highest, self._costs.staged_pool(seconds / factor, chunk, context))
+            return min(highest, self.costs.staged_pool(seconds / factor, chunk, context))
 
         most, floor = fitting(budget_s - base_s), fitting(floor_s)
         decoding = steps(load.joins) + self.caps.layers * jobs.count(BE, Stage.DECODE)
         weight = self._prefill_weight(jobs, room)
-        filled_s = base_s + factor * self._costs.staged_s(most, chunk, context)
+        filled_s = base_s + factor * self.costs.staged_s(most, chunk, context)
         none = Choice(0, float(decoding), base_s)
         pool = best([none, Choice(most, decoding + weight * most, filled_s)]).amount
-        return max(pool, floor), most
+        return max(pool, floor)
 
     def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
         """Whether computing a prompt for the host yields more than the same time on the device.
@@ -249,9 +260,9 @@ class Omniserve:
             return True
         first, resident = waiting[0], jobs.count(BE, Stage.DECODE)
         rows, output = first.tokens, max(1, first.predicted_tokens - first.tokens)
-        chunk_s = self._costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
+        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
         prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
-        steady_s = max(SHORTEST_S, self._costs.seconds(load) + resident * prompt_s / output)
+        steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
         return min(output, hops) / prompt_s >= HURDLE * (resident + displaced) / steady_s

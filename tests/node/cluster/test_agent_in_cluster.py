@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -585,7 +586,21 @@ def test_an_admin_port_that_is_taken_ends_the_agent(run, tmp_path):
         socket.create_server(("127.66.0.1", 18081)),
         pytest.raises(NodeError, match=r"--admin-port 18081: .* on 127\.66\.0\.1; choose another"),
     ):
-        run(serve_node(settings, None))
+        run(serve_node(settings, SimpleNamespace(read_secret=None)))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("emulated:h200-16core", "for experiments with `serve`; use auto, cpu or cuda"),
+        ("cuda:3", "no such GPU was found"),
+    ],
+)
+def test_a_device_that_a_node_cannot_have_ends_the_agent(run, tmp_path, device, message):
+    engine = Settings(files=(), host="127.66.0.2", device=device, cache_dir=tmp_path)
+    settings = NodeSettings(node_name="n1", namespace="release", engine=engine)
+    with pytest.raises(NodeError, match=message):
+        run(serve_node(settings, SimpleNamespace(read_secret=None)))
 
 
 def test_an_agent_outside_any_cluster_says_so(run, monkeypatch):

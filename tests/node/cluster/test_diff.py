@@ -15,6 +15,7 @@ from omniserve_agent.node.cluster.diff import (
     RunningEngine,
     StartEngine,
     StopEngine,
+    ambiguities,
     diff,
     identity,
 )
@@ -166,6 +167,17 @@ def test_services_without_an_engine_or_with_a_taken_port_are_refused(write):
         "u2": "port 20001 is team/u1's on this node",
         "u3": "no engine is assigned to device 'cuda:0'",
     }
+
+
+def test_what_is_said_twice_is_named(write):
+    twice = write.spec(
+        [write.engine(), write.engine(key="b")], [write.service(), write.service(port=9)]
+    )
+    assert ambiguities(twice) == [
+        "device cpu has 2 engines; the first is taken",
+        "service u1 is assigned 2 times; the first is taken",
+    ]
+    assert ambiguities(write.spec([write.engine()], [write.service()])) == []
 
 
 # ---- a world in which steps take their time ------------------------------------------------------

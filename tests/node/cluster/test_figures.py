@@ -13,7 +13,6 @@ from omniserve_agent.node.cluster.figures import (
     YieldShare,
     be_window,
     ls_window,
-    mean_ls_rows,
     rfc3339,
     tokens_left,
 )
@@ -145,15 +144,6 @@ def test_the_yield_share_is_a_percentage(steps, now_s):
 )
 def test_tokens_left(requests, mean, left):
     assert tokens_left(requests, mean) == left
-
-
-@pytest.mark.parametrize(
-    ("rows", "iterations", "layers", "mean"),
-    [((0, 600), (0, 10), 30, 2), ((600, 0), (0, 10), 30, 0), ((0, 600), (5, 5), 30, 0)],
-)
-def test_mean_ls_rows(rows, iterations, layers, mean):
-    assert mean_ls_rows(rows, iterations, layers) == mean
-    assert mean_ls_rows(rows, iterations, 0) == 0
 
 
 def test_times_are_utc_and_whole():

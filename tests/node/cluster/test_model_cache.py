@@ -85,6 +85,19 @@ def test_a_model_in_use_is_never_evicted(run, cache):
     run(scenario())
 
 
+def test_a_limit_below_the_disk_is_kept(run, cache):
+    cache.limit_bytes = 150
+
+    async def scenario():
+        await acquire(cache, "a", used_s=10)
+        await acquire(cache, "b")
+        assert names(cache) == ["b"]
+        with pytest.raises(NodeError, match=r"give the cache more room \(--cache-size\)"):
+            await acquire(cache, "c")
+
+    run(scenario())
+
+
 def test_a_model_that_another_agent_uses_is_not_evicted(run, cache):
     async def scenario():
         await acquire(cache, "a", used_s=10)

@@ -45,12 +45,14 @@ def test_flags_become_settings(settings, tmp_path):
     arguments = [
         *("--host", "10.1.2.3", "--template", "h1", "--admin-port", "9090"),
         *("--model-volume", f"models={tmp_path}", "--host-kv", "1Gi", "--policy", "omniserve"),
+        *("--cache-size", "20Gi"),
         *("--model-root", str(tmp_path), "--drain-grace", "5", "--cache-dir", str(tmp_path)),
     ]
     assert cli.main([*GOOD, *arguments]) == 0
     (node,) = settings
     assert (node.node_name, node.namespace, node.template) == ("n1", "omniserve-system", "h1")
     assert node.admin_port == 9090
+    assert node.cache_bytes == 20 << 30
     assert node.model_volumes == {"models": tmp_path}
     engine = node.engine
     assert (engine.host, engine.host_kv_bytes, engine.policy) == ("10.1.2.3", 1 << 30, "omniserve")

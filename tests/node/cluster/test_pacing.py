@@ -30,6 +30,13 @@ def test_after_a_failure_it_waits_longer_and_longer(pacing):
     assert waits == [0.75, 1.5, 3.0, 6.0, 12.0, 22.5, 22.5, 22.5]
 
 
+def test_when_the_server_is_back_nothing_is_waited_for(pacing):
+    pacing.written(0.0, "a")
+    pacing.failed(1.0)
+    pacing.hurry()
+    assert pacing.due(1.0, "a")
+
+
 def test_a_success_ends_the_waits(pacing):
     pacing.failed(0.0)
     pacing.failed(0.0)

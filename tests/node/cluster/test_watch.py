@@ -20,6 +20,7 @@ class Script:
         self.watched_from = []
         self.now_s = 0.0
         self.slept = []
+        self.backs = []  # when the server answered after it had been away
         self.done = asyncio.Event()
 
     def take(self):
@@ -62,6 +63,7 @@ def follow(run):
             watch = NodeWatch(
                 script,
                 lambda: generations.append(watch.current and watch.current.generation),
+                lambda: script.backs.append(script.now_s),
                 rules,
             )
             task = asyncio.create_task(watch.run())
@@ -112,6 +114,30 @@ def test_the_last_spec_stays_while_the_server_is_away(follow):
     assert generations == [1, 2]
     assert max(script.slept) <= 30.0
     assert script.slept[8] > 4 * script.slept[2]
+    assert len(script.backs) == 2  # at first, and after having been away
+
+
+def test_a_write_that_succeeds_ends_the_wait(run):
+    async def scenario():
+        script = Script(seen(1), [], ApiError("away"), seen(2), [])
+        asleep, forever = asyncio.Event(), asyncio.Event()
+
+        async def sleep(seconds):
+            if watch.connected:
+                await asyncio.sleep(0)
+            else:
+                asleep.set()
+                await forever.wait()
+
+        watch = NodeWatch(script, lambda: None, lambda: None, WatchPolicy(sleep=sleep))
+        task = asyncio.create_task(watch.run())
+        await asleep.wait()
+        watch.take(seen(1))  # what the reporter's write returned
+        while watch.current.generation != 2:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    run(scenario())
 
 
 def test_a_deleted_object_ends_being_in_force_only_after_a_while(follow):

@@ -28,7 +28,8 @@ from omniserve_agent.engine.model.disk import (
     require_space,
 )
 from omniserve_agent.engine.model.errors import PrepareError
-from omniserve_agent.engine.model.locate import locate
+from omniserve_agent.engine.model.hub import HubModel, directory_label, fetch, find
+from omniserve_agent.engine.model.locate import NotInHubCacheError, locate, repository_of
 from omniserve_agent.engine.model.progress import Progress
 
 LOCK_TIMEOUT_S = 900.0
@@ -44,28 +45,26 @@ class Sources:
     allowed_packages: tuple[str, ...] = ()
     model_roots: tuple[Path, ...] = ()
     volumes: Mapping[str, Path] | None = None  # pvc://NAME
+    hub: bool = False  # whether hf:// models may be fetched
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a model comes from and where it is used: the same, or made of it in the cache."""
 
-    source: Path
+    source: Path | HubModel
     target: Path
-
-    @property
-    def cached(self) -> bool:
-        """Whether it is used from the cache."""
-        return self.source != self.target
 
     @property
     def needed_bytes(self) -> int:
         """What is missing in the cache."""
         if self.target.is_dir():
             return 0
-        return (
-            directory_bytes(self.source) if self.source.is_dir() else converted_bytes(self.source)
-        )
+        if isinstance(self.source, HubModel):
+            return self.source.size_bytes
+        if self.source.is_dir():
+            return directory_bytes(self.source)
+        return converted_bytes(self.source)
 
 
 def prepare(
@@ -76,15 +75,17 @@ def prepare(
     progress: Progress | None = None,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
     volumes: Mapping[str, Path] | None = None,
+    hub: bool = False,
 ) -> Path:
     """The model's directory: the source itself, or what was made of it in `cache_dir`.
 
-    Converts or copies once; callers of several processes wait for each other, at most
+    Converts, copies or fetches once; callers of several processes wait for each other, at most
     `lock_timeout_s`. Raises PrepareError with one line for the user.
     """
     report = progress or _silent
     report("locating", 0.0)
-    sources = Sources(tuple(allowed_packages), tuple(Path(root) for root in model_roots), volumes)
+    roots = tuple(Path(root) for root in model_roots)
+    sources = Sources(tuple(allowed_packages), roots, volumes, hub)
     place = place_of(uri, cache_dir, sources)
     if not place.target.is_dir():
         _make_once(place, report, lock_timeout_s)
@@ -94,11 +95,31 @@ def prepare(
 
 def place_of(uri: str, cache_dir: str | Path, sources: Sources) -> Place:
     """A .gguf file is converted; a directory on a volume, which may be far away, is copied."""
-    source = locate(uri, sources.allowed_packages, sources.model_roots, sources.volumes or {})
+    models = Path(cache_dir) / "models"
+    try:
+        source = locate(uri, sources.allowed_packages, sources.model_roots, sources.volumes or {})
+    except NotInHubCacheError:
+        if not sources.hub:
+            raise
+        return _hub_place(uri, models)
     if source.is_dir() and not uri.startswith("pvc:"):
         return Place(source, source)
     name = source.name if source.is_dir() else source.stem
-    return Place(source, Path(cache_dir) / "models" / f"{name}-{_fingerprint(source)}")
+    return Place(source, models / f"{name}-{_fingerprint(source)}")
+
+
+def _hub_place(uri: str, models: Path) -> Place:
+    """What the hub has; while it cannot be asked, what was fetched last."""
+    try:
+        model = find(uri)
+    except PrepareError:
+        repository, revision = repository_of(uri)
+        fetched = models.glob(f"{directory_label(repository)}-{(revision or '*')[:12]}")
+        newest = max(fetched, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise
+        return Place(newest, newest)
+    return Place(model, models / model.label)
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -139,20 +160,26 @@ def _make(place: Place, report: Progress) -> None:
     partial_prefix = f".{target.name}.partial-"
     for left_over in target.parent.glob(f"{partial_prefix}*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    what = f"{'copying' if source.is_dir() else 'converting'} {source.name}"
-    require_space(what, place.needed_bytes, target.parent)
+    require_space(f"making {target.name}", place.needed_bytes, target.parent)
     partial = Path(tempfile.mkdtemp(prefix=partial_prefix, dir=target.parent))
     try:
-        if source.is_dir():
-            _copy(source, partial, report)
-        else:
-            from omniserve_agent.engine.model.gguf_conversion import convert_gguf
-
-            convert_gguf(source, partial, report)
+        _fill(source, partial, report)
         partial.chmod(0o755)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(source: Path | HubModel, directory: Path, report: Progress) -> None:
+    """The model into an empty directory."""
+    if isinstance(source, HubModel):
+        fetch(source, directory, report)
+    elif source.is_dir():
+        _copy(source, directory, report)
+    else:
+        from omniserve_agent.engine.model.gguf_conversion import convert_gguf
+
+        convert_gguf(source, directory, report)
 
 
 def _copy(source: Path, directory: Path, report: Progress) -> None:
@@ -173,6 +200,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-package", action="append", default=[], metavar="NAME")
     parser.add_argument("--model-root", action="append", default=[], type=Path, metavar="DIRECTORY")
     parser.add_argument("--model-volume", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--hub", action="store_true", help="hf:// models may be fetched")
     parser.add_argument("--inspect", action="store_true", help="make nothing, say what it takes")
     return parser.parse_args(arguments)
 
@@ -197,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _inspected(options: argparse.Namespace) -> dict[str, object]:
     roots = tuple(options.model_root)
-    sources = Sources(tuple(options.allow_package), roots, _volumes(options))
+    sources = Sources(tuple(options.allow_package), roots, _volumes(options), options.hub)
     place = place_of(options.uri, options.cache_dir, sources)
     return {"model_dir": str(place.target), "needed_bytes": place.needed_bytes}
 
@@ -210,6 +238,7 @@ def _prepared(options: argparse.Namespace) -> dict[str, object]:
         options.model_root,
         lambda stage, fraction: _print_line(stage=stage, fraction=fraction),
         volumes=_volumes(options),
+        hub=options.hub,
     )
     return {"model_dir": str(model_dir)}
 

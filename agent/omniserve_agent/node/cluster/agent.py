@@ -24,6 +24,7 @@ from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.cluster.admin import AdminView, admin_app
 from omniserve_agent.node.cluster.api import NodeApi
+from omniserve_agent.node.cluster.diff import ambiguities
 from omniserve_agent.node.cluster.engine_unit import RESTS, EngineTools
 from omniserve_agent.node.cluster.executor import Executor, Listening, node_registry
 from omniserve_agent.node.cluster.figures import rfc3339
@@ -40,8 +41,12 @@ from omniserve_agent.node.model_store import ModelStore
 from omniserve_agent.node.review import review_environment
 from omniserve_agent.node.signals import pinned, signals
 from omniserve_agent.node.supervisor import Supervision
+from omniserve_crds.conditions import ConditionStatus
 from omniserve_crds.servingnode import ServingNodeSpec
+from omniserve_crds.status import Condition
 from omniserve_crds.violations import violations
+
+LAST_WRITE_S = 5.0  # a pod has only so long to end
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class ClusterAgent:
         self.keys = KeyRing(api, lambda: self.executor.wake())
         listening = Listening(engine.host, engine.drain_grace_s)
         self.executor = Executor(shares, tools, http, self.keys, listening)
-        self.watch = NodeWatch(api, self._object_changed, patience.watch)
+        self.watch = NodeWatch(
+            api, self._object_changed, lambda: self.reporter.pacing.hurry(), patience.watch
+        )
         facts = NodeFacts(
             address=engine.host,
             admin_port=settings.admin_port,
@@ -103,13 +110,16 @@ class ClusterAgent:
             await self.executor.drain()
         finally:
             await _ended([*acting, *serving, stopped])
-            await self.reporter.write_if_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WRITE_S):
+                    await self.reporter.write_if_due()
             await self.executor.end()
             self.executor.http.tokenizing.close()
 
     def _object_changed(self) -> None:
         """Another spec is in force, or none."""
         seen = self.watch.current
+        self.reporter.pacing.hurry()
         if seen is None:
             self.executor.apply(ServingNodeSpec())
             self.reporter.observed_generation = 0
@@ -120,6 +130,8 @@ class ClusterAgent:
             self._refuse_spec(seen.generation, error)
             return
         structlog.get_logger().info("spec", generation=seen.generation, engines=len(spec.engines))
+        for line in ambiguities(spec):
+            structlog.get_logger().warning("ambiguous spec", reason=line)
         self.reporter.conditions = ()
         self.reporter.observed_generation = seen.generation
         self.executor.apply(spec)
@@ -130,13 +142,14 @@ class ClusterAgent:
         structlog.get_logger().error("spec not understood", generation=generation, reason=message)
         self.reporter.observed_generation = max(1, self.reporter.observed_generation)
         self.reporter.conditions = (
-            {
-                "type": "SpecApplied",
-                "status": "False",
-                "reason": "NotUnderstood",
-                "message": f"generation {generation}: {message}",
-                "lastTransitionTime": rfc3339(datetime.now(UTC)),
-            },
+            Condition(
+                type="SpecApplied",
+                status=ConditionStatus.FALSE,
+                observed_generation=generation,
+                reason="NotUnderstood",
+                message=f"generation {generation}: {message}",
+                last_transition_time=rfc3339(datetime.now(UTC)),
+            ),
         )
 
 
@@ -161,7 +174,7 @@ async def serve_node(
         tempfile.TemporaryDirectory(prefix="omniserve-") as directory,
         pinned(shares.division.http),
     ):
-        tools = _tools(settings, capacity, context, Path(directory), programs, patience)
+        tools = _tools(settings, api, capacity, context, Path(directory), programs, patience)
         agent = ClusterAgent(settings, api, shares, tools, patience)
         try:
             async with _admin(settings, agent):
@@ -173,6 +186,8 @@ async def serve_node(
 async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
     """The devices that are here and what each gets."""
     wanted = settings.engine.device
+    if wanted.startswith("emulated:"):
+        raise NodeError(f"--device {wanted}: for experiments with `serve`; use auto, cpu or cuda")
     found = [
         FoundDevice(f"cuda:{index}", gpu.name, gpu.total_bytes, gpu.free_bytes)
         for index, gpu in enumerate(await list_gpus(wanted))
@@ -186,6 +201,7 @@ async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
 
 def _tools(
     settings: NodeSettings,
+    api: NodeApi,
     capacity: Capacity,
     context: zmq.asyncio.Context,
     directory: Path,
@@ -198,15 +214,17 @@ def _tools(
         engine.allowed_packages,
         engine.model_roots,
         volumes=settings.model_volumes,
+        hub=True,
         command=programs.prepare,
     )
     return EngineTools(
         settings=engine,
-        cache=ModelCache(store),
+        cache=ModelCache(store, settings.cache_bytes),
         memory=NodeMemory(capacity.memory_bytes),
         context=context,
         directory=directory,
         cores=capacity.cores,
+        read_secret=api.read_secret,
         command=programs.engine,
         supervision=patience.supervision,
         rests=patience.rests,

@@ -300,3 +300,18 @@ def _refused_services(spec: ServingNodeSpec) -> dict[str, str]:
         else:
             ports[service.port] = f"{service.namespace}/{service.name}"
     return refused
+
+
+def ambiguities(spec: ServingNodeSpec) -> list[str]:
+    """What is said twice: the first is taken, and each line says so."""
+    devices, uids = [e.device for e in spec.engines], [s.uid for s in spec.assignments]
+    lines = [
+        f"device {device} has {devices.count(device)} engines; the first is taken"
+        for device in sorted(set(devices))
+        if devices.count(device) > 1
+    ]
+    return lines + [
+        f"service {uid} is assigned {uids.count(uid)} times; the first is taken"
+        for uid in sorted(set(uids))
+        if uids.count(uid) > 1
+    ]

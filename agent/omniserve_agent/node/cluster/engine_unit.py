@@ -15,6 +15,7 @@ import zmq.asyncio
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node.assignments import Assignment, EngineKey
 from omniserve_agent.node.backoff import Backoff, RestartPolicy
+from omniserve_agent.node.cluster.credentials import ReadSecret, hub_token
 from omniserve_agent.node.cluster.diff import EngineIdentity, RunningEngine, identity
 from omniserve_agent.node.cluster.model_cache import ModelCache
 from omniserve_agent.node.cluster.node_memory import NodeMemory
@@ -25,7 +26,7 @@ from omniserve_agent.node.devices import Device
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import EngineDemand
-from omniserve_agent.node.model_store import model_bytes, model_layers
+from omniserve_agent.node.model_store import Progress, model_bytes, model_layers
 from omniserve_agent.node.plan import PreparedEngine, engine_config, wanted_dtype
 from omniserve_agent.node.progress import ProgressLog
 from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
@@ -47,6 +48,7 @@ class EngineTools:
     context: zmq.asyncio.Context
     directory: Path  # private: the sockets lie there
     cores: Sequence[int]  # the mask of engine processes; their threads pin themselves within
+    read_secret: ReadSecret
     command: Sequence[str] = ENGINE_COMMAND
     supervision: Supervision = field(default_factory=Supervision)
     rests: RestartPolicy = RESTS
@@ -105,9 +107,12 @@ class EngineUnit:
         backoff = Backoff(self._tools.rests)
         try:
             while not self._stopping.is_set():
+                begun_s = self._tools.supervision.clock()
                 await self._attempt()
+                served = self.client.was_ready
+                lived_s = self._tools.supervision.clock() - begun_s if served else 0.0
                 if not self._stopping.is_set():
-                    await self._rest(backoff.after_life(0.0) or self._tools.rests.longest_s)
+                    await self._rest(backoff.after_life(lived_s) or self._tools.rests.longest_s)
         finally:
             self._let_go()
 
@@ -148,7 +153,7 @@ class EngineUnit:
             self._preparing = (stage, fraction)
             log.step(stage, fraction)
 
-        model_dir = await self._unless_stopped(self._tools.cache.acquire(self._uri, step))
+        model_dir = await self._unless_stopped(self._acquire(step))
         if model_dir is None:
             return None
         self.model_dir, self._preparing = model_dir, None
@@ -159,6 +164,12 @@ class EngineUnit:
         gpu = Device(self._device.id, self._device.free_bytes)
         engine = PreparedEngine(named, model_dir, self.weights_bytes, gpu)
         return engine_config(self._tools.settings, engine, self.cores, sizes)
+
+    async def _acquire(self, step: Progress) -> Path:
+        """The model, with the hub's token where one is assigned."""
+        name = self.assignment.credentials_secret
+        token = await hub_token(self._tools.read_secret, name) if name else None
+        return await self._tools.cache.acquire(self._uri, step, token)
 
     def _refuse_unsupported(self) -> None:
         if self.assignment.kv_cache_dtype == "int8":

@@ -125,12 +125,12 @@ class Executor:
         """Every assigned service, then those that are still draining, with their states."""
         wanted = {service.uid: service for service in reversed(self.spec.assignments)}
         assigned = [service for service in self.spec.assignments if wanted[service.uid] is service]
-        leaving = {d.assignment.uid: d.assignment for d in self.doors}
-        rest = [service for uid, service in leaving.items() if uid not in wanted]
-        return [(service, self._state(service)) for service in (*assigned, *rest)]
+        doors = {door.assignment.uid: door for door in self.doors}
+        rest = [door.assignment for uid, door in doors.items() if uid not in wanted]
+        return [(s, self._state(s, doors.get(s.uid))) for s in (*assigned, *rest)]
 
-    def _state(self, service: ServiceAssignment) -> RunState:
-        unit, door = self.unit_of(service.device), self.door_of(service.uid)
+    def _state(self, service: ServiceAssignment, door: ServiceDoor | None) -> RunState:
+        unit = self.unit_of(service.device)
         steps, device = self._steps, service.device
         refused = steps.refused_services.get(service.uid) or steps.refused.get(device)
         waiting = steps.waiting.get(device)

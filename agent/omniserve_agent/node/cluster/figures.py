@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -104,14 +104,6 @@ class YieldShare:
         done = sum(step[1] for step in recent)
         held = sum(step[2] for step in recent)
         return min(100, math.ceil(100 * held / done)) if done else 0
-
-
-def mean_ls_rows(row_layers: Sequence[int], iterations: Sequence[int], layers: int) -> int:
-    """LS rows per iteration between two samples of an engine's counters, rounded."""
-    done = iterations[1] - iterations[0]
-    if done <= 0 or layers <= 0 or row_layers[1] < row_layers[0]:
-        return 0
-    return round((row_layers[1] - row_layers[0]) / layers / done)
 
 
 def rfc3339(moment: datetime) -> str:

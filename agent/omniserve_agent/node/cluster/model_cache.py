@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,23 +30,24 @@ class ModelCache:
     """Models under `store.cache_dir`/models, and who uses them."""
 
     store: ModelStore
+    limit_bytes: int | None = None  # of all models together; None: as much as the disk has
     pins: Pins = field(default_factory=Pins)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def acquire(self, uri: str, progress: Progress) -> Path:
+    async def acquire(self, uri: str, progress: Progress, token: str | None = None) -> Path:
         """The model's directory, pinned until `release`. NodeError with figures where its disk has
         no room even without the models that nobody uses."""
         if self._turn.locked():
             progress("waiting for another model", 0.0)
         async with self._turn:
-            place = await self.store.inspect(uri)
+            place = await self.store.inspect(uri, token)
             if not self._is_cached(place.model_dir):
-                return await self.store.prepare(uri, progress)
+                return await self.store.prepare(uri, progress, token)
             await self._pin(place.model_dir)
             try:
                 if not place.model_dir.is_dir():
                     await asyncio.to_thread(self._make_room, uri, place.needed_bytes)
-                model_dir = await self.store.prepare(uri, progress)
+                model_dir = await self.store.prepare(uri, progress, token)
                 os.utime(model_dir)
                 return model_dir
             except BaseException:
@@ -79,16 +80,25 @@ class ModelCache:
 
     def _make_room(self, uri: str, needed_bytes: int) -> None:
         """Evict; NodeError where that cannot be enough."""
-        free_bytes = shutil.disk_usage(self._models_dir).free
-        eviction = evict(self._models(), needed_bytes, free_bytes)
+        models = list(self._models())
+        free_bytes = self._free_bytes(models)
+        eviction = evict(models, needed_bytes, free_bytes)
         if eviction.missing_bytes:
             raise NodeError(
                 f"model {uri} needs {in_mib(needed_bytes)} in {self._models_dir}, where "
                 f"{in_mib(free_bytes)} are free; {in_mib(eviction.missing_bytes)} are missing even "
-                "without the models that are not in use; give the cache a larger disk"
+                "without the models that are not in use; give the cache more room (--cache-size)"
             )
         for name in eviction.names:
             self._evict(self._models_dir / name)
+
+    def _free_bytes(self, models: Sequence[CachedModel]) -> int:
+        """What another model may take without anybody leaving."""
+        on_disk = shutil.disk_usage(self._models_dir).free
+        if self.limit_bytes is None:
+            return on_disk
+        used_bytes = sum(model.size_bytes for model in models)
+        return max(0, min(on_disk, self.limit_bytes - used_bytes))
 
     def _models(self) -> Iterator[CachedModel]:
         for path in self._models_dir.iterdir():

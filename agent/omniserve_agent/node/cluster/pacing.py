@@ -33,6 +33,10 @@ class Pacing:
         self._edges, self._failures, self._retry_at = edges, 0, 0.0
         self._figures_at = now_s + FIGURES_S * (1 + JITTER * self.draw())
 
+    def hurry(self) -> None:
+        """The server is there again, or the object is another one: do not wait."""
+        self._edges, self._retry_at = None, 0.0
+
     def failed(self, now_s: float) -> None:
         """A write has failed: nothing is known to be there."""
         self._edges = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,14 +21,15 @@ from omniserve_agent.node.cluster.figures import (
     YieldShare,
     be_window,
     ls_window,
-    mean_ls_rows,
     rfc3339,
     tokens_left,
 )
 from omniserve_agent.node.cluster.pacing import Pacing
+from omniserve_agent.node.cluster.row_costs import Counters, RowLog
 from omniserve_agent.node.cluster.run_state import RunState
 from omniserve_agent.serving import ServedService
 from omniserve_crds.servingnode import (
+    MAX_ASSIGNMENTS,
     BeWindow,
     DeviceReport,
     EngineReport,
@@ -38,6 +38,7 @@ from omniserve_crds.servingnode import (
     ServiceReport,
     ServingNodeStatus,
 )
+from omniserve_crds.status import Condition
 from omniserve_crds.version import VERSION
 
 TICK_S = 0.25
@@ -59,9 +60,9 @@ class _EngineSamples:
 
     unit: EngineUnit
     yielding: YieldShare = field(default_factory=YieldShare)
+    rows: RowLog = field(default_factory=RowLog)
     iterations: int = 0
-    ls_row_layers: int = 0
-    ls_rows: int = 0
+    be_work: bool = False  # at the last sample
     iteration_micros: int | None = None  # of the last time that anything ran
 
 
@@ -77,7 +78,7 @@ class Reporter:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     pacing: Pacing = field(default_factory=Pacing)
     observed_generation: int = 0  # of the spec in force; 0: none was seen, nothing is written
-    conditions: tuple[dict[str, str], ...] = ()
+    conditions: tuple[Condition, ...] = ()
     _samples: dict[int, _EngineSamples] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -111,7 +112,7 @@ class Reporter:
     def _edges(self, services: list[tuple[ServiceAssignment, RunState]]) -> object:
         return (
             self.observed_generation,
-            json.dumps(self.conditions),
+            self.conditions,
             tuple((unit.identity, unit.facts.ready) for unit in self.executor.units),
             tuple((s.uid, s.generation, state.edge) for s, state in services),
         )
@@ -136,13 +137,14 @@ class Reporter:
             host_kv_bytes=shares.room.host_kv_bytes,
             model_volumes=list(self.facts.model_volumes),
             engines=[self._engine(unit) for unit in self.executor.units],
-            services=[self._service(service, state) for service, state in services],
+            services=[self._service(*entry) for entry in services[:MAX_ASSIGNMENTS]],
             conditions=list(self.conditions),
         )
 
     def _engine(self, unit: EngineUnit) -> EngineReport:
         stats, held_bytes = unit.client.stats, unit.identity.host_kv_bytes
-        samples = self._samples.get(id(unit))
+        samples = self._samples.get(id(unit)) or _EngineSamples(unit)
+        costs, latest = samples.rows.costs, samples.rows.latest
         return EngineReport(
             device=unit.identity.device,
             key=unit.identity.key,
@@ -150,8 +152,10 @@ class Reporter:
             host_kv_free_bytes=_free_bytes(stats, held_bytes),
             weights_bytes=unit.weights_bytes,
             piggybacked_rows=stats.joins if stats else 0,
-            ls_rows=samples.ls_rows if samples else 0,
-            iteration_micros=samples.iteration_micros if samples else None,
+            ls_rows=round(latest.ls_rows) if latest else 0,
+            iteration_micros=samples.iteration_micros,
+            row_micros=costs.ls_row_us,
+            be_iteration_micros=costs.be_us,
         )
 
     def _service(self, service: ServiceAssignment, state: RunState) -> ServiceReport:
@@ -179,8 +183,7 @@ class Reporter:
         if service.service_class is not ServiceClass.BE:
             return None
         tally, samples = self._tally(service), self._samples.get(id(door.unit))
-        work = tally.waiting + tally.running > 0
-        percent = samples.yielding.percent(self.clock()) if samples and work else 0
+        percent = samples.yielding.percent(self.clock()) if samples else 0
         facts = BeFacts(
             tokens_per_minute=tally.tokens_per_minute(self.clock()),
             queued=tally.waiting,
@@ -205,6 +208,15 @@ class Reporter:
         tally = self._tally(service)
         return tally.waiting + tally.running > 0 or tally.tokens_per_minute(self.clock()) > 0
 
+    def _be_work(self, unit: EngineUnit) -> bool:
+        """Whether a BE request waits or runs now."""
+        tallies = [
+            self._tally(service)
+            for service in self._services_on(unit)
+            if service.service_class is ServiceClass.BE
+        ]
+        return any(tally.waiting + tally.running > 0 for tally in tallies)
+
     def _services_on(self, unit: EngineUnit) -> list[ServedService]:
         return [d.service for d in self.executor.doors if d.unit is unit and d.service is not None]
 
@@ -226,20 +238,19 @@ class Reporter:
     def _take(self, samples: _EngineSamples, stats: Stats) -> None:
         if stats.iterations == samples.iterations:
             return
-        be_work = any(
-            service.service_class is ServiceClass.BE and self._busy(service)
-            for service in self._services_on(samples.unit)
-        )
+        had_work, samples.be_work = samples.be_work, self._be_work(samples.unit)
+        be_work = had_work or samples.be_work
         samples.yielding.add(self.clock(), stats.iterations, stats.sweeps, be_work=be_work)
-        rows = stats.device_attention_rows.get(ServiceClass.LS, 0)
-        samples.ls_rows = mean_ls_rows(
-            (samples.ls_row_layers, rows),
-            (samples.iterations, stats.iterations),
-            samples.unit.layers,
-        )
-        samples.iterations, samples.ls_row_layers = stats.iterations, rows
+        samples.rows.add(_counters(stats), samples.unit.layers, stats.iteration_ms * 1e3)
+        samples.iterations = stats.iterations
         if stats.iteration_ms:
             samples.iteration_micros = round(stats.iteration_ms * 1e3)
+
+
+def _counters(stats: Stats) -> Counters:
+    device, host = stats.device_attention_rows, stats.host_attention_rows
+    be_row_layers = device.get(ServiceClass.BE, 0) + host.get(ServiceClass.BE, 0)
+    return Counters(stats.iterations, device.get(ServiceClass.LS, 0), be_row_layers)
 
 
 def _free_bytes(stats: Stats | None, held_bytes: int) -> int:

@@ -19,6 +19,7 @@ class NodeSettings:
     engine: Settings
     template: str = ""
     admin_port: int = 8081
+    cache_bytes: int | None = None  # of all cached models together; None: what the disk has
     model_volumes: Mapping[str, Path] = field(default_factory=dict)
 
 

@@ -35,10 +35,12 @@ class NodeWatch:
 
     api: NodeApi
     changed: Callable[[], None]
+    back: Callable[[], None] = lambda: None  # the server answers after it has been away
     policy: WatchPolicy = field(default_factory=WatchPolicy)
     current: NodeObject | None = None
     connected: bool = False  # whether the last call succeeded
     _missing_since: float | None = None
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)  # since the last failure
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -54,11 +56,14 @@ class NodeWatch:
                 self._note_away(str(error))
                 lasted = self.policy.clock() - begun_s > self.policy.longest_retry_s
                 failures = 1 if lasted else failures + 1
-            await self.policy.sleep(self._retry_s(failures))
+            await self._pause(self._retry_s(failures))
 
     def take(self, seen: NodeObject | None) -> None:
         """What a read, a watch or a write has shown; older ones than known do not come back."""
-        self.connected = True
+        if not self.connected:
+            self.connected = True
+            self._answered.set()
+            self.back()
         if seen is None:
             self._note_missing()
             return
@@ -80,10 +85,24 @@ class NodeWatch:
             if event is None:
                 return
 
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the server has answered somebody else here."""
+        sleep = asyncio.ensure_future(self.policy.sleep(seconds))
+        if self.connected:
+            await sleep
+            return
+        answered = asyncio.ensure_future(self._answered.wait())
+        try:
+            await asyncio.wait({sleep, answered}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            answered.cancel()
+
     def _note_away(self, reason: str) -> None:
         if self.connected or self.current is None:
             structlog.get_logger().warning("API server away", reason=reason)
         self.connected = False
+        self._answered.clear()
         self._expire()
 
     def _note_missing(self) -> None:
