@@ -1,10 +1,11 @@
-"""`make test-image`: carry out an image's Dockerfile in clean roots, without a container engine.
+"""Carry out an image's Dockerfile in clean roots, without a container engine.
 
-    sudo python hack/image_root.py operator|agent FOLDER
+    python hack/image_root.py build operator|agent FOLDER
+    python hack/image_root.py lock operator|agent FOLDER    # newest versions, pinned for the image
 
-`FROM debian:…` becomes a root made by debootstrap, from the mirror that this machine's apt uses; COPY
-and RUN act in it, with this machine's pip configuration. Then the programs are started there as the
-image's user, over a read-only root, as the chart does it. Needs root and Debian's debootstrap.
+`FROM debian:…` becomes a root made by debootstrap, from the mirror that this machine's apt uses;
+COPY and RUN act in it, with this machine's pip configuration. Needs root rights and debootstrap.
+`hack/test_image.py` starts the programs in what comes out.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def entering(
         mounts += [f"mount -t tmpfs -o mode=1777 tmpfs {root}{path}" for path in WRITABLE]
     identity = f"--userspec={image.user}" if read_only else "--userspec=0:0"
     script = "; ".join([*mounts, f'exec chroot {identity} {root} "$@"'])
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGTERM"]
     return [*namespaces, "sh", "-ec", script, "sh", *command]
 
 
@@ -230,15 +231,44 @@ def _run(command: Sequence[str | Path]) -> str:
     return done.stdout
 
 
+def build(name: str, folder: Path) -> Image:
+    """The image `name`, under `folder`."""
+    return Builder(folder / name).build(SOURCE / f"images/{name}/Dockerfile")
+
+
+def lock(name: str, folder: Path) -> None:
+    """Build with nothing pinned but what the repository pins, then pin what came."""
+    file = SOURCE / f"images/constraints-{name}.txt"
+    pinned = (SOURCE / "constraints.txt").read_text()
+    before = file.read_text() if file.exists() else ""
+    file.write_text(pinned)
+    try:
+        root = build(name, folder).root
+        python = root / "opt/omniserve/bin/python3"
+        frozen = _run([sys.executable, "-m", "pip", "--python", python, "freeze"])
+    except BaseException:
+        file.write_text(before)
+        raise
+    file.write_text(locked(frozen))
+
+
+def locked(frozen: str) -> str:
+    """`pip freeze` without this project, and without local versions: 2.13.0+cpu is a 2.13.0."""
+    lines = [line for line in frozen.splitlines() if not line.startswith("omniserve")]
+    return "".join(re.sub(r"\+\w+$", "", line) + "\n" for line in lines)
+
+
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
-    name, folder = arguments
+    commands = {"build": build, "lock": lock}
+    if len(arguments) != 3 or arguments[0] not in commands:
+        print("image_root: use build|lock operator|agent FOLDER", file=sys.stderr)
+        return 2
     try:
-        image = Builder(Path(folder) / name).build(SOURCE / f"images/{name}/Dockerfile")
+        commands[arguments[0]](arguments[1], Path(arguments[2]))
     except ImageError as error:
         print(f"image_root: {error}", file=sys.stderr)
         return 1
-    print(f"built {image.root}, user {image.user}, {shlex.join(image.entrypoint)}")
     return 0
 
 

@@ -65,6 +65,7 @@ ENDPOINT_SLICES = Kind("/apis/discovery.k8s.io/v1", "endpointslices")
 EVENTS = Kind("/api/v1", "events")
 SECRETS = Kind("/api/v1", "secrets")
 CONFIG_MAPS = Kind("/api/v1", "configmaps")
+LEASES = Kind("/apis/coordination.k8s.io/v1", "leases")
 CONTROLLER_REVISIONS = Kind("/apis/apps/v1", "controllerrevisions")
 
 
@@ -86,8 +87,10 @@ class Api(Protocol):
 async def connect() -> ApiClient:
     """As KUBECONFIG says, else as a pod's service account."""
     configuration = Configuration()
-    if os.environ.get("KUBECONFIG"):
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    if kubeconfig := os.environ.get("KUBECONFIG"):
+        await config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=kubeconfig, client_configuration=configuration
+        )
     else:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     configuration.connection_pool_maxsize = 32

@@ -27,12 +27,18 @@ class Children:
         self._writer = writer
         self._slices = slices  # the server has discovery.k8s.io/v1
 
-    async def carry_out(self, plan: ServicePlan, nodes: Mapping[str, Node], now_s: float) -> None:
+    async def carry_out(
+        self,
+        plan: ServicePlan,
+        nodes: Mapping[str, Node],
+        closing: frozenset[str],
+        now_s: float,
+    ) -> None:
         """The Service and the addresses of replicas that answer."""
         service, port = plan.service, plan.port
         if port is None:
             return
-        found = addresses(plan, nodes)
+        found = addresses(plan, nodes, closing)
         if self._slices:
             kind, manifest = ENDPOINT_SLICES, endpoint_slice_manifest(service, port, found)
         else:
@@ -41,6 +47,9 @@ class Children:
         fault = await self._ensure(SERVICES, service, wanted, now_s)
         fault = fault or await self._ensure(kind, service, manifest, now_s)
         self._note(service, fault)
+        there = {node for _, node in found}
+        gone = {replica.node for replica in plan.replicas} - there
+        self._store.note_addresses(service.uid, gone, now_s)
 
     def _note(self, service: Service, fault: Verdict | None) -> None:
         if fault is not None:

@@ -22,22 +22,22 @@ LABELS = {
 Manifest = dict[str, Any]
 
 
-def addresses(plan: ServicePlan, nodes: Mapping[str, Node]) -> list[tuple[str, str]]:
-    """(address, node) of replicas that answer, by address.
+def addresses(
+    plan: ServicePlan, nodes: Mapping[str, Node], closing: frozenset[str]
+) -> list[tuple[str, str]]:
+    """(address, node) of replicas that answer, by address; none on nodes that close.
 
     A node whose agent has fallen silent keeps its address only while nobody else answers: it may
     be the operator's own connection that is broken. A pod that is known to be gone has none.
     """
-    answering = [s for s in seen(plan, nodes) if _reachable(s, plan.service.uid)]
+    answering = [s for s in seen(plan, nodes) if _reachable(s) and s.node.name not in closing]
     fresh = [s for s in answering if s.node.reporting]
     return sorted({(_address(s.node), s.node.name) for s in fresh or answering})
 
 
-def _reachable(replica: Seen, uid: str) -> bool:
+def _reachable(replica: Seen) -> bool:
     node, report = replica.node, replica.report
     if report is None or report.state != "Ready" or not _address(node):
-        return False
-    if node.spec is not None and node.spec.drain:
         return False
     drains = replica.replica.phase == "Drains"
     pod = node.agent

@@ -15,9 +15,8 @@ from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
-from omniserve_operator.api import Api, ApiError, Kind
+from omniserve_operator.api import LEASES, Api, ApiError
 
-LEASES = Kind("/apis/coordination.k8s.io/v1", "leases")
 DURATION_S = 15
 RENEW_WITHIN_S = 10
 RETRY_S = 2

@@ -2,6 +2,7 @@
 
 The operator may get Secrets, not list them; it reads those that an LLMService names, and keeps the
 names of its copies in a ConfigMap, so that copies nobody needs any more are found after a restart.
+The ConfigMap is the chart's and owns the copies and the Lease: they go with `helm uninstall`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 from dataclasses import dataclass
 
 from omniserve_crds.conditions import Reason
-from omniserve_operator.api import CONFIG_MAPS, SECRETS, Api, ApiError, Object
+from omniserve_operator.api import CONFIG_MAPS, LEASES, SECRETS, Api, ApiError, Object
 from omniserve_operator.endpoints import LABELS
 from omniserve_operator.engines import credentials_mirror, keys_mirror
-from omniserve_operator.settings import SECRETS_EVERY_S
+from omniserve_operator.settings import SECRETS_EVERY_S, Settings
 from omniserve_operator.store import Store
 from omniserve_operator.world import Service, Verdict, World
 from omniserve_operator.writer import Writer, all_of
@@ -51,20 +52,22 @@ def references(service: Service) -> list[Reference]:
 class Mirror:
     """Copies that follow their sources within 30 s."""
 
-    def __init__(self, namespace: str, api: Api, writer: Writer, store: Store) -> None:
-        self._namespace = namespace
+    def __init__(self, settings: Settings, api: Api, writer: Writer, store: Store) -> None:
+        self._namespace = settings.namespace
+        self._lease_name = settings.lease_name
         self._api = api
         self._writer = writer
         self._store = store
-        self._checked_s: dict[str, float] = {}  # by copy
+        self._checked_s: dict[Reference, float] = {}
         self._written: dict[str, str] = {}  # digest of what a copy holds
         self._missing: dict[str, str] = {}  # by copy: why there is none
         self._index: dict[str, str] | None = None
+        self._owners: list[Object] = []
 
     async def carry_out(self, world: World, now_s: float) -> int:
         """Look at what is due, copy what has changed; the number of failures."""
         wanted = {r.copy: r for s in world.services for r in references(s)}
-        due = [r for copy, r in wanted.items() if self._due(copy, now_s)]
+        due = [r for r in wanted.values() if self._due(r, now_s)]
         failures = await all_of([self._indexed(set(wanted))] if due else [])
         failures += await all_of(self._follow(r, now_s) for r in due)
         self._note(world)
@@ -87,8 +90,8 @@ class Mirror:
             await self._write_index(dict.fromkeys(gone))
         return failures
 
-    def _due(self, copy: str, now_s: float) -> bool:
-        last = self._checked_s.get(copy)
+    def _due(self, reference: Reference, now_s: float) -> bool:
+        last = self._checked_s.get(reference)
         return last is None or now_s - last >= SECRETS_EVERY_S
 
     async def _follow(self, reference: Reference, now_s: float) -> None:
@@ -106,7 +109,7 @@ class Mirror:
                 self._missing[reference.copy] = "the Secret is empty"
         if values:
             await self._copy(reference, values)
-        self._checked_s[reference.copy] = now_s
+        self._checked_s[reference] = now_s
 
     async def _copy(self, reference: Reference, values: dict[str, str]) -> None:
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -133,6 +136,7 @@ class Mirror:
                 "name": reference.copy,
                 "namespace": self._namespace,
                 "labels": LABELS,
+                "ownerReferences": self._owners,
                 "annotations": {
                     "omniserve.io/copied-from": f"{reference.namespace}/{reference.name}"
                 },
@@ -150,7 +154,7 @@ class Mirror:
             return
         await self._writer.delete(SECRETS, self._namespace, copy, found["metadata"]["uid"])
         self._written.pop(copy, None)
-        self._checked_s.pop(copy, None)
+        self._checked_s = {r: at for r, at in self._checked_s.items() if r.copy != copy}
 
     async def _indexed(self, copies: set[str]) -> None:
         """The names are written down before the copies are made."""
@@ -160,16 +164,30 @@ class Mirror:
 
     async def _read_index(self) -> dict[str, str]:
         if self._index is None:
-            try:
-                found = await self._api.get(CONFIG_MAPS.path(self._namespace, INDEX))
-            except ApiError as error:
-                if not error.not_found:
-                    raise
-                metadata = {"name": INDEX, "namespace": self._namespace, "labels": LABELS}
-                body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-                found = await self._writer.create(CONFIG_MAPS, self._namespace, body)
+            found = await self._config_map()
+            uid = found["metadata"]["uid"]
+            owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": INDEX, "uid": uid}
+            self._owners = [owner]
+            await self._own_lease()
             self._index = found.get("data") or {}
         return self._index
+
+    async def _config_map(self) -> Object:
+        """The chart's, or one of our own where there is no chart."""
+        try:
+            return await self._api.get(CONFIG_MAPS.path(self._namespace, INDEX))
+        except ApiError as error:
+            if not error.not_found:
+                raise
+        metadata = {"name": INDEX, "namespace": self._namespace, "labels": LABELS}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        return await self._writer.create(CONFIG_MAPS, self._namespace, body)
+
+    async def _own_lease(self) -> None:
+        place = (LEASES, self._namespace, self._lease_name)
+        current = await self._writer.read(*place)
+        if current["metadata"].get("ownerReferences") != self._owners:
+            await self._writer.patch(*place, {"metadata": {"ownerReferences": self._owners}})
 
     async def _write_index(self, changes: dict[str, str | None]) -> None:
         body = {"data": changes}

@@ -30,7 +30,7 @@ from omniserve_operator.nodes import ServingNodes
 from omniserve_operator.parse import newest_templates
 from omniserve_operator.placement.plan import plan
 from omniserve_operator.placement.result import Plan
-from omniserve_operator.settings import Settings
+from omniserve_operator.settings import WITHDRAWN_S, Settings
 from omniserve_operator.statuses import Statuses
 from omniserve_operator.store import Store
 from omniserve_operator.world import World
@@ -62,11 +62,11 @@ class Trigger:
         if urgent:
             self._urgent.set()
 
-    async def wait(self) -> None:
+    async def wait(self, at_most_s: float) -> None:
         """Until a pass is due."""
-        await _within(self._any, PASS_EVERY_S)
-        if not self._urgent.is_set():
-            await _within(self._urgent, FIGURES_PASS_EVERY_S)
+        await _within(self._any, at_most_s)
+        if self._any.is_set() and not self._urgent.is_set():
+            await _within(self._urgent, min(at_most_s, FIGURES_PASS_EVERY_S))
         await asyncio.sleep(SETTLE_S)
         self._any.clear()
         self._urgent.clear()
@@ -103,7 +103,7 @@ class Reconciler:
         self._nodes = ServingNodes(store, writer)
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
-        self._mirror = Mirror(settings.namespace, api, writer, store)
+        self._mirror = Mirror(settings, api, writer, store)
         self._listed_s: float | None = None
         self._revisions_s: float | None = None
         self.trigger = Trigger()
@@ -113,7 +113,8 @@ class Reconciler:
     async def run(self) -> None:
         """Passes, until cancelled; nothing is done without the Lease."""
         while True:
-            await self.trigger.wait()
+            waits = self._store.withdrawing(time.monotonic())
+            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S)
             leads = self._holds_lease()
             self._metrics.leader.set(leads)
             if leads:
@@ -189,11 +190,14 @@ class Reconciler:
         """Addresses go before the replicas they lead to; statuses say what has been done."""
         nodes = {node.name: node for node in world.nodes}
         services = done.services.values()
-        failures = await all_of(self._children.carry_out(s, nodes, now_s) for s in services)
+        failures = await all_of(
+            self._children.carry_out(s, nodes, done.closing, now_s) for s in services
+        )
         failures += await all_of(
             self._nodes.carry_out(nodes[name], spec, now_s) for name, spec in done.nodes.items()
         )
         self._statuses.forget_others(set(done.services))
+        self._store.forget_others(set(done.services))
         failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in services)
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))

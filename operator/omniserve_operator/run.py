@@ -11,8 +11,16 @@ from typing import Any
 import kopf
 import structlog
 
+from omniserve_crds.group import GROUP
 from omniserve_operator import health, watches
-from omniserve_operator.api import ApiError, KubernetesApi, connect
+from omniserve_operator.api import (
+    LLM_SERVICES,
+    SERVING_NODES,
+    Api,
+    ApiError,
+    KubernetesApi,
+    connect,
+)
 from omniserve_operator.freshness import Freshness
 from omniserve_operator.lease import Leadership, give_up, keep_lease
 from omniserve_operator.metrics import Metrics
@@ -20,10 +28,13 @@ from omniserve_operator.reconcile import Reconciler
 from omniserve_operator.settings import Settings
 from omniserve_operator.store import Store
 
+CRD_RETRY_S = 2.0
+CRD_ATTEMPTS = 30
+
 log = structlog.get_logger(__name__)
 
 
-async def has_endpoint_slices(api: KubernetesApi) -> bool:
+async def has_endpoint_slices(api: Api) -> bool:
     """Whether the server offers discovery.k8s.io/v1; older ones get core Endpoints."""
     try:
         await api.get("/apis/discovery.k8s.io/v1")
@@ -34,11 +45,31 @@ async def has_endpoint_slices(api: KubernetesApi) -> bool:
     return True
 
 
+async def kinds_served(api: Api) -> None:
+    """Wait for the CRDs: a watch that begins before them would never see an object."""
+    wanted = {LLM_SERVICES.plural, SERVING_NODES.plural}
+    for _ in range(CRD_ATTEMPTS):
+        try:
+            found = await api.get(LLM_SERVICES.prefix)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            found = {}
+        missing = wanted - {resource["name"] for resource in found.get("resources") or []}
+        if not missing:
+            return
+        log.warning("waiting_for_crds", missing=sorted(missing))
+        await asyncio.sleep(CRD_RETRY_S)
+    names = " and ".join(f"{plural}.{GROUP}" for plural in sorted(missing))
+    raise ApiError(404, f"CRD {names} is not served; install the CRDs (crds/*.yaml)")
+
+
 async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, which Kopf handles."""
     client = await connect()
     try:
         api = KubernetesApi(client)
+        await kinds_served(api)
         slices = await has_endpoint_slices(api)
         log.info("starting", endpoint_slices=slices, identity=settings.identity)
         store = Store(settings, Freshness(time.monotonic()))

@@ -9,6 +9,12 @@ from omniserve_crds.llmservice import ServiceClass
 # An agent is stale when the operator has seen no change of its status for this long.
 STALE_AFTER_S = 60.0
 SECRETS_EVERY_S = 30.0
+# Clients and proxies learn of a lost address a moment later: so long before a replica is told that
+# it may refuse them.
+WITHDRAWN_S = 3.0
+# A node that is drained for its agent's upgrade is waited for so long; the rest is the pod's own
+# grace period.
+DRAIN_LIMIT_S = 30.0
 # Figures in a status are refreshed at most this often; states at once.
 FIGURES_EVERY_S = 15.0
 

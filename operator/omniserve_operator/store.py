@@ -26,7 +26,7 @@ from omniserve_operator.api import (
 )
 from omniserve_operator.freshness import Freshness
 from omniserve_operator.parse import NodeObject, ServingNodeObject
-from omniserve_operator.settings import Settings, Tenancy
+from omniserve_operator.settings import WITHDRAWN_S, Settings, Tenancy
 from omniserve_operator.tenancy import tenancy_of
 from omniserve_operator.world import AgentPod, Node, Service, Verdict, World
 
@@ -79,6 +79,8 @@ class Store:
         }
         self.newest_templates: Mapping[str, str] = {}
         self.faults: dict[str, Verdict] = {}  # found while carrying out, by service uid
+        self._withdrawn: dict[str, dict[str, float]] = {}  # by service uid and node: since when
+        self._drained: dict[str, float] = {}  # by node: since when its spec says so
 
     # ---- in ------------------------------------------------------------------------------
 
@@ -133,11 +135,34 @@ class Store:
         except parse.ServingNodeError as error:
             log.warning("serving_node_unreadable", node=key[1], error=str(error))
             return False
+        if new.spec.drain:
+            self._drained.setdefault(new.name, now_s)
+        else:
+            self._drained.pop(new.name, None)
         before = self._serving_nodes.values.get(key)
         self._serving_nodes.put(key, version, new)
         if new.has_status:
             self.freshness.observe(new.name, new.fingerprint, now_s)
         return before is None or _states(before) != _states(new)
+
+    def note_addresses(self, uid: str, gone: set[str], now_s: float) -> None:
+        """Nodes on which the service has a replica but, as was just seen to, no address."""
+        before = self._withdrawn.get(uid, {})
+        self._withdrawn[uid] = {node: before.get(node, now_s) for node in gone}
+
+    def withdrawing(self, now_s: float) -> bool:
+        """Something waits for an address to be forgotten by those who use it."""
+        return any(
+            now_s - since <= WITHDRAWN_S
+            for nodes in self._withdrawn.values()
+            for since in nodes.values()
+        )
+
+    def forget_others(self, uids: set[str]) -> None:
+        """Services that are gone."""
+        for memory in (self._withdrawn, self.faults):
+            for uid in set(memory) - uids:
+                del memory[uid]
 
     # ---- out -----------------------------------------------------------------------------
 
@@ -151,6 +176,11 @@ class Store:
             tenancies={key[1]: value for key, value in self._tenancies.values.items()},
             newest_templates=self.newest_templates,
             default_tenancy=self._settings.tenancy,
+            withdrawn_s={
+                (uid, node): now_s - since
+                for uid, nodes in self._withdrawn.items()
+                for node, since in nodes.items()
+            },
         )
 
     def serving_node(self, name: str) -> ServingNodeObject | None:
@@ -186,12 +216,14 @@ class Store:
         )
         if ours is None:
             return base
+        drained = self._drained.get(node.name)
         return replace(
             base,
             spec=ours.spec,
             status=ours.status,
             generation=ours.generation,
             silent_s=self.freshness.silent_s(node.name, now_s),
+            drained_s=None if drained is None else now_s - drained,
         )
 
 

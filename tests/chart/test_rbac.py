@@ -5,29 +5,35 @@ import pytest
 from support.chart import NAMESPACE
 
 ALL = "everywhere"
-READ = {"get", "list", "watch"}
+WATCH = {"list", "watch"}
 
 # Who, where: {group/resource[:name]: verbs}.
 OPERATOR_CLUSTER = {
-    "omniserve.io/servingnodes": READ | {"create", "patch", "delete"},
-    "/nodes": READ,
-    "/namespaces": READ,
-    "apiextensions.k8s.io/customresourcedefinitions": READ,
+    "omniserve.io/servingnodes": WATCH | {"get", "create", "patch", "delete"},
+    "/nodes": WATCH,
+    "/namespaces": WATCH,
 }
-OPERATOR_SERVICES = {
-    "omniserve.io/llmservices": READ,
+OPERATOR_WATCHES = {
+    "omniserve.io/llmservices": WATCH,
+    "/pods": WATCH,
+    "/services": WATCH,
+    "/endpoints": WATCH,
+    "discovery.k8s.io/endpointslices": WATCH,
+}
+OPERATOR_SERVICES = OPERATOR_WATCHES | {
     "omniserve.io/llmservices/status": {"patch"},
-    "/services": READ | {"create", "patch", "delete"},
-    "/endpoints": READ | {"create", "patch", "delete"},
-    "discovery.k8s.io/endpointslices": READ | {"create", "patch", "delete"},
+    "/services": WATCH | {"get", "create", "patch"},
+    "/endpoints": WATCH | {"get", "create", "patch"},
+    "discovery.k8s.io/endpointslices": WATCH | {"get", "create", "patch"},
     "/secrets": {"get"},
-    "/events": {"create", "patch"},
+    "/events": {"create"},
 }
 OPERATOR_RELEASE = {
-    "/pods": READ | {"delete"},
-    "apps/daemonsets": READ,
-    "apps/controllerrevisions": READ,
+    "/pods": {"delete"},
+    "apps/controllerrevisions": {"list"},
     "/secrets": {"get", "create", "patch", "delete"},
+    "/configmaps": {"create"},
+    "/configmaps:omniserve-mirrored-secrets": {"get", "patch"},
     "coordination.k8s.io/leases": {"create"},
     "coordination.k8s.io/leases:omniserve-operator": {"get", "update", "patch"},
 }
@@ -93,6 +99,8 @@ def test_watched_namespaces_narrow_the_operators_rights(render):
     assert rights[("omniserve-operator", ALL)] == OPERATOR_CLUSTER
     assert rights[("omniserve-operator", "web")] == OPERATOR_SERVICES
     assert rights[("omniserve-operator", "batch")] == OPERATOR_SERVICES
+    own = OPERATOR_RELEASE | OPERATOR_WATCHES | {"/pods": WATCH | {"delete"}}
+    assert rights[("omniserve-operator", NAMESPACE)] == own
 
 
 def test_the_test_reads_endpoints_only_where_it_goes_there(render):

@@ -1,8 +1,8 @@
 """The chart's README is what its values say."""
 
-import chart_readme
 import yaml
 
+import chart_readme
 from support.chart import CHART
 
 

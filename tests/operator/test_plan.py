@@ -476,13 +476,26 @@ def test_agents_are_upgraded_one_node_at_a_time_and_emptied_first():
 def test_a_single_node_is_upgraded_in_place():
     before = upgrade(settled(world([CHAT], [node("n1")]), plan))
     first = plan(before)
-    assert first.nodes["n1"].drain
-    assert first.nodes["n1"].engines == named(before, "n1").spec.engines
-    assert not first.restarts
-    drained = carried_out(before, first)
+    assert first.closing == {"n1"}
+    assert not first.nodes["n1"].drain
+    withdrawn = carried_out(before, first)
+    second = plan(withdrawn)
+    assert second.nodes["n1"].drain
+    assert second.nodes["n1"].engines == named(before, "n1").spec.engines
+    assert not second.restarts
+    drained = carried_out(withdrawn, second)
     assert [pod.name for pod in plan(drained).restarts] == ["agent-n1"]
     done = settled(restarted(drained, plan(drained).restarts), plan)
     assert not named(done, "n1").spec.drain
+
+
+def test_a_node_that_does_not_drain_is_waited_for_with_a_limit():
+    before = upgrade(settled(world([CHAT], [node("n1")]), plan))
+    withdrawn = carried_out(before, plan(before))
+    stuck = carried_out(withdrawn, plan(withdrawn), answer=False)
+    subject = named(stuck, "n1")
+    assert not plan(with_node(stuck, replace(subject, drained_s=29.0))).restarts
+    assert plan(with_node(stuck, replace(subject, drained_s=30.0))).restarts
 
 
 def test_an_unready_upgraded_agent_stops_the_upgrade():
@@ -570,3 +583,53 @@ def test_any_change_settles(services, later, nodes, later_nodes):
     ]
     after = settled(replace(before, services=tuple(later), nodes=tuple(moved)), plan)
     check_invariants(after, plan(after))
+
+
+# ---- what agents measure, or do not ----------------------------------------------------------
+
+
+def test_a_replaced_engine_that_is_still_reported_is_not_the_new_one():
+    before = settled(world([CHAT], [node("n1")]), plan)
+    moved = changed(CHAT, model=OTHER)
+    both = carried_out(with_service(before, moved), plan(with_service(before, moved)))
+    new = named(both, "n1")
+    old_report = named(before, "n1").status.engines[0]
+    engines = [old_report, *new.status.engines]
+    reported = replace(new, status=new.status.model_copy(update={"engines": engines}))
+    assert all(r.ready for r in plan(with_node(both, reported)).services[moved.uid].replicas)
+    only_old = replace(new, status=new.status.model_copy(update={"engines": [old_report]}))
+    replicas = plan(with_node(both, only_old)).services[moved.uid].replicas
+    assert [r.ready for r in replicas] == [False]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        {"iteration_micros": 90_000},
+        {"iteration_micros": 90_000, "row_micros": 1000},
+    ],
+    ids=["no cost per row", "BE's part unknown"],
+)
+def test_what_is_not_measured_refuses_nobody(figure):
+    before = settled(world([CHAT, BATCH], [node("n1")]), plan)
+    second = service("second")
+    busy = figures(named(before, "n1"), "cuda:0", **figure)
+    assert places(plan(with_service(with_node(before, busy), second)), second)
+
+
+def test_weights_that_are_known_must_fit_the_device():
+    chat = service("chat", replicas=2)
+    first = settled(world([chat], [node("n1")]), plan)
+    measured = figures(named(first, "n1"), "cuda:0", weights_bytes=16 * GIB)
+    small, large = node("n2"), node("n3")
+    for_small = [DeviceReport(id="cuda:0", memory_bytes=8 * GIB)]
+    for_large = [DeviceReport(id="cuda:0", memory_bytes=80 * GIB)]
+    small = replace(small, status=small.status.model_copy(update={"devices": for_small}))
+    large = replace(large, status=large.status.model_copy(update={"devices": for_large}))
+    refused = plan(with_node(with_node(first, measured), small))
+    assert "n2/cuda:0: the weights take 16384 MiB, the device has 8192 MiB" in (
+        scheduled(refused, chat).message
+    )
+    result = plan(replace(first, nodes=(measured, small, large)))
+    assert places(result, chat) == [("n1", "cuda:0"), ("n3", "cuda:0")]
+    assert result.nodes["n3"].engines[0].weights_bytes == 16 * GIB

@@ -166,6 +166,13 @@ def test_pause_takes_addresses_away_before_the_replica(cluster):
     cluster.apply("chat", state="Paused")
     cluster.one_pass()
     assert cluster.addresses("chat") == []
+    # Who has just looked the address up may still use it.
+    assert [a["drain"] for a in cluster.spec("n1")["assignments"]] == [False]
+    cluster.later(2)
+    cluster.one_pass()
+    assert [a["drain"] for a in cluster.spec("n1")["assignments"]] == [False]
+    cluster.later(1)
+    cluster.one_pass()
     assert [a["drain"] for a in cluster.spec("n1")["assignments"]] == [True]
     cluster.settle()
     assert cluster.spec("n1")["assignments"] == []
@@ -318,6 +325,23 @@ def test_only_watched_namespaces_count():
     assert cluster.status("chat") == {}
 
 
+def test_a_pod_elsewhere_with_an_agents_labels_is_no_agent():
+    cluster = Cluster([])
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    cluster.api.put("/api/v1/nodes/n9", {"metadata": {"name": "n9"}, "status": ready})
+    cluster.agent("n9")
+    place = f"/api/v1/namespaces/{RELEASE}/pods/agent-n9"
+    pod = cluster.api.objects.pop(place)
+    cluster.api.put("/api/v1/namespaces/default/pods/agent-n9", pod)
+    cluster.apply("chat")
+    cluster.settle()
+    assert f"{OMNISERVE}/servingnodes/n9" not in cluster.api.objects
+    cluster.api.remove("/api/v1/namespaces/default/pods/agent-n9")
+    cluster.agent("n9")
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("True", "ReplicasReady")
+
+
 # ---- conflicts ------------------------------------------------------------------------------
 
 
@@ -424,6 +448,17 @@ def test_copies_are_written_down_before_they_are_made(cluster):
     assert cluster.one_pass() == 1
     index = cluster.api.objects[f"/api/v1/namespaces/{RELEASE}/configmaps/{INDEX}"]
     assert list(index["data"]) == [copy_of(cluster).rpartition("/")[2]]
+
+
+def test_copies_and_lease_go_with_the_release(cluster):
+    cluster.secret("keys", {"a": "azE="})
+    cluster.apply("chat", **KEYS)
+    cluster.settle()
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE}/leases/omniserve-operator"
+    copy = copy_of(cluster)
+    assert {lease, copy} <= set(cluster.api.objects)
+    cluster.api.remove(f"/api/v1/namespaces/{RELEASE}/configmaps/{INDEX}")
+    assert not {lease, copy} & set(cluster.api.objects)
 
 
 def test_credentials_are_copied_once_for_all_services(cluster):

@@ -11,6 +11,7 @@ from omniserve_crds.servingnode import (
     ServingNodeStatus,
 )
 from omniserve_crds.status import LLMServiceStatus, PlacementStatus
+from omniserve_operator.placement.result import Phase
 from omniserve_operator.world import AgentPod, Node, Service, World
 
 GIB = 1 << 30
@@ -94,7 +95,13 @@ def carried_out(before, plan, *, answer=True):
     """The world after the plan was written and, with `answer`, every live agent has done it."""
     nodes = tuple(_obeyed(n, plan, answer) for n in before.nodes)
     services = tuple(_told(s, plan) for s in before.services)
-    return replace(before, nodes=nodes, services=services)
+    withdrawn = {
+        (uid, r.node): 60.0
+        for uid, done in plan.services.items()
+        for r in done.replicas
+        if r.phase is Phase.DRAINS or r.node in plan.closing
+    }
+    return replace(before, nodes=nodes, services=services, withdrawn_s=withdrawn)
 
 
 def settled(before, plan_of, rounds=12):
@@ -135,8 +142,8 @@ def _obeyed(subject, plan, answer):
 
 def _kept(subject, engine):
     """Figures that a test put into a report stay while the engine does."""
-    before = subject.engine(engine.device)
-    if before is not None and before.key == engine.key:
+    before = subject.engine(engine.device, engine.key)
+    if before is not None:
         return before
     return EngineReport(
         device=engine.device,

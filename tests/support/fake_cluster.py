@@ -6,7 +6,7 @@ from omniserve_operator.freshness import Freshness
 from omniserve_operator.metrics import Metrics
 from omniserve_operator.placement.plan import plan
 from omniserve_operator.reconcile import Reconciler
-from omniserve_operator.settings import Settings
+from omniserve_operator.settings import WITHDRAWN_S, Settings
 from omniserve_operator.store import Store
 from support.fake_api import FakeApi
 
@@ -28,6 +28,8 @@ class Cluster:
         self.silent = set()
         self.figures = {}  # by service name: the agents' words
         self.namespace("default")
+        place = f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE}/leases/omniserve-operator"
+        self.api.put(place, {"metadata": {"name": "omniserve-operator"}, "spec": {}})
         for name in nodes:
             self.node(name)
         self.restart()
@@ -118,14 +120,16 @@ class Cluster:
                 self.api.edit(place, {"status": None})
                 self.api.edit(place, {"status": status})
 
-    def settle(self, rounds=20):
-        """Passes and agents, a second apart, until nothing is written."""
+    def settle(self, rounds=60):
+        """Passes and agents, a second apart, until nothing is written for a while."""
+        quiet = 0
         for _ in range(rounds):
             self.obey()
             self.api.writes()
             assert self.one_pass() == 0
             self.now_s += 1
-            if not self.api.writes():
+            quiet = 0 if self.api.writes() else quiet + 1
+            if quiet > WITHDRAWN_S:
                 return
         raise AssertionError("it does not settle")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 LOWEST, HIGHEST = 0.5, 0.99  # higher, and one slow iteration would rule hundreds
 PER_SECOND = 0.01  # the quantile moves at most so much a second
 WIDEST = 1.5  # times the margin, once the quantile is at its highest
-BURN_HIGH, BURN_LOW = 1.0, 0.5  # of the budget: above it is saved, below it is spent
+BURN_HIGH, BURN_LOW = 0.5, 0.25  # of the budget: above it is saved, below it is spent
 LEAST_SAMPLES = 20
 
 

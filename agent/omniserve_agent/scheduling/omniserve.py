@@ -26,6 +26,7 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, PolicyState, Room
+from omniserve_agent.scheduling.prefill_costs import Apart, Merged, PrefillCosts
 from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
@@ -38,6 +39,15 @@ HORIZON_S = 600.0  # what an offloaded request will yield later than this counts
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
+
+
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """What the iteration may take, in seconds."""
+
+    ls_s: float  # LS alone
+    decode_s: float  # with BE rows that decode
+    prefill_s: float  # with BE prompts as well
 
 
 @dataclass
@@ -96,19 +106,16 @@ class Omniserve:
         """The next iteration within the deadlines."""
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         prompts = self._ls_prompts(jobs, now_s)
-        budget_s = self._budget(jobs, now_s)
-        ls = ls_decode(jobs)
-        ls_rows = self._ls_rows(jobs, room, prompts, ls, budget_s)
-        ls = ls.prompt(ls_rows)
-        ls_s = self.costs.seconds(ls)
-        # What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
-        slack_s = max(0.0, min(budget_s - ls_s, prompts.slack_s)) * self._slack_share(jobs, ls)
-        budget_s = ls_s + max(slack_s, FREE_SHARE * ls_s if budget_s > ls_s else 0.0)
+        pace_s, decode = self._pace_s(jobs, now_s), ls_decode(jobs)
+        late_s = self._recoverable_s(jobs, decode)
+        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace_s + late_s)
+        ls = decode.prompt(ls_rows)
+        time = self._time(jobs, prompts, decode, ls, (pace_s, late_s))
         floor_s, first = self._floors.owed(jobs, now_s)
-        be_rows, load = self._be_device_rows(jobs, ls, max(budget_s, ls_s + floor_s))
-        self._lanes, load = self._join_lanes(jobs, load, budget_s)
-        pool = self._be_prefill(jobs, room, load, budget_s, floor_s)
-        self._bound = (budget_s, ls_s, self.costs.seconds(load))
+        be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
+        self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
+        pool = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
+        self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
@@ -122,7 +129,24 @@ class Omniserve:
         )
         return self._fixed.fill(jobs, room, grant)
 
-    def _budget(self, jobs: JobIndex, now_s: float) -> float:
+    def _time(
+        self, jobs: JobIndex, prompts: Prompts, decode: Load, ls: Load, pace: tuple[float, float]
+    ) -> _Time:
+        """What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
+
+        BE decodes cost little each and go on beside an LS prompt while LS is on its pace: they
+        make LS late by no more than it makes up for. BE prefill waits for real slack, and for LS to
+        leave memory.
+        """
+        ls_s, (pace_s, late_s) = self.costs.seconds(ls), pace
+        slack_s = max(0.0, min(pace_s - ls_s, prompts.slack_s))
+        prefill_s = ls_s + slack_s * self._slack_share(jobs, ls)
+        if pace_s < self.costs.expected(decode):
+            return _Time(ls_s, prefill_s, prefill_s)
+        spare_s = min(max(pace_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
+        return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
+
+    def _pace_s(self, jobs: JobIndex, now_s: float) -> float:
         """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
         budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
@@ -160,7 +184,6 @@ class Omniserve:
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
-        budget_s += self._recoverable_s(jobs, decode)
         return largest_fitting(
             min(MIN_LS_CHUNK_ROWS, wanted),
             wanted,
@@ -227,25 +250,29 @@ class Omniserve:
     ) -> int:
         """Row-layers of BE prompts: of those that fit all or none, by progress per second, but the
         promised share at least."""
-        staged = jobs.at(BE, Stage.STAGED)
-        if not (staged or jobs.count(BE, Stage.WAITING, Stage.PREFILL)):
+        if not jobs.count(BE, Stage.STAGED, Stage.WAITING, Stage.PREFILL):
             return 0
-        context = staged[0].tokens // 2 if staged else 0
-        chunk = max(1, min(staged[0].remaining if staged else STAGED_CHUNK_ROWS, STAGED_CHUNK_ROWS))
-        factor = self.costs.factor("prefill")
+        costs, factor = self._prefill_costs(jobs, load), self.costs.factor("prefill")
         base_s = self.costs.predicted(load) * factor
         highest = self.caps.be_prefill_rows * self.caps.layers
-
-        def fitting(seconds: float) -> int:
-            return min(highest, self.costs.staged_pool(seconds / factor, chunk, context))
-
-        most, floor = fitting(budget_s - base_s), fitting(floor_s)
+        most = min(highest, costs.most(max(0.0, budget_s - base_s) / factor))
+        floor = min(highest, costs.most(floor_s / factor)) if floor_s else 0
         decoding = steps(load.joins) + self.caps.layers * jobs.count(BE, Stage.DECODE)
         weight = self._prefill_weight(jobs, room)
-        filled_s = base_s + factor * self.costs.staged_s(most, chunk, context)
         none = Choice(0, float(decoding), base_s)
+        filled_s = base_s + factor * costs.seconds(most)
         pool = best([none, Choice(most, decoding + weight * most, filled_s)]).amount
         return max(pool, floor)
+
+    def _prefill_costs(self, jobs: JobIndex, load: Load) -> PrefillCosts:
+        staged, chunked = jobs.at(BE, Stage.STAGED), jobs.at(BE, Stage.PREFILL)
+        if chunked and not staged:
+            rows = self.caps.be_prefill_rows
+            return Merged(self.costs, load, chunked[0].computed, self.caps.layers, rows)
+        if not staged:
+            return Apart(self.costs, STAGED_CHUNK_ROWS, 0)
+        chunk = max(1, min(staged[0].remaining, STAGED_CHUNK_ROWS))
+        return Apart(self.costs, chunk, staged[0].tokens // 2)
 
     def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
         """Whether computing a prompt for the host yields more than the same time on the device.

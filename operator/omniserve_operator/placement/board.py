@@ -44,7 +44,11 @@ class Board:
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self._slots: dict[str, dict[str, Slot]] = {}
+        self._weights_bytes: dict[str, int] = {}
         for node in nodes:
+            for report in node.status.engines:
+                known = self._weights_bytes.get(report.key, 0)
+                self._weights_bytes[report.key] = max(known, report.weights_bytes)
             names = {d.id for d in node.status.devices}
             names |= {e.device for e in node.spec.engines} if node.spec else set()
             self._slots[node.name] = {name: Slot(node, name) for name in sorted(names)}
@@ -72,13 +76,18 @@ class Board:
         """A new replica; on an empty device its engine gets that device's share of the host."""
         if slot.engine is None:
             cores, kv_bytes = self.share(slot)
-            slot.engine = engine_for(service, model, slot.device, cores, kv_bytes)
+            weights = self.weights_bytes(service)
+            slot.engine = engine_for(service, model, slot.device, cores, kv_bytes, weights)
         slot.occupants[service.uid] = service
 
     def remove(self, slot: Slot, uid: str) -> None:
         slot.occupants.pop(uid, None)
         if not slot.occupants:
             slot.engine = None
+
+    def weights_bytes(self, service: Service) -> int | None:
+        """As loaded on another device; None where nobody has loaded the model yet."""
+        return self._weights_bytes.get(service.engine_key) or None
 
     def share(self, slot: Slot) -> tuple[int, int]:
         """Host cores and host KV bytes for a new engine: disjoint from all others on the node.

@@ -10,7 +10,6 @@ from omniserve_crds.servingnode import (
     ServiceAssignment,
     ServiceRunState,
 )
-from omniserve_operator.engines import engine_key
 from omniserve_operator.placement.eligibility import leaving, mismatch
 from omniserve_operator.world import Node, Service
 
@@ -27,10 +26,7 @@ class Existing:
     @property
     def outdated(self) -> bool:
         """Its engine is not the one that the service asks for now."""
-        spec = self.service.spec
-        return spec is not None and self.engine.key != engine_key(
-            self.service.namespace, spec.model
-        )
+        return self.service.spec is not None and self.engine.key != self.service.engine_key
 
     @property
     def ready(self) -> bool:
@@ -38,11 +34,11 @@ class Existing:
         report = self.node.report(self.assignment.uid)
         if report is None or report.state is not ServiceRunState.READY:
             return False
-        engine = self.node.engine(self.assignment.device)
-        if engine is None:
-            same = report.observed_generation >= self.assignment.generation
+        device = self.assignment.device
+        if self.node.engines(device):
+            same = self.node.engine(device, self.engine.key) is not None
         else:
-            same = engine.key == self.engine.key
+            same = report.observed_generation >= self.assignment.generation
         return same and self.node.reporting
 
     @property

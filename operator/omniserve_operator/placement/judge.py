@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from omniserve_crds.conditions import Reason
 from omniserve_crds.servingnode import MAX_ASSIGNMENTS
-from omniserve_operator.engines import engine_key
 from omniserve_operator.placement.board import MIB, Board, Slot, wants_exclusive
 from omniserve_operator.placement.load import (
     attained_percent,
     budget_room,
     ls_load,
     prediction,
+    report_of,
     tightest,
     tpot_slo_ms,
 )
@@ -51,7 +51,11 @@ class NoOffer:
 
 def judge(board: Board, slot: Slot, service: Service) -> Offer | NoOffer:
     """What `slot` says to one more replica of `service`."""
-    refusal = _unusable(board, slot, service) or _no_share(board, slot) or _disturbs(slot, service)
+    refusal = (
+        _unusable(board, slot, service)
+        or _no_share(board, slot, service)
+        or _disturbs(slot, service)
+    )
     if refusal is not None:
         reason, message = refusal
         return NoOffer(slot.node.name, slot.device, reason, message)
@@ -72,7 +76,7 @@ def _unusable(board: Board, slot: Slot, service: Service) -> Finding:
         return full, f"{holder.key} has it exclusively"
     if wants_exclusive(service) and slot.occupants:
         return full, f"{len(slot.occupants)} services are on it and colocation is Exclusive"
-    if slot.engine is not None and slot.engine.key != _key(service):
+    if slot.engine is not None and slot.engine.key != service.engine_key:
         return full, f"its engine runs {slot.engine.uri} for {_names(slot)}"
     taken = sum(len(s.occupants) for s in board.slots(slot.node.name))
     if taken >= MAX_ASSIGNMENTS:
@@ -80,9 +84,16 @@ def _unusable(board: Board, slot: Slot, service: Service) -> Finding:
     return None
 
 
-def _no_share(board: Board, slot: Slot) -> Finding:
+def _no_share(board: Board, slot: Slot, service: Service) -> Finding:
     if slot.engine is not None:
         return None
+    weights, device = board.weights_bytes(service), slot.node.device(slot.device)
+    memory = device.memory_bytes if device else 0
+    if weights and memory and weights > memory:
+        return (
+            Reason.INSUFFICIENT_CAPACITY,
+            f"the weights take {weights // MIB} MiB, the device has {memory // MIB} MiB",
+        )
     cores, kv_bytes = board.share(slot)
     if cores >= 1 and kv_bytes >= MIB:
         return None
@@ -137,7 +148,7 @@ def _breaks_tpot(slot: Slot, service: Service) -> Finding:
 
 
 def _no_host_kv(slot: Slot) -> Finding:
-    engine = slot.node.engine(slot.device)
+    engine = report_of(slot)
     if engine is None or not engine.host_kv_bytes:
         return None
     if engine.host_kv_free_bytes >= MIN_FREE_KV_SHARE * engine.host_kv_bytes:
@@ -161,7 +172,7 @@ def _rated_best_effort(slot: Slot, service: Service) -> tuple[float, str]:
     """Load is what of the error budgets is used up, or of the host KV, whichever is more."""
     rooms = [budget_room(slot.node, other) for other in slot.neighbours(service) if other.is_ls]
     room = min(rooms, default=1.0)
-    engine = slot.node.engine(slot.device)
+    engine = report_of(slot)
     known = engine is not None and engine.host_kv_bytes > 0
     free = engine.host_kv_free_bytes / engine.host_kv_bytes if engine and known else 1.0
     return max(1 - room, 1 - free, 0.0), (
@@ -174,16 +185,12 @@ def _effect(slot: Slot, service: Service) -> str:
     """`adds 4 ms to default/chat's TPOT (34 -> 38 of 50 ms)`."""
     predicted = prediction(slot, service)
     strictest = tightest(slot.neighbours(service)) or service
-    if predicted is None or not predicted.measured:
+    if predicted is None:
         return "nothing is measured there yet"
     return (
         f"adds {predicted.added_ms:.0f} ms to {strictest.key}'s TPOT "
         f"({predicted.before_ms:.0f} to {predicted.after_ms:.0f} of {tpot_slo_ms(strictest)} ms)"
     )
-
-
-def _key(service: Service) -> str | None:
-    return engine_key(service.namespace, service.spec.model) if service.spec else None
 
 
 def _names(slot: Slot) -> str:

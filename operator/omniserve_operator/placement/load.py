@@ -10,7 +10,7 @@ from omniserve_operator.placement.board import Slot
 from omniserve_operator.world import Node, Service
 
 # The load that an LS service stands for while nothing has been measured of it.
-UNMEASURED_LOAD = 0.1
+UNMEASURED_LOAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class Prediction:
 
     before_ms: float
     after_ms: float
-    measured: bool
 
     @property
     def added_ms(self) -> float:
@@ -27,25 +26,28 @@ class Prediction:
 
 
 def prediction(slot: Slot, newcomer: Service) -> Prediction | None:
-    """None where the engine has measured nothing yet.
+    """None where the engine has not measured what it takes.
 
     BE yields to LS, so what BE adds to an iteration now does not count against an LS newcomer, and
     a BE newcomer adds nothing that LS cannot have back. An LS service brings one row more per
     iteration than is seen now: its own, and one for each LS neighbour that does not serve yet.
     """
-    engine = slot.node.engine(slot.device)
-    if slot.engine is None or engine is None or engine.key != slot.engine.key:
+    engine = report_of(slot)
+    if engine is None or engine.iteration_micros is None or engine.row_micros is None:
         return None
-    if engine.iteration_micros is None:
-        return None
-    before = _ls_micros(engine) / 1000
-    rows = (newcomer.is_ls) + len(_unmeasured(slot, newcomer))
-    added = rows * (engine.row_micros or 0) / 1000
-    return Prediction(before, before + added, engine.row_micros is not None)
+    best_effort = engine.be_iteration_micros
+    if best_effort is None:
+        if any(not other.is_ls for other in slot.occupants.values()):
+            return None  # what is measured is not what LS alone would take
+        best_effort = 0
+    before = max(0, engine.iteration_micros - best_effort) / 1000
+    rows = newcomer.is_ls + len(_unmeasured(slot, newcomer))
+    return Prediction(before, before + rows * engine.row_micros / 1000)
 
 
-def _ls_micros(engine: EngineReport) -> int:
-    return max(0, (engine.iteration_micros or 0) - (engine.be_iteration_micros or 0))
+def report_of(slot: Slot) -> EngineReport | None:
+    """What the agent says of the engine that is meant for the device."""
+    return slot.node.engine(slot.device, slot.engine.key) if slot.engine else None
 
 
 def _unmeasured(slot: Slot, newcomer: Service) -> list[Service]:
@@ -77,12 +79,11 @@ def tightest(services: Iterable[Service]) -> Service | None:
 def ls_load(slot: Slot, newcomer: Service) -> float:
     """Predicted TPOT over the tightest objective, with the newcomer; a guess where unmeasured."""
     ls = [s for s in (*slot.neighbours(newcomer), newcomer) if s.is_ls]
-    guess = UNMEASURED_LOAD * len(ls)
     predicted, strictest = prediction(slot, newcomer), tightest(ls)
     objective = tpot_slo_ms(strictest) if strictest else None
     if predicted is None or not objective:
-        return guess
-    return max(guess, predicted.after_ms / objective)
+        return UNMEASURED_LOAD * len(ls)
+    return predicted.after_ms / objective
 
 
 def budget_room(node: Node, service: Service) -> float:

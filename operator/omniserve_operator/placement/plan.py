@@ -33,13 +33,14 @@ def plan(world: World) -> Plan:
     _fill(drafts, board, Search(board, nodes, upgrading), upgrading)
     numbers = ports(world)
     services = {uid: d.finished(world, numbers.get(uid)) for uid, d in drafts.items()}
+    closing = frozenset(n.name for n in nodes if _closes(n, world, drafts, upgrading))
     specs = {
-        node.name: node_spec(node, board, services, _drains(node, world, drafts, upgrading))
+        node.name: node_spec(node, board, services, world, closing=node.name in closing)
         for node in nodes
         if node.agent is not None or node.spec is not None
     }
     restarts = tuple(pod for node in nodes if (pod := to_restart(node, world)) is not None)
-    return Plan(services, specs, restarts[:1])
+    return Plan(services, specs, restarts[:1], closing)
 
 
 def _drafts(world: World) -> dict[str, Draft]:
@@ -159,8 +160,8 @@ def _evict(slot: Slot, drafts: dict[str, Draft], board: Board) -> None:
         board.remove(slot, uid)
 
 
-def _drains(node: Node, world: World, drafts: dict[str, Draft], upgrading: str | None) -> bool:
-    """The whole node: for an agent upgrade, once nobody there waits for a replacement to answer."""
+def _closes(node: Node, world: World, drafts: dict[str, Draft], upgrading: str | None) -> bool:
+    """For an agent upgrade, once nobody there waits for a replacement to answer."""
     if keeps_drain(node, world):
         return True
     if node.name != upgrading:

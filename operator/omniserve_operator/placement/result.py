@@ -55,3 +55,4 @@ class Plan:
     services: Mapping[str, ServicePlan]
     nodes: Mapping[str, ServingNodeSpec]
     restarts: tuple[AgentPod, ...] = ()
+    closing: frozenset[str] = frozenset()  # nodes that lose all addresses, to be drained then

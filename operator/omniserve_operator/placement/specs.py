@@ -9,20 +9,26 @@ from omniserve_operator.engines import keys_mirror
 from omniserve_operator.placement.board import Board, Slot
 from omniserve_operator.placement.result import Phase, ServicePlan
 from omniserve_operator.tenancy import ACCEPTED
-from omniserve_operator.world import Node, Service
+from omniserve_operator.world import Node, Service, World
 
 
 def node_spec(
-    node: Node, board: Board, services: Mapping[str, ServicePlan], drain: bool
+    node: Node,
+    board: Board,
+    services: Mapping[str, ServicePlan],
+    world: World,
+    *,
+    closing: bool,
 ) -> ServingNodeSpec:
-    """Engines that somebody is on, and who."""
+    """Engines that somebody is on, and who. Nobody is drained before its address is gone."""
     slots = [slot for slot in board.slots(node.name) if slot.engine and slot.occupants]
     found = [
         assignment
         for slot in slots
         for uid in slot.occupants
-        if (assignment := _assignment(node, slot, services[uid])) is not None
+        if (assignment := _assignment(node, slot, services[uid], world)) is not None
     ]
+    drain = closing and all(world.withdrawn(a.uid, node.name) for a in found)
     return ServingNodeSpec(
         node_uid=node.uid,
         engines=[slot.engine for slot in slots if slot.engine],
@@ -31,13 +37,16 @@ def node_spec(
     )
 
 
-def _assignment(node: Node, slot: Slot, plan: ServicePlan) -> ServiceAssignment | None:
+def _assignment(
+    node: Node, slot: Slot, plan: ServicePlan, world: World
+) -> ServiceAssignment | None:
     before = _before(node, plan.service.uid)
     if plan.accepted is not ACCEPTED:
         return before
     drains = any(r.node == node.name and r.phase is Phase.DRAINS for r in plan.replicas)
     if plan.port is None or plan.service.spec is None:
         return before
+    drains = drains and world.withdrawn(plan.service.uid, node.name)
     return _written(plan.service, slot.device, plan.port, drains)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omniserve_crds.servingnode import RunReason, ServiceRunState
+from omniserve_operator.settings import DRAIN_LIMIT_S
 from omniserve_operator.world import AgentPod, Node, World
 
 
@@ -49,12 +50,13 @@ def keeps_drain(node: Node, world: World) -> bool:
 
 
 def to_restart(node: Node, world: World) -> AgentPod | None:
-    """The agent's pod, once nothing runs there any more (or nobody can say)."""
+    """The agent's pod, once nothing runs there, or nobody can say, or it takes too long."""
     if node.spec is None or not node.spec.drain or not outdated(node, world):
         return None
     if node.agent is None or node.agent.deleting:
         return None
-    return node.agent if not node.reporting or _idle(node) else None
+    waited = node.drained_s is not None and node.drained_s >= DRAIN_LIMIT_S
+    return node.agent if waited or not node.reporting or _idle(node) else None
 
 
 def _idle(node: Node) -> bool:

@@ -1,4 +1,4 @@
-{{/* What the operator may do, in three parts. tests/chart/test_rbac.py holds the same as a table. */}}
+{{/* What the operator may do: its calls, one for one. tests/chart/test_rbac.py holds the same as a table. */}}
 
 {{/* Cluster-scoped objects: always a ClusterRole. */}}
 {{- define "omniserve.operator.clusterRules" -}}
@@ -7,46 +7,60 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [nodes, namespaces]
-  verbs: [get, list, watch]
-- apiGroups: [apiextensions.k8s.io]
-  resources: [customresourcedefinitions]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- end -}}
 
-{{/* Services and what belongs to them: in every namespace, or in those of watchNamespaces. */}}
-{{- define "omniserve.operator.serviceRules" -}}
+{{/* What Kopf watches: in every namespace, or in those of watchNamespaces and the release's. */}}
+{{- define "omniserve.operator.watchRules" -}}
 - apiGroups: [omniserve.io]
   resources: [llmservices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [pods, services, endpoints]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+{{- end -}}
+
+{{/* What it writes for LLMServices: in every namespace, or in those of watchNamespaces. */}}
+{{- define "omniserve.operator.serviceRules" -}}
 - apiGroups: [omniserve.io]
   resources: [llmservices/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [services, endpoints]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch]
 # Named by an LLMService, read one by one: neither listed nor watched.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end -}}
 
 {{/* Agents' pods, mirrored keys and the Lease: the release's namespace alone. */}}
 {{- define "omniserve.operator.releaseRules" -}}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [delete]
 - apiGroups: [apps]
-  resources: [daemonsets, controllerrevisions]
-  verbs: [get, list, watch]
+  resources: [controllerrevisions]
+  verbs: [list]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [omniserve-mirrored-secrets]
+  verbs: [get, patch]
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]
