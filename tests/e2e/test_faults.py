@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +13,12 @@ from e2e.harness.cluster import Cluster
 from e2e.harness.definitions import nodes_path, services_path
 from e2e.harness.install import NAMESPACE
 from e2e.harness.specs import be, ls
-from e2e.harness.waiting import eventually, steadily
+from e2e.harness.waiting import eventually
 
 NODES = ("f1", "f2", "f3")
 SETTLE_S = 90
 CHANGES = 50
+KILLS = 4  # the dead one's Lease runs out first: 15 s each
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/omniserve-operator"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/omniserve-operator"
 
@@ -40,6 +42,10 @@ def _kill_operator(cluster: Cluster) -> None:
     for pod in cluster.pods("operator"):
         for container in cluster.worker(pod).containers:
             container.kill()
+
+
+def _lease_holder(cluster: Cluster) -> str:
+    return cluster.api.get(LEASE)["spec"].get("holderIdentity") or ""
 
 
 def _change(cluster: Cluster, namespace: str, choices: random.Random) -> None:
@@ -80,11 +86,18 @@ def test_operator_killed_at_random_points_ends_in_the_same_state(
     cluster: Cluster, namespace: str
 ) -> None:
     choices = random.Random(20261124)
-    kills = set(choices.sample(range(CHANGES), 8))
+    kills = set(choices.sample(range(CHANGES), KILLS))
     for number in range(CHANGES):
         _change(cluster, namespace, choices)
         if number in kills:
+            holder = _lease_holder(cluster)
+            time.sleep(choices.uniform(0, 0.5))  # somewhere in what the changes set going
             _kill_operator(cluster)
+            eventually(
+                lambda old=holder: _lease_holder(cluster) not in ("", old),
+                SETTLE_S,
+                "the next operator holds the Lease",
+            )
     disturbed = eventually(lambda: _picture(cluster, namespace), SETTLE_S, "settled after kills")
     ports = {s["metadata"]["name"]: s["status"].get("port") for s in _services(cluster, namespace)}
     assert len(set(ports.values())) == len(ports), "ports are unique"
@@ -212,23 +225,3 @@ def test_killed_agent_recovers_and_conditions_tell_the_truth(
     cluster.ready("agent", 3)
     cluster.wait_condition(namespace, "chat", "Ready", "True")
     assert len(cluster.endpoints(namespace, "chat")) == 3
-
-
-def test_api_server_away_for_a_minute(cluster: Cluster, namespace: str) -> None:
-    cluster.apply(namespace, "chat", ls())
-    cluster.wait_condition(namespace, "chat", "Ready", "True")
-    before = cluster.service(namespace, "chat")["status"]["conditions"]
-    uids = {p["metadata"]["uid"] for p in cluster.pods("agent")}
-    cluster.plane.stop_apiserver()
-    try:
-        steadily(lambda: True, 60, "the API server stays away")
-    finally:
-        cluster.plane.start_apiserver()
-        cluster.plane.restart_controllers()
-    cluster.apply(namespace, "late", be())
-    cluster.wait_condition(namespace, "late", "Ready", "True")
-    cluster.wait_condition(namespace, "chat", "Ready", "True")
-    after = {c["type"]: c for c in cluster.service(namespace, "chat")["status"]["conditions"]}
-    ready = next(c for c in before if c["type"] == "Ready")
-    assert after["Ready"]["lastTransitionTime"] == ready["lastTransitionTime"], "never unready"
-    assert {p["metadata"]["uid"] for p in cluster.pods("agent")} == uids
