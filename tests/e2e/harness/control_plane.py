@@ -43,7 +43,7 @@ class ControlPlane:
         self._scheduler = Daemon("kube-scheduler", self._scheduler_argv(), folder)
 
     def start(self, *, controllers: bool = True) -> None:
-        """Starts all four, or without controllers and scheduler; returns when the server is ready."""
+        """Starts all four, or only the first two; returns when the API server is ready."""
         _write_service_account_key(self._key)
         (self.folder / "tokens.csv").write_text(f"{self._admin_token},admin,admin,system:masters\n")
         write_kubeconfig(self.kubeconfig, self.access)
