@@ -91,8 +91,9 @@ def agent_pod(document: Object) -> tuple[str, AgentPod] | None:
     metadata, status = document["metadata"], document.get("status") or {}
     node_name = (document.get("spec") or {}).get("nodeName")
     owners = metadata.get("ownerReferences") or []
-    daemon_set = next((o["name"] for o in owners if o["kind"] == "DaemonSet"), None)
-    if not node_name or daemon_set is None or status.get("phase") in ("Failed", "Succeeded"):
+    # Without a DaemonSet there is nothing that would make a new one: it is never upgraded.
+    daemon_set = next((o["name"] for o in owners if o["kind"] == "DaemonSet"), "")
+    if not node_name or status.get("phase") in ("Failed", "Succeeded"):
         return None
     return node_name, AgentPod(
         name=metadata["name"],

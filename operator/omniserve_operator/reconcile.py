@@ -62,11 +62,11 @@ class Trigger:
         if urgent:
             self._urgent.set()
 
-    async def wait(self, at_most_s: float) -> None:
-        """Until a pass is due."""
+    async def wait(self, at_most_s: float, figures_s: float = FIGURES_PASS_EVERY_S) -> None:
+        """Until a pass is due: `at_most_s` without a change, `figures_s` after figures alone."""
         await _within(self._any, at_most_s)
         if self._any.is_set() and not self._urgent.is_set():
-            await _within(self._urgent, min(at_most_s, FIGURES_PASS_EVERY_S))
+            await _within(self._urgent, min(at_most_s, figures_s))
         await asyncio.sleep(SETTLE_S)
         self._any.clear()
         self._urgent.clear()
@@ -106,15 +106,19 @@ class Reconciler:
         self._mirror = Mirror(settings, api, writer, store)
         self._listed_s: float | None = None
         self._revisions_s: float | None = None
+        self._took_s = 0.0
         self.trigger = Trigger()
         self.turned_s = time.monotonic()  # the loop's last turn, for liveness
-        self.passed_s: float | None = None  # the last pass without a failure, for readiness
+        self.passed_s: float | None = None  # the last pass that went through, for readiness
 
     async def run(self) -> None:
         """Passes, until cancelled; nothing is done without the Lease."""
         while True:
             waits = self._store.withdrawing(time.monotonic())
-            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S)
+            # Figures may take a fifth of the time at most, however many services there are.
+            figures_s = max(FIGURES_PASS_EVERY_S, 4 * self._took_s)
+            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S, figures_s)
+            began_s = time.monotonic()
             leads = self._holds_lease()
             self._metrics.leader.set(leads)
             if leads:
@@ -122,6 +126,7 @@ class Reconciler:
             else:
                 self._listed_s = None
             self.turned_s = time.monotonic()
+            self._took_s = self.turned_s - began_s
 
     async def _guarded_pass(self) -> None:
         try:
@@ -137,10 +142,11 @@ class Reconciler:
             # A fault of ours in one pass must not end the operator: the next one sees more.
             log.exception("pass_failed")
             failures = 1
+        else:
+            # One object that cannot be written does not make the operator unready.
+            self.passed_s = time.monotonic()
         if failures:
             self._metrics.failures.inc()
-        else:
-            self.passed_s = time.monotonic()
 
     async def one_pass(self, now_s: float) -> int:
         """Gather, plan, write; the number of things that could not be carried out."""
@@ -198,7 +204,8 @@ class Reconciler:
         )
         self._statuses.forget_others(set(done.services))
         self._store.forget_others(set(done.services))
-        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in services)
+        in_turn = self._statuses.in_turn(services, now_s)
+        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in in_turn)
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))
 

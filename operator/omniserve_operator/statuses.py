@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from omniserve_crds.status import LLMServiceStatus
 from omniserve_operator.api import EVENTS, LLM_SERVICES, ApiError, Object
 from omniserve_operator.events import event, transitions
 from omniserve_operator.placement.result import ServicePlan
-from omniserve_operator.settings import FIGURES_EVERY_S
+from omniserve_operator.settings import FIGURES_BURST, FIGURES_EVERY_S, FIGURES_PER_S
 from omniserve_operator.status import Memory, only_figures_differ, remembered, status_of
 from omniserve_operator.store import Store
 from omniserve_operator.world import Node, Service
@@ -24,6 +24,15 @@ class Statuses:
         self._writer = writer
         self._memories: dict[str, Memory] = {}
         self._written_s: dict[str, float] = {}
+        self._figures = FIGURES_BURST  # how many may be refreshed now
+        self._counted_s: float | None = None
+
+    def in_turn(self, plans: Iterable[ServicePlan], now_s: float) -> list[ServicePlan]:
+        """The services in the order in which their figures are to be refreshed: oldest first."""
+        elapsed_s = now_s - (self._counted_s if self._counted_s is not None else now_s)
+        self._figures = min(FIGURES_BURST, self._figures + elapsed_s * FIGURES_PER_S)
+        self._counted_s = now_s
+        return sorted(plans, key=lambda plan: self._written_s.get(plan.service.uid, 0.0))
 
     def forget_others(self, uids: set[str]) -> None:
         """Services that are gone."""
@@ -54,9 +63,13 @@ class Statuses:
             await self._tell(service, event(service, condition, now))
 
     def _may_wait(self, service: Service, status: LLMServiceStatus, now_s: float) -> bool:
+        if not only_figures_differ(service.status, status):
+            return False
         last = self._written_s.get(service.uid)
-        recent = last is not None and now_s - last < FIGURES_EVERY_S
-        return recent and only_figures_differ(service.status, status)
+        if self._figures < 1 or (last is not None and now_s - last < FIGURES_EVERY_S):
+            return True
+        self._figures -= 1
+        return False
 
     async def _tell(self, service: Service, body: Object) -> None:
         try:
