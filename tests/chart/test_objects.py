@@ -326,3 +326,18 @@ def test_names_follow_the_release(render):
     for kind in ("Deployment", "DaemonSet", "ClusterRole", "ServiceAccount", "PriorityClass"):
         for object_ in rendered.of(kind):
             assert object_["metadata"]["name"].startswith("prod-omniserve-")
+
+
+def test_every_port_names_its_protocol(render):
+    """Server-side apply on old servers refuses one without: it is part of the list's key."""
+    rendered = render(EVERYTHING)
+    services = [p for o in rendered.of("Service") for p in o["spec"]["ports"]]
+    containers = [
+        port
+        for spec in rendered.pod_specs().values()
+        for container in spec["containers"]
+        for port in container.get("ports", [])
+    ]
+    assert services
+    assert containers
+    assert all("protocol" in port for port in (*services, *containers))
