@@ -14,6 +14,7 @@ import typer
 from omniserve_agent import flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail
 from omniserve_agent.node_command import node
+from omniserve_agent.profile_command import profile
 from omniserve_agent.settings import Settings
 from omniserve_agent.simulate_command import simulate
 from omniserve_crds.version import VERSION
@@ -37,6 +38,7 @@ def _version(wanted: bool) -> None:
 
 app.command()(simulate)
 app.command()(node)
+app.command()(profile)
 
 
 @app.callback()
@@ -68,12 +70,12 @@ def serve(
     slots: flags.Slots = 64,
     max_device_rows: flags.MaxDeviceRows = 64,
     join_lanes: flags.JoinLanes = 16,
-    ls_prefill_rows: flags.LsPrefillRows = 128,
-    be_prefill_rows: flags.BePrefillRows = 48,
+    ls_prefill_rows: flags.LsPrefillRows = None,
+    be_prefill_rows: flags.BePrefillRows = None,
     max_waiting: flags.MaxWaiting = 256,
     be_residency: flags.BeResidency = True,
-    policy: flags.Policy = "fixed_caps",
-    admission: flags.Admission = "off",
+    policy: flags.Policy = "omniserve",
+    admission: flags.Admission = "reject",
     drafts: flags.Drafts = "off",
     be_retries: flags.BeRetries = 3,
     drain_grace: flags.DrainGrace = 30.0,

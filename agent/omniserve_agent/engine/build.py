@@ -309,8 +309,38 @@ def latency_model(
     """As profiled, now or before; None where neither the policy nor admission predicts."""
     if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
         return None
+    return _kept_or_measured(config, model, helpers, progress)
+
+
+def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> LatencyModel:
+    """The latency model of `config`'s model and device. Raises EngineSetupError."""
+    wrong = problem(config)
+    if wrong is not None:
+        raise EngineSetupError(wrong)
+    helpers = None
+    try:
+        _use_cores(config)
+        helpers = _helpers(config)
+        model = load(config, progress, helpers)
+        _use_one_core(config, model)
+        return _kept_or_measured(config, model, helpers, progress, fresh=fresh)
+    except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
+        raise EngineSetupError(str(error)) from error
+    finally:
+        if helpers is not None:
+            helpers.close()
+
+
+def _kept_or_measured(
+    config: EngineConfig,
+    model: Model,
+    helpers: native.Workers | None,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+) -> LatencyModel:
     key = profile_key(config, model)
-    latency = load_profile(config.profile_dir, key)
+    latency = None if fresh else load_profile(config.profile_dir, key)
     if latency is None:
         latency = profile(config, model, helpers, progress)
         save_profile(config.profile_dir, key, latency)

@@ -14,6 +14,7 @@ from omniserve_agent.engine.emulation.model import EmulatedModel
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
 FORMAT = 1  # of the file; a new one makes old profiles unknown
@@ -23,6 +24,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
     """Names everything a profile depends on: model shape, device, dtype, cores, ISA, torch."""
     parts = {
         "format": FORMAT,
+        "omniserve": VERSION,
         "shape": asdict(model.config) | {"rope": ""},
         "device": _device_name(model),
         "dtype": str(model.dtype),

@@ -67,22 +67,23 @@ class Costs:
     model: LatencyModel
     correction: Correction
     error_budget: ErrorBudget
+    margin: float = 1.0  # what predictions are lengthened by to hold as often as the budget asks
     _dense: list[float] = field(default_factory=list)
     _head: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._dense = _tabled(self.model.dense)
         self._head = _tabled(self.model.head)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what was observed: prices stay as they are from here to the next call."""
+        quantile = self.correction.margin(self.error_budget.quantile)
+        self.margin = max(1.0, quantile) * self.error_budget.widening
 
     def factor(self, kind: str) -> float:
         """Predicted to planned seconds: the online correction and the margin."""
-        return self.correction.apply(kind, self.margin)
-
-    @property
-    def margin(self) -> float:
-        """What predictions are lengthened by so that they hold as often as the budget asks."""
-        quantile = self.correction.margin(self.error_budget.quantile)
-        return max(1.0, quantile) * self.error_budget.widening
+        return self.correction.factors.get(kind, 1.0) * self.margin
 
     def seconds(self, load: Load, kind: str | None = None) -> float:
         """What an iteration is planned to take, corrected as `kind` (its own if None)."""

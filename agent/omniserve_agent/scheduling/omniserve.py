@@ -104,6 +104,7 @@ class Omniserve:
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
+        self.costs.refresh()
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         prompts = self._ls_prompts(jobs, now_s)
         pace_s, decode = self._pace_s(jobs, now_s), ls_decode(jobs)
