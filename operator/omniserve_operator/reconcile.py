@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -30,11 +30,12 @@ from omniserve_operator.mirror import Mirror, references
 from omniserve_operator.nodes import ServingNodes
 from omniserve_operator.parse import newest_templates
 from omniserve_operator.placement.plan import plan
-from omniserve_operator.placement.result import Plan
+from omniserve_operator.placement.result import Plan, ServicePlan
 from omniserve_operator.settings import WITHDRAWN_S, Settings
+from omniserve_operator.settled import Settled
 from omniserve_operator.statuses import Statuses
 from omniserve_operator.store import Store
-from omniserve_operator.world import World
+from omniserve_operator.world import Node, World
 from omniserve_operator.writer import NotLeaderError, Writer, all_of
 
 AGENT_LABELS = "app.kubernetes.io/name=omniserve,app.kubernetes.io/component=agent"
@@ -106,6 +107,7 @@ class Reconciler:
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
         self._mirror = Mirror(settings, api, writer, store)
+        self._settled = Settled(store, ENDPOINT_SLICES if slices else ENDPOINTS)
         self._listed_s: dict[Kind, float] = {}
         self._revisions_s: float | None = None
         self._took_s = 0.0
@@ -178,6 +180,7 @@ class Reconciler:
 
     def look_anew(self) -> None:
         """Take nothing for known: others may have written meanwhile."""
+        self._settled.forget_others(set())
         self._listed_s.clear()
         self._revisions_s = None
 
@@ -210,19 +213,22 @@ class Reconciler:
         self._store.replace(kind, items, version, now_s)
 
     async def _write(self, world: World, done: Plan, now_s: float) -> int:
-        """Addresses go before the replicas they lead to; statuses say what has been done."""
+        """Nodes first, since a change is waited for there; nobody is drained at once anyway."""
         nodes = {node.name: node for node in world.nodes}
-        services = done.services.values()
         failures = await all_of(
-            self._children.carry_out(s, nodes, done.closing, now_s) for s in services
-        )
-        failures += await all_of(
-            self._nodes.carry_out(nodes[name], spec, now_s) for name, spec in done.nodes.items()
+            self._nodes.carry_out(nodes[name], spec, now_s)
+            for name, spec in done.nodes.items()
+            if spec != nodes[name].spec
         )
         self._statuses.forget_others(set(done.services))
         self._store.forget_others(set(done.services))
-        in_turn = self._statuses.in_turn(services, now_s)
-        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in in_turn)
+        self._settled.forget_others(set(done.services))
+        in_turn = self._statuses.in_turn(done.services.values(), now_s)
+        failures += await all_of(
+            self._service(s, nodes, done.closing, now_s)
+            for s in in_turn
+            if not self._settled.is_settled(s, nodes, done.closing)
+        )
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
         if self._settings.protect_nodes:
             failures += await all_of(
@@ -230,6 +236,19 @@ class Reconciler:
                 for name, spec in done.nodes.items()
             )
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))
+
+    async def _service(
+        self,
+        service: ServicePlan,
+        nodes: Mapping[str, Node],
+        closing: frozenset[str],
+        now_s: float,
+    ) -> None:
+        """What it owns, then what is said of it."""
+        owned = await self._children.carry_out(service, nodes, closing, now_s)
+        told = await self._statuses.carry_out(service, nodes, now_s)
+        if owned and told:
+            self._settled.note(service, nodes, closing)
 
 
 def _copies_in_use(world: World, done: Plan) -> set[str]:
