@@ -41,23 +41,24 @@ class PolicyRow:
     ablation: bool = False
 
 
+def _flags(policy: str, *more: str, admission: str = "off") -> tuple[str, ...]:
+    """Admission is off but for its own row: a refused request would count as missed."""
+    return ("--policy", policy, "--admission", admission, *more)
+
+
 POLICY_ROWS = (
-    PolicyRow("ls_alone", ("--policy", "ls_alone"), best_effort=False),
-    PolicyRow("omniserve", ("--policy", "omniserve")),
-    PolicyRow("static_headroom", ("--policy", "static_headroom"), overflow=True),
-    PolicyRow("gpu_only_priority", ("--policy", "gpu_only_priority")),
-    PolicyRow("synchronous_offload", ("--policy", "synchronous_offload")),
+    PolicyRow("ls_alone", _flags("ls_alone"), best_effort=False),
+    PolicyRow("omniserve", _flags("omniserve")),
+    PolicyRow("static_headroom", _flags("static_headroom"), overflow=True),
+    PolicyRow("gpu_only_priority", _flags("gpu_only_priority")),
+    PolicyRow("synchronous_offload", _flags("synchronous_offload")),
 )
 ABLATIONS = (
+    PolicyRow("omniserve + admission", _flags("omniserve", admission="reject"), ablation=True),
     PolicyRow(
-        "omniserve + admission", ("--policy", "omniserve", "--admission", "reject"), ablation=True
+        "omniserve + drafts", _flags("omniserve", "--drafts", "prompt_lookup"), ablation=True
     ),
-    PolicyRow(
-        "omniserve + drafts", ("--policy", "omniserve", "--drafts", "prompt_lookup"), ablation=True
-    ),
-    PolicyRow(
-        "omniserve - residency", ("--policy", "omniserve", "--no-be-residency"), ablation=True
-    ),
+    PolicyRow("omniserve - residency", _flags("omniserve", "--no-be-residency"), ablation=True),
 )
 
 SMALL = Sizes(
@@ -78,7 +79,8 @@ EMULATED = Device(
         *("--be-prefill-rows", "256", "--max-waiting", "1024"),
     ),
     overflow_flags=(
-        *("--device", "emulated:cpu-emulated", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--device", "emulated:cpu-emulated", "--host-kv", "64Mi"),
+        *_flags("fixed_caps"),
         *("--max-device-rows", "16", "--be-prefill-rows", "12", "--max-waiting", "64"),
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
@@ -97,7 +99,8 @@ CPU = Device(
     ),
     overflow_flags=(
         *("--device", "cpu", "--device-cores", "1", "--host-cores", "1", "--share-cores"),
-        *("--device-kv", "512Mi", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--device-kv", "512Mi", "--host-kv", "64Mi"),
+        *_flags("fixed_caps"),
         *("--max-device-rows", "16", "--max-waiting", "64"),
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
@@ -116,7 +119,8 @@ CUDA = Device(
         *("--be-prefill-rows", "512", "--max-waiting", "1024"),
     ),
     overflow_flags=(
-        *("--device", "cpu", "--device-kv", "16Gi", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--device", "cpu", "--device-kv", "16Gi", "--host-kv", "64Mi"),
+        *_flags("fixed_caps"),
         *("--max-device-rows", "16", "--max-waiting", "64"),
     ),
     model={"maxModelLen": 8192},  # the uri is the directory of random weights

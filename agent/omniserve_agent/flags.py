@@ -105,12 +105,12 @@ JoinLanes = Annotated[
     int, flag("--join-lanes", "Rows rejoining per layer.", parse.count(1, 4096), "ROWS")
 ]
 LsPrefillRows = Annotated[
-    int,
-    flag("--ls-prefill-rows", "LS prompt rows per step.", parse.count(1, 65536), "ROWS"),
+    int | None,
+    flag("--ls-prefill-rows", "LS prompt rows per step at most.", parse.count(1, 65536), "ROWS"),
 ]
 BePrefillRows = Annotated[
-    int,
-    flag("--be-prefill-rows", "BE prompt rows per layer.", parse.count(1, 65536), "ROWS"),
+    int | None,
+    flag("--be-prefill-rows", "BE prompt rows per layer at most.", parse.count(1, 65536), "ROWS"),
 ]
 MaxWaiting = Annotated[
     int,

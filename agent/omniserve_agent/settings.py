@@ -62,12 +62,12 @@ class Settings:
     slots: int = 64
     max_device_rows: int = 64
     join_lanes: int = 16
-    ls_prefill_rows: int = 128
-    be_prefill_rows: int = 48
+    ls_prefill_rows: int | None = None
+    be_prefill_rows: int | None = None
     max_waiting: int = 256
     be_residency: bool = True
-    policy: str = "fixed_caps"
-    admission: str = "off"
+    policy: str = "omniserve"
+    admission: str = "reject"
     drafts: str = "off"
     be_retries: int = 3
     drain_grace_s: float = 30.0

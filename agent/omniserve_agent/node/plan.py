@@ -15,6 +15,9 @@ from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import EngineDemand, EngineMemory, allot
 from omniserve_agent.settings import Settings
 
+LS_PREFILL_ROWS = (128, 512)  # under fixed caps, and under the other policies
+BE_PREFILL_ROWS = (48, 256)
+
 
 @dataclass(frozen=True)
 class PreparedEngine:
@@ -84,8 +87,8 @@ def engine_config(
         slots=settings.slots,
         max_device_rows=settings.max_device_rows,
         join_lanes=settings.join_lanes,
-        ls_prefill_rows=settings.ls_prefill_rows,
-        be_prefill_rows=settings.be_prefill_rows,
+        ls_prefill_rows=_rows(settings.ls_prefill_rows, settings, LS_PREFILL_ROWS),
+        be_prefill_rows=_rows(settings.be_prefill_rows, settings, BE_PREFILL_ROWS),
         be_device_residency=settings.be_residency,
         max_waiting=settings.max_waiting,
         policy=settings.policy,
@@ -93,6 +96,12 @@ def engine_config(
         profile_dir=str(settings.cache_dir / "profiles"),
         drafts=settings.drafts,
     )
+
+
+def _rows(wanted: int | None, settings: Settings, defaults: tuple[int, int]) -> int:
+    """Fixed caps are what an iteration holds; for a policy that predicts they only bound it."""
+    fixed, predicting = defaults
+    return wanted or (fixed if settings.policy == "fixed_caps" else predicting)
 
 
 def wanted_dtype(settings: Settings, assignment: Assignment) -> str:
