@@ -63,6 +63,7 @@ class NodeObject:
     name: str
     uid: str
     labels: dict[str, str]
+    annotations: dict[str, str]
     taints: tuple[Taint, ...]
     cordoned: bool
     ready: bool
@@ -75,6 +76,7 @@ def node(document: Object) -> NodeObject:
         name=metadata["name"],
         uid=metadata["uid"],
         labels=metadata.get("labels") or {},
+        annotations=metadata.get("annotations") or {},
         taints=tuple(Taint(t["key"], t.get("value") or "", t["effect"]) for t in taints),
         cordoned=bool(spec.get("unschedulable")),
         ready=_condition(document, "Ready") == "True",

@@ -45,3 +45,4 @@ class Settings:
     tenancy: Tenancy = field(default_factory=Tenancy)
     lease_name: str = "omniserve-operator"
     identity: str = "omniserve-operator"
+    protect_nodes: bool = False  # from autoscalers, while they are in use

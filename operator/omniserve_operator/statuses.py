@@ -40,14 +40,19 @@ class Statuses:
             for uid in set(memory) - uids:
                 del memory[uid]
 
-    async def carry_out(self, plan: ServicePlan, nodes: Mapping[str, Node], now_s: float) -> None:
-        """Write the status if it differs; figures alone may wait."""
+    async def carry_out(self, plan: ServicePlan, nodes: Mapping[str, Node], now_s: float) -> bool:
+        """Write the status if it differs; figures alone may wait.
+
+        True where the same plan and reports would give nothing to write later either.
+        """
         service = plan.service
         memory = self._memories.get(service.uid) or remembered(service)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         status, self._memories[service.uid] = status_of(plan, nodes, memory, now_s, now)
-        if status == service.status or self._may_wait(service, status, now_s):
-            return
+        if status == service.status:
+            return self._memories[service.uid].slo.contrary_since_s is None
+        if self._may_wait(service, status, now_s):
+            return False
         body = {"metadata": {"resourceVersion": service.resource_version}, "status": _body(status)}
         try:
             written = await self._writer.patch(
@@ -55,12 +60,13 @@ class Statuses:
             )
         except ApiError as error:
             if error.conflict or error.not_found:
-                return  # it has just been edited or deleted: its event brings it back
+                return False  # it has just been edited or deleted: its event brings it back
             raise
         self._written_s[service.uid] = now_s
         self._store.put(LLM_SERVICES, written, now_s)
         for condition in transitions(service.status.conditions, status.conditions):
             await self._tell(service, event(service, condition, now))
+        return False
 
     def _may_wait(self, service: Service, status: LLMServiceStatus, now_s: float) -> bool:
         if not only_figures_differ(service.status, status):

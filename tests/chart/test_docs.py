@@ -168,3 +168,30 @@ def test_the_health_check_of_argo_cd_is_lua():
         program = f"obj = {obj}\nlocal function check()\n{script}\nend\nprint(check().status)"
         done = subprocess.run([lua, "-e", program], capture_output=True, text=True, timeout=10)
         assert done.stdout.strip() == wanted, done.stderr or reason
+
+
+def _defaults(app, command):
+    """Environment variable → default that can be written down in a word, of one command."""
+    parameters = typer.main.get_command(app).commands[command].params
+    simple = [p for p in parameters if p.envvar and isinstance(p.default, (int, float, str))]
+    return {p.envvar: _word(p.default) for p in simple if p.default != ""}
+
+
+def _word(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize(("app", "command"), [(operator_app, "run"), (agent_app, "node")])
+def test_defaults_on_the_page_are_the_programs(app, command):
+    text = (ROOT / "docs/names.md").read_text()
+    defaults = _defaults(app, command)
+    assert len(defaults) >= 5
+    for variable, default in defaults.items():
+        rows = re.findall(rf"^\| `{variable}` \| `[^`]+` \| ([^|]*) \|", text, re.MULTILINE)
+        assert any(row == default or row.startswith(f"{default}:") for row in rows), (
+            variable,
+            default,
+            rows,
+        )

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from omniserve_operator import cli, health, lease, run, watches
 from omniserve_operator.api import ApiError
 from omniserve_operator.lease import Leadership, give_up
-from omniserve_operator.reconcile import Trigger
+from omniserve_operator.reconcile import LISTS_EVERY_S, Trigger
 from omniserve_operator.settings import Settings
 from support.fake_api import FakeApi
 from support.fake_cluster import RELEASE, Cluster, path
@@ -283,6 +283,20 @@ def test_urgent_changes_do_not_wait_for_figures():
 
     # Figures wait for two seconds by design; only that an urgent one does not is looked at.
     assert asyncio.run(wait(True)) < 1.9
+
+
+def test_lists_are_made_all_at_first_and_then_one_in_a_pass():
+    cluster = Cluster(["n1"])
+    asyncio.run(cluster.reconciler.gather(1000.0))
+    assert cluster.reconciler._due_lists(1000.0) == []
+    due = []
+    for step in range(10):
+        now_s = 1000.0 + LISTS_EVERY_S + step
+        found = cluster.reconciler._due_lists(now_s)
+        assert len(found) <= 1
+        due += [kind.plural for kind, _ in found]
+        asyncio.run(cluster.reconciler.gather(now_s))
+    assert len(due) == len(set(due)) == 7
 
 
 def test_a_failing_pass_does_not_end_the_loop():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from omniserve_agent.engine.intake import IntakeLimits
@@ -26,6 +27,8 @@ def make_engine(
     drafts=None,
     max_waiting=64,
     slots=8,
+    gate=None,
+    clock=time.monotonic,
     **caps,
 ):
     device_store, host_store = FakeStore(device_blocks), FakeStore(host_blocks)
@@ -64,6 +67,8 @@ def make_engine(
         limits,
         layers,
         drafts,
+        clock,
+        gate,
     )
 
 
