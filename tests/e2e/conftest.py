@@ -34,6 +34,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def control_plane(workspace: Path) -> Iterator[ControlPlane]:
+    if os.geteuid() != 0:
+        pytest.fail("the cluster tests need root: the kubelet mounts and adds addresses to lo")
     plane = ControlPlane(find_binaries(), workspace / "control-plane")
     try:
         plane.start()

@@ -93,7 +93,8 @@ class Cluster:
         """Creates the LLMService, or changes its spec by a merge patch."""
         if self.api.find(services_path(namespace, name)) is not None:
             return self.api.patch(services_path(namespace, name), {"spec": spec})
-        body = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService", "spec": spec}
+        given = {name: value for name, value in spec.items() if value is not None}
+        body = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService", "spec": given}
         body["metadata"] = {"name": name, "namespace": namespace}
         return self.api.create(services_path(namespace), body)
 
