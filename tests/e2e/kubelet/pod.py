@@ -23,7 +23,7 @@ from e2e.kubelet.volumes import NotYetError, Volumes
 TICK_S = 0.2
 FIRST_BACKOFF_S = 1.0  # a real kubelet begins with 10 s; tests have less time
 LONGEST_BACKOFF_S = 10.0
-# Why a container cannot be started now and may be later: missing objects, an API server that is away.
+# Why a container cannot be started now, yet may be later: missing objects, an absent API server.
 _NOT_NOW = (NotYetError, KeyError, ValueError, ApiError, requests.RequestException)
 
 
