@@ -38,6 +38,7 @@ test: $(STAMP) ## all tests that need no cluster
 	$(BIN)/pytest
 
 e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
+	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
 	tests/e2e/sandbox $(BIN)/pytest --timeout 600 --durations 8 -rfEs tests/e2e
 
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
@@ -69,6 +70,7 @@ bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.j
 	$(BIN)/python bench/engine.py
 
 bench-operator: $(STAMP) ## the operator beside 200 fake nodes and 1,000 services; bench/out/operator.json
+	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
 	tests/e2e/sandbox $(BIN)/python bench/operator_scale.py
 
 simulate: $(STAMP) ## the paper's evaluation in virtual time; bench/out/paper.json and plots

@@ -78,3 +78,13 @@ def kubectl_path(binaries: Binaries) -> str | None:
     """kubectl beside the control plane or on the PATH, or None."""
     beside = binaries.folder / "kubectl"
     return str(beside) if beside.exists() else shutil.which("kubectl")
+
+
+def main() -> None:
+    """Fetches everything while there is still a network: the sandbox has none."""
+    print(find_binaries().folder)
+    print(helm_path())
+
+
+if __name__ == "__main__":
+    main()
