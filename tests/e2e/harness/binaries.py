@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +71,6 @@ def helm_path() -> str:
     if done.returncode:
         raise MissingBinaryError(f"hack/get-helm failed: {done.stderr.strip()[-2000:]}")
     return done.stdout.strip().splitlines()[-1]
-
-
-def kubectl_path(binaries: Binaries) -> str | None:
-    """kubectl beside the control plane or on the PATH, or None."""
-    beside = binaries.folder / "kubectl"
-    return str(beside) if beside.exists() else shutil.which("kubectl")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,8 +172,3 @@ class Cluster:
 def is_ready(pod: Object) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def each(items: list[Any], check: Callable[[Any], bool]) -> bool:
-    """Whether there is at least one and all pass."""
-    return bool(items) and all(check(item) for item in items)
