@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 import report
 from colocation_client import CellFigures
-from colocation_figures import Calibration, calibrate
-from colocation_plots import draw
+from colocation_figures import Calibration, be_rate, calibrate
 from colocation_report import Run, rows_and_ratios, table
-from colocation_session import Cell, Session
-from colocation_setup import ABLATIONS, DEVICES, POLICY_ROWS, Device, PolicyRow
+from colocation_session import LS_WARM_S, Cell, Session
+from colocation_setup import (
+    ABLATIONS,
+    DEVICES,
+    POLICY_ROWS,
+    Device,
+    PolicyRow,
+    with_model,
+)
 from colocation_store import Key, Store, digest
 from colocation_traces import LsRequest, ls_trace
 from servers import ServerError
@@ -41,6 +47,12 @@ class Stretch:
     load: str
     arrivals: str
     seconds: float
+    numbers: tuple[int, ...] | None = (1,)  # of the rounds that have it; None: all
+
+    def within(self, rounds: int) -> list[int]:
+        """Which of so many rounds have it: the only one there is, or as `numbers` says."""
+        wanted = [n for n in range(rounds) if self.numbers is None or n in self.numbers]
+        return wanted or [0]
 
     @property
     def name(self) -> str:
@@ -49,10 +61,10 @@ class Stretch:
 
 
 FULL = (
-    Stretch("light", "poisson", 15),
-    Stretch("medium", "poisson", 20),
-    Stretch("heavy", "poisson", 52),
-    Stretch("heavy", "bursty", 20),
+    Stretch("heavy", "poisson", 55, numbers=None),  # first: it matters most
+    Stretch("medium", "poisson", 12),
+    Stretch("light", "poisson", 8),
+    Stretch("heavy", "bursty", 15),
 )
 QUICK = (Stretch("heavy", "poisson", 10),)
 HEAVY = "heavy"
@@ -68,14 +80,21 @@ class Plan:
     stretches: Sequence[Stretch]
     rounds: int
     calibration_s: float
-    warm_s: float
+    be_alone_s: float
     seed: int
     commit: str
 
     def key(self, row: PolicyRow, name: str, rate: float, seconds: float, number: int) -> Key:
         """What a cell's figures depend on."""
         device = self.device
-        settings = (device.flags, device.model, device.sizes, device.be_places, row, self.warm_s)
+        settings = (
+            device.flags,
+            device.model,
+            device.sizes,
+            device.be_places,
+            row,
+            self.be_alone_s,
+        )
         overflow = (device.overflow_flags, device.overflow_places) if row.overflow else ()
         return {
             "device": device.name,
@@ -137,11 +156,13 @@ class Benchmark:
 
     def measure(self, calibration: Calibration) -> bool:
         """Every row of every round; False: some did not fit the limit."""
-        for number in range(self.plan.rounds):
-            rows = self.plan.rows
+        plan = self.plan
+        for number in range(plan.rounds):
+            rows = plan.rows
             turn = number % len(rows)
             for row in (*rows[turn:], *rows[:turn]):
-                if not self._session(row, self.plan.stretches, number, calibration):
+                stretches = [s for s in self.plan.stretches if number in s.within(plan.rounds)]
+                if not self._session(row, stretches, number, calibration):
                     return False
         heavy = [s for s in self.plan.stretches if s.name == HEAVY]
         return all(self._session(row, heavy, 0, calibration) for row in self.plan.ablations)
@@ -191,32 +212,32 @@ class Benchmark:
     ) -> bool:
         if not cells:
             return True
-        warm_s = self.plan.warm_s if row.best_effort else 0.0
+        warm_s = self.plan.be_alone_s + LS_WARM_S if row.best_effort else LS_WARM_S
         if not self.limit.allows(START_S + warm_s + sum(s + CELL_EXTRA_S for s in seconds)):
             return False
         light = calibration.rates["light"] if calibration else UNLOADED_RATE
-        with tempfile.TemporaryDirectory(prefix="omniserve-bench-"):
-            Session(
-                device=self.plan.device,
-                row=row,
-                slo=calibration.slo if calibration else None,
-                seed=self.plan.seed + number,
-                warm_s=self.plan.warm_s,
-                warm_trace=self._trace("poisson", light, self.plan.warm_s, 2000),
-                cells=cells,
-                log_dir=report.OUT / "logs",
-            ).run()
+        Session(
+            device=self.plan.device,
+            row=row,
+            slo=calibration.slo if calibration else None,
+            seed=self.plan.seed + number,
+            be_alone_s=self.plan.be_alone_s,
+            warm_trace=self._trace("poisson", light, LS_WARM_S, 2000),
+            cells=cells,
+            log_dir=report.OUT / "logs",
+        ).run()
         return True
 
 
 def _line(key: Key, figures: CellFigures) -> str:
     late_ms = max((r.late_ms for r in figures.requests), default=0.0)
-    rate = (figures.be_tokens + figures.overflow_tokens) / figures.seconds
+    cores = figures.server_cpu_s / figures.seconds
+    lost_s = figures.engine.get("emulation_late_s", 0.0)
     return (
         f"{key['policy']}, {key['cell']}, round {key['round']}: {len(figures.requests)} LS in "
-        f"{figures.seconds:.0f} s, BE {rate:.1f} tokens/s; "
-        f"client {figures.client_cpu_share:.0%} of a core, at most {late_ms:.0f} ms late; "
-        f"servers {figures.server_cpu_s / figures.seconds:.2f} cores"
+        f"{figures.seconds:.0f} s, BE {be_rate(figures):.1f} tokens/s; servers {cores:.2f} cores, "
+        f"client {figures.client_cpu_share:.2f}, at most {late_ms:.0f} ms late"
+        + (f"; the emulated device lost {1e3 * lost_s:.0f} ms" if lost_s else "")
     )
 
 
@@ -225,7 +246,8 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
     plan, cells = benchmark.plan, {}
 
     def find(row: PolicyRow, stretch: Stretch, rounds: int) -> list[CellFigures]:
-        keys = [benchmark.cell_key(row, stretch, n, calibration) for n in range(rounds)]
+        numbers = stretch.within(rounds)
+        keys = [benchmark.cell_key(row, stretch, n, calibration) for n in numbers]
         return [f for key in keys if (f := benchmark.store.find(key)) is not None]
 
     for stretch in plan.stretches:
@@ -239,7 +261,7 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
 def _plan(options: argparse.Namespace) -> Plan:
     device = DEVICES[options.device]
     if options.model_dir is not None:
-        device = replace(device, model={**device.model, "uri": f"file://{options.model_dir}"})
+        device = with_model(device, options.model_dir)
     rows = [r for r in POLICY_ROWS if not options.rows or r.name in options.rows]
     ablations = [r for r in ABLATIONS if r.name in options.rows] if options.rows else ABLATIONS
     if POLICY_ROWS[0] not in rows:
@@ -253,8 +275,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         ablations,
         FULL,
         options.rounds,
-        20.0,
-        40.0,
+        10.0,
+        15.0,
         options.seed,
         report.commit(),
     )
@@ -297,9 +319,18 @@ def main() -> int:
     contents = rows_and_ratios(run)
     console.print(*table(run, contents))
     report.write("colocation", contents, seed=plan.seed)
+    _plot(contents, console)
+    return 0 if complete else CALL_AGAIN
+
+
+def _plot(contents: dict[str, Any], console: Console) -> None:
+    try:
+        from colocation_plots import draw
+    except ImportError as error:  # a bare GPU machine has no matplotlib
+        console.print(f"no plots: {error}")
+        return
     for path in draw(contents, report.OUT):
         console.print(f"plot: {path}")
-    return 0 if complete else CALL_AGAIN
 
 
 if __name__ == "__main__":

@@ -22,7 +22,27 @@ LS_TIMEOUT_S = 60.0
 BE_TIMEOUT_S = 3600.0
 RETRY_S = 0.5
 CEILING_EVERY_S = 2.0
-DATA, CHOICE, USAGE = b"\ndata: ", b'"text":', b'"usage":{'
+CHOICE, TOKENS = b'"text":', b'"completion_tokens":'
+TAIL_BYTES = 2000  # of a stream: its usage is in the last event
+GAUGES = (
+    "iteration_ms",
+    "rows_in_flight",
+    "offloaded_requests",
+    "device_resident_be_requests",
+    "host_workers_busy_share",
+)
+COUNTERS = (
+    "iterations",
+    "sweeps",
+    "joins",
+    "same_iteration_joins",
+    "moves_to_host",
+    "moves_to_device",
+    "recomputed_requests",
+    "ls_swapped",
+    "accepted_drafts",
+    "emulation_late_s",
+)
 
 
 class LsResult(msgspec.Struct, array_like=True, frozen=True):
@@ -164,7 +184,7 @@ async def _ls(
                 now_s = time.perf_counter()
                 if CHOICE in chunk:
                     first_s, last_s = first_s or now_s, now_s
-                tail = (tail + chunk)[-2000:]
+                tail = (tail + chunk)[-TAIL_BYTES:]
             tokens = _completion_tokens(tail)
             status = response.status if response.status != 200 or tokens else 0
     except (aiohttp.ClientError, TimeoutError):
@@ -183,7 +203,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _completion_tokens(tail: bytes) -> int:
-    _, found, rest = tail.rpartition(b'"completion_tokens":')
+    _, found, rest = tail.rpartition(TOKENS)
     digits = rest[: len(rest) - len(rest.lstrip(b" 0123456789"))]
     return int(digits or 0) if found else 0
 
@@ -195,14 +215,10 @@ class _Counts:
 
     def difference(self, before: _Counts) -> dict[str, Any]:
         """Counters since then; gauges as they are now."""
-        gauges = ("iteration_ms", "rows_in_flight", "offloaded_requests")
-        counters = ("iterations", "sweeps", "joins", "same_iteration_joins", "moves_to_host")
-        counters += ("moves_to_device", "recomputed_requests", "ls_swapped", "accepted_drafts")
-        shown = {name: self.stats.get(name) for name in gauges}
-        shown["device_resident_be_requests"] = self.stats.get("device_resident_be_requests")
-        for name in counters:
-            shown[name] = self.stats.get(name, 0) - before.stats.get(name, 0)
-        return shown
+        gauges = {name: self.stats.get(name) for name in GAUGES}
+        return gauges | {
+            name: self.stats.get(name, 0) - before.stats.get(name, 0) for name in COUNTERS
+        }
 
 
 async def _counts(session: aiohttp.ClientSession, url: str) -> _Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,21 @@ from colocation_figures import Calibration, attainment_difference, be_ratio, row
 from colocation_setup import Device
 
 OURS, ALONE = "omniserve", "ls_alone"
+POINTS, RATIO = "attainment_points", "be_tokens_ratio"
+COLUMNS = (
+    "load",
+    "policy",
+    "LS",
+    "attained/ offered %",
+    "points to ls_alone",
+    "attained/ finished %",
+    "refused %",
+    "TTFT p50 / p99 ms",
+    "TPOT p50 / p99 ms",
+    "BE tokens/s",
+    "omniserve's BE / its",
+    "ceiling",
+)
 Cells = Mapping[tuple[str, str], Sequence[CellFigures]]  # by load and policy, one per round
 
 
@@ -52,34 +68,26 @@ def rows_and_ratios(run: Run) -> dict[str, Any]:
 
 
 def _ratios(run: Run) -> Iterator[dict[str, Any]]:
+    """Attainment of every policy against `ls_alone`; BE of `omniserve` against every other's."""
     for load, policy, cells in run.pairs():
-        for against, metric, figures in _comparisons(run, load, policy, cells):
-            if figures is not None:
-                yield {
-                    "device": run.device.name,
-                    "load": load,
-                    "metric": metric,
-                    "policy": policy,
-                    "against": against,
-                    **figures,
-                }
+        head = {"device": run.device.name, "load": load}
+        alone, ours = (run.cells.get((load, name), ()) for name in (ALONE, OURS))
+        if policy != ALONE and alone:
+            points = attainment_difference(
+                *_same_rounds(cells, alone), run.calibration.slo, run.seed
+            )
+            yield head | {"metric": POINTS, "policy": policy, "against": ALONE} | points
+        ratio = be_ratio(*_same_rounds(ours, cells))
+        if policy != OURS and ratio is not None:
+            yield head | {"metric": RATIO, "policy": OURS, "against": policy} | ratio
 
 
-def _comparisons(
-    run: Run, load: str, policy: str, cells: Sequence[CellFigures]
-) -> Iterator[tuple[str, str, dict[str, float] | None]]:
-    """Each policy's attainment against `ls_alone`; BE of `omniserve` against everybody's."""
-    alone = run.cells.get((load, ALONE), ())[: len(cells)]
-    if policy != ALONE and len(alone) == len(cells):
-        difference = attainment_difference(cells, alone, run.calibration.slo, run.seed)
-        yield ALONE, "attainment_points", difference
-    ours = run.cells.get((load, OURS), ())[: len(cells)]
-    if policy not in (ALONE, OURS) and len(ours) == len(cells):
-        yield policy, "be_tokens_ratio", _named(be_ratio(ours, cells))
-
-
-def _named(figures: dict[str, float] | None) -> dict[str, float] | None:
-    return figures
+def _same_rounds(
+    ours: Sequence[CellFigures], theirs: Sequence[CellFigures]
+) -> tuple[Sequence[CellFigures], Sequence[CellFigures]]:
+    """The rounds that both have; rounds are measured in order."""
+    rounds = min(len(ours), len(theirs))
+    return ours[:rounds], theirs[:rounds]
 
 
 def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
@@ -87,42 +95,26 @@ def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
     slo, rates = contents["slo"], contents["rates"]
     lines = [
         f"device {run.device.name}: {run.device.note}",
-        f"SLO: TTFT {slo['ttft_ms']:.0f} ms, TPOT {slo['tpot_ms']:.1f} ms; "
-        f"ls_alone attains 99 % up to {contents['highest_rate']:.2f} requests/s; "
+        f"SLO: TTFT {slo['ttft_ms']:.0f} ms, TPOT {slo['tpot_ms']:.1f} ms; ls_alone attains 99 % "
+        f"up to {contents['highest_rate']:.2f} requests/s; "
         + ", ".join(f"{load} {rate:.2f}/s" for load, rate in rates.items()),
     ]
-    figures = Table(
-        *(
-            "load",
-            "policy",
-            "LS",
-            "attained/ offered %",
-            "points to ls_alone",
-            "attained/ finished %",
-        ),
-        *("refused %", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "BE tokens/s"),
-        *("omniserve's BE / its", "ceiling"),
-    )
-    ratios = {
-        (
-            r["load"],
-            r["policy"] if r["metric"] == "attainment_points" else r["against"],
-            r["metric"],
-        ): r
-        for r in contents["ratios"]
-    }
-    last = None
-    for one in contents["rows"]:
-        if last not in (None, one["load"]):
-            figures.add_section()
-        last = one["load"]
-        figures.add_row(*_cells(one, ratios))
+    figures = Table(*COLUMNS)
+    points = {(r["load"], r["policy"]): r for r in contents["ratios"] if r["metric"] == POINTS}
+    ratios = {(r["load"], r["against"]): r for r in contents["ratios"] if r["metric"] == RATIO}
+    for load, rows in itertools.groupby(contents["rows"], lambda one: one["load"]):
+        for one in rows:
+            name = (load, one["policy"])
+            figures.add_row(*_cells(one, points.get(name), ratios.get(name)))
+        figures.add_section()
     return ["\n".join(lines) + "\n", figures]
 
 
-def _cells(one: Mapping[str, Any], ratios: Mapping[tuple[str, str, str], Any]) -> list[str]:
-    name = (one["load"], one["policy"])
-    points, ratio = ratios.get((*name, "attainment_points")), ratios.get((*name, "be_tokens_ratio"))
+def _cells(
+    one: Mapping[str, Any],
+    points: Mapping[str, float] | None,
+    ratio: Mapping[str, float] | None,
+) -> list[str]:
     return [
         one["load"],
         one["policy"],

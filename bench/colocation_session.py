@@ -18,7 +18,7 @@ from colocation_setup import Device, PolicyRow, write_manifest
 from colocation_traces import LsRequest, be_backlog, overflow_backlog
 from servers import Program, Server, omniserve, running
 
-ALONE_WARM_S = 3.0
+LS_WARM_S = 5.0  # of light load, before anything is measured
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Session:
     row: PolicyRow
     slo: Slo | None
     seed: int
-    warm_s: float
+    be_alone_s: float
     warm_trace: Sequence[LsRequest]
     cells: Sequence[Cell]
     log_dir: Path
@@ -72,8 +72,9 @@ class Session:
     async def _drive(self, server: Server, other: Server | None) -> None:
         async with client_session() as session, contextlib.AsyncExitStack() as feeds:
             await self._feed(feeds, session, server, other)
-            warm = [r for r in self.warm_trace if r.at_s < self._warm_s]
-            await run_cell(session, server.url, None, warm)
+            if self.row.best_effort:  # BE has the device for itself at first, under every policy
+                await asyncio.sleep(self.be_alone_s)
+            await run_cell(session, server.url, None, self.warm_trace)
             for cell in self.cells:
                 spent_s = cpu_seconds(server)
                 figures = await run_cell(
@@ -81,10 +82,6 @@ class Session:
                 )
                 figures.server_cpu_s = cpu_seconds(server) - spent_s
                 cell.done(figures)
-
-    @property
-    def _warm_s(self) -> float:
-        return self.warm_s if self.row.best_effort else ALONE_WARM_S
 
     async def _feed(
         self,

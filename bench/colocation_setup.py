@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -70,12 +70,14 @@ SMALL = Sizes(
     long_choices=8,
     vocabulary=49152,
 )
+NO_ADMISSION = ("--admission", "off")  # under every policy; an ablation switches it on
+
 EMULATED = Device(
     name="emulated",
     flags=(
         *("--device", "emulated:gpu-emulated", "--host-kv", "3Gi", "--slots", "256"),
         *("--max-device-rows", "160", "--join-lanes", "32", "--ls-prefill-rows", "512"),
-        *("--be-prefill-rows", "256", "--max-waiting", "1024"),
+        *("--be-prefill-rows", "256", "--max-waiting", "1024", *NO_ADMISSION),
     ),
     overflow_flags=(
         *("--device", "emulated:cpu-emulated", "--host-kv", "64Mi", "--policy", "fixed_caps"),
@@ -83,7 +85,7 @@ EMULATED = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(10, 13, 16, 18, 20, 22, 24, 27),
+    rates=(8, 11, 14, 16, 18, 20, 22),
     be_places=160,
     overflow_places=12,
     bars=True,
@@ -93,7 +95,7 @@ CPU = Device(
     name="cpu",
     flags=(
         *("--device", "cpu", "--device-kv", "192Mi", "--host-kv", "2Gi", "--slots", "128"),
-        *("--max-device-rows", "64", "--join-lanes", "16", "--max-waiting", "1024"),
+        *("--max-device-rows", "64", "--join-lanes", "16", "--max-waiting", "1024", *NO_ADMISSION),
     ),
     overflow_flags=(
         *("--device", "cpu", "--device-cores", "1", "--host-cores", "1", "--share-cores"),
@@ -113,7 +115,7 @@ CUDA = Device(
     flags=(
         *("--device", "cuda", "--device-kv", "8Gi", "--host-kv", "48Gi", "--slots", "256"),
         *("--max-device-rows", "256", "--join-lanes", "32", "--ls-prefill-rows", "512"),
-        *("--be-prefill-rows", "512", "--max-waiting", "1024"),
+        *("--be-prefill-rows", "512", "--max-waiting", "1024", *NO_ADMISSION),
     ),
     overflow_flags=(
         *("--device", "cpu", "--device-kv", "16Gi", "--host-kv", "64Mi", "--policy", "fixed_caps"),
@@ -137,6 +139,17 @@ CUDA = Device(
     note="random weights of Llama-3-8B's shape",
 )
 DEVICES = {device.name: device for device in (EMULATED, CPU, CUDA)}
+
+
+def with_model(device: Device, directory: Path) -> Device:
+    """The device with another model."""
+    root = ("--model-root", str(directory.resolve().parent))
+    return replace(
+        device,
+        flags=(*device.flags, *root),
+        overflow_flags=(*device.overflow_flags, *root),
+        model={**device.model, "uri": f"file://{directory.resolve()}"},
+    )
 
 
 def write_manifest(

@@ -4,6 +4,8 @@
 #   bench/gpu.sh pack             here: the missing wheels into .whl/, to travel with the tree
 #   bench/gpu.sh run              there: install, build, test on CUDA, measure; gpu.json and a table
 #   bench/gpu.sh rehearse         the same on the CPU, with the same python: no lease for typing errors
+#   bench/gpu.sh colocation       there: bench/colocation.py on random weights of Llama-3-8B's shape; call
+#                                 it again while it exits with 75 (each call stays within SLICE_S, 560)
 #
 # PYTHON (python3) is the interpreter that holds torch; results go to ${OUT:-bench/out}.
 set -euo pipefail
@@ -13,6 +15,13 @@ OUT=${OUT:-bench/out}
 SITE=/tmp/omniserve-site
 # What the engine and its build import beyond torch, transformers and the test tools.
 WHEELS=(cffi==2.1.1 pycparser==3.12 msgspec==0.22.0 pyzmq==27.3.0 setuptools==81.0.0)
+# What the agent over HTTP and its client import beside those.
+AGENT_WHEELS=(aiohttp attrs aiohappyeyeballs aiosignal frozenlist multidict propcache yarl idna
+  pydantic==2.14.4 pydantic-core==2.50.5 annotated-types typing-inspection typing-extensions pyyaml
+  structlog typer click shellingham annotated-doc rich markdown-it-py mdurl pygments
+  prometheus-client psutil tenacity filelock jinja2 markupsafe)
+MODEL_DIR=${MODEL_DIR:-/tmp/llama-3-8b-random}
+SLICE_S=${SLICE_S:-560}
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_26_x86_64
   manylinux_2_17_x86_64 manylinux2014_x86_64)
 TEST_LIMIT_S=${TEST_LIMIT_S:-420}
@@ -22,7 +31,8 @@ pack() {
   mkdir -p .whl
   rm -f .whl/*.whl
   "$PYTHON" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: \
-    --python-version 3.12 --implementation cp "${PLATFORMS[@]/#/--platform=}" -d .whl "${WHEELS[@]}"
+    --python-version 3.12 --implementation cp "${PLATFORMS[@]/#/--platform=}" -d .whl \
+    "${WHEELS[@]}" "${AGENT_WHEELS[@]}"
   git describe --always --dirty --abbrev=12 >.whl/COMMIT # there, .git may be missing
   echo "packed $(du -ch .whl/*.whl | tail -1 | cut -f1) into .whl: carry it and run bench/gpu.sh run"
 }
@@ -66,12 +76,23 @@ run() { # device, then which tests
   exit $((tests ? tests : figures))
 }
 
+colocation() { # further arguments go to bench/colocation.py
+  has_torch cuda
+  install
+  [[ -f $MODEL_DIR/tokenizer.json ]] || "$PYTHON" bench/colocation_model.py "$MODEL_DIR"
+  local done=0
+  "$PYTHON" bench/colocation.py --device cuda --model-dir "$MODEL_DIR" --limit-s "$SLICE_S" "$@" || done=$?
+  [[ $OUT == bench/out ]] || cp bench/out/colocation* "$OUT"/
+  exit "$done"
+}
+
 case ${1:-} in
   pack) pack ;;
   run) run cuda -m cuda ;;
+  colocation) colocation "${@:2}" ;;
   rehearse) run cpu -k 'torch and not smollm2' ;; # the CUDA path's code, on the CPU
   *)
-    echo "bench/gpu.sh: ${1:-nothing} is not a command; use pack, run or rehearse" >&2
+    echo "bench/gpu.sh: ${1:-nothing} is not a command; use pack, run, rehearse or colocation" >&2
     exit 2
     ;;
 esac

@@ -89,6 +89,17 @@ def test_a_gap_between_iterations_is_hidden_up_to_a_bound(gap_s, lost_s):
     assert device.begin() == pytest.approx(end_s + lost_s * gap_s)
 
 
+def test_a_late_host_amid_an_iteration_is_counted():
+    clock = Clock()
+    device = timeline(clock)
+    device.spend(0.002)
+    clock.now_s += OVERLAP_S / 2
+    device.spend(OVERLAP_S)
+    clock.now_s += 2 * OVERLAP_S
+    device.spend(0.001)
+    assert device.late_s == pytest.approx(2 * OVERLAP_S)
+
+
 def test_a_device_that_waits_for_the_host_loses_that_time():
     clock = Clock()
     device = timeline(clock)

@@ -159,6 +159,7 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     joins: int = 0  # hops that rejoined the batch
     same_iteration_joins: int = 0
     stale_completions: int = 0
+    emulation_late_s: float = 0.0  # an emulated device lost it because its host came late
     host_attention_rows: dict[ServiceClass, int] = {}  # row-layers attended on the host
     device_attention_rows: dict[ServiceClass, int] = {}  # row-layers attended on the device
     host_workers_busy_share: float = 0.0

@@ -67,6 +67,7 @@ class Reporter:
             joins=figures.joins,
             same_iteration_joins=figures.same_iteration_joins,
             stale_completions=figures.stale_completions,
+            emulation_late_s=figures.emulation_late_s,
             host_attention_rows={ServiceClass.LS: 0, BE: figures.host_rows},
             device_attention_rows={
                 name: rows * self.layers for name, rows in counts.device_rows.items()

@@ -113,7 +113,9 @@ class EmulatedBatchAttention:
 
     def figures(self) -> ExchangeFigures:
         """See `BatchAttention`."""
-        return exchange_figures(self.exchange)
+        figures = exchange_figures(self.exchange)
+        figures.emulation_late_s = self._timeline.late_s
+        return figures
 
 
 class EmulatedStageAttention:

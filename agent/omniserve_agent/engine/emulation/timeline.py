@@ -31,6 +31,7 @@ class Timeline:
         self._clock, self._sleep = clock, sleep
         self._factor = 1.0
         self.end_s = clock()  # of all work given so far
+        self.late_s = 0.0  # lost amid iterations because the host came so late
 
     def begin(self) -> float:
         """A new iteration draws its noise; when it starts."""
@@ -42,7 +43,7 @@ class Timeline:
 
     def spend(self, seconds: float) -> None:
         """The device works for so long; returns when it is done."""
-        self._catch_up()
+        self.late_s += self._catch_up()
         self.end_s += seconds * self._factor
         ahead_s = self.end_s - self._clock()
         if ahead_s > SHORTEST_SLEEP_S:
@@ -52,7 +53,10 @@ class Timeline:
         """The device itself has waited until now."""
         self.end_s = max(self.end_s, self._clock())
 
-    def _catch_up(self) -> None:
-        now_s = self._clock()
-        if now_s - self.end_s > OVERLAP_S:
-            self.end_s = now_s
+    def _catch_up(self) -> float:
+        """How much later than the bound allows the host is: the device waits so long."""
+        late_s = self._clock() - self.end_s
+        if late_s <= OVERLAP_S:
+            return 0.0
+        self.end_s += late_s
+        return late_s

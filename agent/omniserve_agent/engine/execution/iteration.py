@@ -120,6 +120,7 @@ class ExchangeFigures:
     busy_ns: int = 0
     kv_bytes: int = 0
     host_rows: int = 0  # row-layers attended on the host
+    emulation_late_s: float = 0.0  # an emulated device: time lost because its host came late
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,117 @@
+"""The co-location benchmark's arithmetic and its memory of finished cells."""
+
+import pytest
+
+from colocation_client import CellFigures, LsResult
+from colocation_figures import (
+    Slo,
+    attainment_difference,
+    be_ratio,
+    calibrate,
+    row,
+)
+from colocation_setup import EMULATED
+from colocation_store import Store
+from colocation_traces import LONG_EVERY, be_backlog, ls_trace
+
+SLO = Slo(100.0, 10.0)
+
+
+def seen(ttft_ms=50.0, tpot_ms=5.0, status=200, at_s=0.0):
+    return LsResult(at_s, status, ttft_ms, tpot_ms, 20, 0.0)
+
+
+def cell(requests, be_tokens=0, seconds=10.0):
+    return CellFigures(
+        requests=requests,
+        seconds=seconds,
+        be_tokens=be_tokens,
+        overflow_tokens=0,
+        ceilings={"prefill": 2, "iterations": 1},
+        engine={},
+        client_cpu_share=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "attained"),
+    [
+        (seen(), True),
+        (seen(ttft_ms=101), False),
+        (seen(tpot_ms=10.1), False),
+        (seen(tpot_ms=None), True),
+        (seen(ttft_ms=None, status=0), False),
+        (seen(status=429), False),
+    ],
+)
+def test_attaining(result, attained):
+    assert SLO.attained(result) is attained
+
+
+def test_a_row_counts_refusals_as_offered():
+    made = row([cell([seen(), seen(tpot_ms=20), seen(status=429), seen(status=503)], 100)], SLO)
+    assert (made["offered"], made["attained_offered"], made["attained_finished"]) == (4, 0.25, 0.5)
+    assert (made["refused_share"], made["failed_share"]) == (0.25, 0.25)
+    assert (made["be_tokens_per_s"], made["ceiling"]) == (10.0, "prefill")
+    assert (made["tpot_ms_p50"], made["tpot_ms_p99"]) == (5, 20)
+
+
+def test_the_slo_and_the_highest_rate_fit_each_other():
+    """TPOT 10 ms at every rate, 99 % up to 6 requests per second, nothing at 8."""
+    good = cell([seen(ttft_ms=10, tpot_ms=10)] * 100)
+    bad = cell([seen(ttft_ms=1000, tpot_ms=10)] * 100)
+    found = calibrate(good, {2.0: good, 6.0: good, 8.0: bad})
+    assert (found.slo.ttft_ms, found.slo.tpot_ms) == (30.0, 15.0)
+    assert found.highest_rate == pytest.approx(6.0, abs=0.05)
+    assert found.rates["heavy"] == pytest.approx(0.85 * found.highest_rate)
+
+
+def test_a_range_of_rates_that_nobody_attains_is_an_error():
+    bad = cell([seen(ttft_ms=1000)] * 10)
+    with pytest.raises(ValueError, match=r"none of \[2\.0\].*search lower rates"):
+        calibrate(cell([seen(ttft_ms=10)]), {2.0: bad})
+
+
+def test_differences_are_of_the_same_requests():
+    ours = [cell([seen(at_s=s) for s in range(50)])]
+    theirs = [cell([seen(at_s=s, tpot_ms=20 if s % 10 == 0 else 5) for s in range(50)])]
+    found = attainment_difference(ours, theirs, SLO, seed=1)
+    assert found["median"] == pytest.approx(10.0)
+    assert found["low"] <= 10.0 <= found["high"]
+    assert found == attainment_difference(ours, theirs, SLO, seed=1)
+    assert attainment_difference(ours, ours, SLO, 1) == {"median": 0, "low": 0, "high": 0}
+
+
+def test_ratios_are_paired_over_rounds():
+    ours, theirs = ([cell([], n) for n in tokens] for tokens in ([30, 20, 10], [10, 10, 10]))
+    assert be_ratio(ours, theirs) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert be_ratio(ours, [cell([])] * 3) is None
+
+
+def test_finished_cells_survive_and_a_torn_line_does_not(tmp_path):
+    path = tmp_path / "out" / "cells.jsonl"
+    first, second = {"policy": "a", "round": 0}, {"policy": "a", "round": 1}
+    Store(path).add(first, cell([seen()], 5))
+    path.write_bytes(path.read_bytes() + b'{"key": {"policy"')
+    store = Store(path)
+    assert store.find(dict(reversed(first.items()))) == cell([seen()], 5)
+    assert store.find(second) is None
+
+
+def test_traces_are_seeded_and_follow_the_sizes():
+    sizes = EMULATED.sizes
+    trace = ls_trace(sizes, "poisson", 20.0, 10.0, (1, 2))
+    assert trace == ls_trace(sizes, "poisson", 20.0, 10.0, (1, 2))
+    assert trace != ls_trace(sizes, "poisson", 20.0, 10.0, (1, 3))
+    assert 100 < len(trace) < 300
+    low, high = sizes.ls_prompt
+    assert all(low <= len(r.prompt) <= high and r.at_s < 10.0 for r in trace)
+
+
+def test_the_backlog_begins_in_the_middle_and_has_long_prompts():
+    sizes, backlog = EMULATED.sizes, be_backlog(EMULATED.sizes, 1, 40)
+    first = [next(backlog) for _ in range(40)]
+    later = [next(backlog) for _ in range(40)]
+    assert sum(r.choices > 1 for r in first) == 40 // LONG_EVERY
+    assert min(r.output for r in first if r.choices == 1) < sizes.be_output[0]
+    assert all(r.output >= sizes.be_output[0] for r in later if r.choices == 1)
