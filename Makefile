@@ -9,8 +9,8 @@ DEVICE ?= emulated
 IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine bench-colocation simulate sanitize clean
-.PHONY: chart-docs test-image lock-images e2e bench-operator
+.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine bench-colocation
+.PHONY: simulate sanitize clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,7 @@ test: $(STAMP) ## all tests that need no cluster
 	$(BIN)/pytest
 
 e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
+	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
 	tests/e2e/sandbox $(BIN)/pytest --timeout 600 --durations 8 -rfEs tests/e2e
 
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
@@ -69,11 +70,12 @@ bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel
 bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.json
 	$(BIN)/python bench/engine.py
 
+bench-operator: $(STAMP) ## the operator beside 200 fake nodes and 1,000 services; bench/out/operator.json
+	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
+	tests/e2e/sandbox $(BIN)/python bench/operator_scale.py
+
 bench-colocation: $(STAMP) ## LS beside BE under every policy; DEVICE=emulated, cpu or cuda
 	$(BIN)/python bench/colocation.py --device $(DEVICE)
-
-bench-operator: $(STAMP) ## the operator beside 200 fake nodes and 1,000 services; bench/out/operator.json
-	tests/e2e/sandbox $(BIN)/python bench/operator_scale.py
 
 simulate: $(STAMP) ## the paper's evaluation in virtual time; bench/out/paper.json and plots
 	$(BIN)/python bench/paper.py

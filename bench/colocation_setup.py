@@ -71,6 +71,7 @@ SMALL = Sizes(
     long_choices=8,
     vocabulary=49152,
 )
+
 EMULATED = Device(
     name="emulated",
     flags=(

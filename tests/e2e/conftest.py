@@ -34,6 +34,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def control_plane(workspace: Path) -> Iterator[ControlPlane]:
+    if os.geteuid() != 0:
+        pytest.fail("the cluster tests need root: the kubelet mounts and adds addresses to lo")
     plane = ControlPlane(find_binaries(), workspace / "control-plane")
     try:
         plane.start()
@@ -97,8 +99,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failure shows the end of the logs of every pod that the module ran."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    kubelet = getattr(item, "funcargs", {}).get("kubelet") or getattr(
-        getattr(item, "funcargs", {}).get("cluster"), "kubelet", None
-    )
-    if report.failed and isinstance(kubelet, Kubelet):
+    kubelet = _kubelet_of(getattr(item, "funcargs", {}))
+    if report.failed and kubelet is not None:
         report.sections.append(("pod logs", kubelet.logs()))
+
+
+def _kubelet_of(fixtures: dict[str, object]) -> Kubelet | None:
+    """The test's kubelet, itself a fixture or held by one."""
+    for value in fixtures.values():
+        for found in (value, getattr(value, "kubelet", None)):
+            if isinstance(found, Kubelet):
+                return found
+        inner = getattr(getattr(value, "cluster", None), "kubelet", None)
+        if isinstance(inner, Kubelet):
+            return inner
+    return None

@@ -82,3 +82,11 @@ def test_deadlines_begin_when_the_request_was_received():
     assert engine.missed["default/ls"] == 1
     assert engine.services["default/ls"].finished == 2
     assert engine.counts.output_tokens[ServiceClass.LS] == 10
+
+
+def test_the_pace_inside_leaves_time_for_delivery():
+    engine = engine_with(AdmissionMode.OFF, Clock())
+    engine.submit(submit("chat", [1, 2], **SLO))
+    due = engine.intake.find("chat").job.deadlines
+    assert 0.98 * 10.0 < due.tpot_s < 10.0
+    assert 0.99 * 1.0 < due.ttft_s < 1.0

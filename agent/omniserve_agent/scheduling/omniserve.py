@@ -7,8 +7,9 @@ prefill fit before the earliest deadline, and of those as much as maximises BE p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from math import inf
 
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
@@ -151,12 +152,15 @@ class Omniserve:
         """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
         budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
-        for seen in self._traffic.values():
-            arrival = Load().prompt(seen.p95_prompt)
-            budget_s = min(budget_s, seen.ttft_s - self.costs.seconds(arrival))
+        budget_s = min(budget_s, self._arrival_slack_s())
         if not self._traffic:
             budget_s = min(budget_s, IDLE_BUDGET_S)
         return max(budget_s, 0.0)
+
+    def _arrival_slack_s(self) -> float:
+        """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
+        prompts = ((seen.ttft_s, Load().prompt(seen.p95_prompt)) for seen in self._traffic.values())
+        return min([ttft_s - self.costs.seconds(load) for ttft_s, load in prompts], default=inf)
 
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
@@ -171,7 +175,9 @@ class Omniserve:
         if not waiting:
             return Prompts()
         chunk = Load().prompt(PRICED_CHUNK_ROWS)
-        return least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
+        found = least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
+        behind_s = self._arrival_slack_s() - found.ahead_s
+        return replace(found, slack_s=max(0.0, min(found.slack_s, behind_s)))
 
     def _ls_rows(
         self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float

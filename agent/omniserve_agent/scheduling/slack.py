@@ -55,6 +55,7 @@ class Prompts:
 
     order: tuple[Job, ...] = ()
     slack_s: float = inf  # what others may take now without one of them missing
+    ahead_s: float = 0.0  # what all of them take: an arrival comes behind
 
 
 def least_laxity(jobs: Iterable[Job], now_s: float, row_s: float) -> Prompts:
@@ -81,4 +82,4 @@ def least_laxity(jobs: Iterable[Job], now_s: float, row_s: float) -> Prompts:
         if not hopeless and start_s - ahead_s >= now_s:
             slack_s = min(slack_s, start_s - ahead_s - now_s)
         ahead_s += job.remaining * row_s
-    return Prompts((*(entry[-1] for entry in keyed), *unbound), slack_s)
+    return Prompts((*(entry[-1] for entry in keyed), *unbound), slack_s, ahead_s)

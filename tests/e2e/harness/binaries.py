@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,11 @@ def helm_path() -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def kubectl_path(binaries: Binaries) -> str | None:
-    """kubectl beside the control plane or on the PATH, or None."""
-    beside = binaries.folder / "kubectl"
-    return str(beside) if beside.exists() else shutil.which("kubectl")
+def main() -> None:
+    """Fetches everything while there is still a network: the sandbox has none."""
+    print(find_binaries().folder)
+    print(helm_path())
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +92,8 @@ class Cluster:
         """Creates the LLMService, or changes its spec by a merge patch."""
         if self.api.find(services_path(namespace, name)) is not None:
             return self.api.patch(services_path(namespace, name), {"spec": spec})
-        body = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService", "spec": spec}
+        given = {name: value for name, value in spec.items() if value is not None}
+        body = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService", "spec": given}
         body["metadata"] = {"name": name, "namespace": namespace}
         return self.api.create(services_path(namespace), body)
 
@@ -172,8 +172,3 @@ class Cluster:
 def is_ready(pod: Object) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def each(items: list[Any], check: Callable[[Any], bool]) -> bool:
-    """Whether there is at least one and all pass."""
-    return bool(items) and all(check(item) for item in items)

@@ -89,15 +89,6 @@ class Container:
                 self._process.kill()
                 self._process.wait(KILL_TIMEOUT_S)
 
-    def suspend(self) -> None:
-        """SIGSTOP to all of its processes."""
-        for process in self.processes():
-            process.suspend()
-
-    def resume(self) -> None:
-        for process in self.processes():
-            process.resume()
-
     def processes(self) -> list[psutil.Process]:
         """All of its processes, the first one first; empty when it has ended."""
         if self._process is None or self._process.poll() is not None:

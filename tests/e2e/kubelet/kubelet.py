@@ -31,6 +31,7 @@ from e2e.kubelet.pod import NodeResources, PodWorker
 PODS = "/api/v1/pods"
 WATCH_S = 240
 END_TIMEOUT_S = 60
+LOG_TAIL_CHARACTERS = 4000
 
 
 class Kubelet:
@@ -104,8 +105,9 @@ class Kubelet:
         raise KeyError(f"pod {namespace}/{name} is not run here")
 
     def logs(self) -> str:
-        """Of all pods that ever ran, for a failing test."""
-        return "\n".join(f"### {w.name}\n{w.logs()}" for w in list(self._workers.values()))
+        """The ends of the logs of all pods that ever ran, for a failing test."""
+        workers = list(self._workers.values())
+        return "\n".join(f"### {w.name}\n{w.logs()[-LOG_TAIL_CHARACTERS:]}" for w in workers)
 
     def _on_node(self, name: str) -> list[PodWorker]:
         return [w for w in list(self._workers.values()) if w.node_name == name and w.is_alive()]

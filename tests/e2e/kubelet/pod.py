@@ -23,6 +23,8 @@ from e2e.kubelet.volumes import NotYetError, Volumes
 TICK_S = 0.2
 FIRST_BACKOFF_S = 1.0  # a real kubelet begins with 10 s; tests have less time
 LONGEST_BACKOFF_S = 10.0
+# Why a container cannot be started now, yet may be later: missing objects, an absent API server.
+_NOT_NOW = (NotYetError, KeyError, ValueError, ApiError, requests.RequestException)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class _Runner:
     def _start(self) -> None:
         try:
             self.container = self._worker.make_container(self.state.spec)
-        except (NotYetError, KeyError, ValueError) as error:
+        except _NOT_NOW as error:
             self.state.waiting, self.state.message = "CreateContainerConfigError", str(error)
             self._retry_at = time.time() + FIRST_BACKOFF_S
             return
