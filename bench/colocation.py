@@ -276,7 +276,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         FULL,
         options.rounds,
         10.0,
-        15.0,
+        30.0,
         options.seed,
         report.commit(),
     )

@@ -17,7 +17,7 @@ from omniserve_agent.scheduling.latency import LatencyModel
 from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
-FORMAT = 1  # of the file; a new one makes old profiles unknown
+FORMAT = 2  # of the file; a new one makes old profiles unknown
 
 
 def profile_key(config: EngineConfig, model: Model) -> str:

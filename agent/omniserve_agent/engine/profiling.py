@@ -15,7 +15,8 @@ from omniserve_agent.engine.messages import SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 
-CURVE_ROWS = (1, 2, 4, 6, 7, 8, 12, 13, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# A step shows where a point and the next row count are both measured.
+CURVE_ROWS = (1, 2, 4, 6, 7, 8, 12, 13, 16, 17, 24, 32, 33, 48, 64, 65, 96, 128, 129, 192, 256)
 HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
 REPEATS = 7
 
