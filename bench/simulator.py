@@ -31,7 +31,7 @@ from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 DEVICE = DEVICES["emulated"]
-BE_ALONE_S, LS_WARM_S = 15.0, 5.0
+BE_ALONE_S, LS_WARM_S = 30.0, 5.0
 BLOCK = 16
 POLICIES = ("ls_alone", "omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload")
 
