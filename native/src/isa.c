@@ -12,7 +12,7 @@ typedef struct {
   bool available;
 } isa_path;
 
-enum { MAX_PATHS = 4 };
+enum { MAX_PATHS = 5 };
 
 /* Best first. __builtin_cpu_supports reads CPUID and, through XCR0, what the OS saves. */
 static int list_paths(isa_path paths[MAX_PATHS]) {
@@ -23,8 +23,10 @@ static int list_paths(isa_path paths[MAX_PATHS]) {
               __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
   paths[count++] = (isa_path){&os_kernel_avx512_bf16, bf16};
+  paths[count++] = (isa_path){&os_kernel_avx512_vnni, vnni};
   paths[count++] = (isa_path){&os_kernel_avx512, avx512};
   paths[count++] = (isa_path){&os_kernel_avx2, avx2};
 #endif
