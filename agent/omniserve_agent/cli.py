@@ -164,6 +164,15 @@ def serve(
     policy: Annotated[
         str, _flag("--policy", "Scheduling policy.", parse.choice(*parse.POLICIES), "POLICY")
     ] = "fixed_caps",
+    admission: Annotated[
+        str,
+        _flag(
+            "--admission",
+            "LS requests that are predicted to miss: take, refuse with 429, or hold back.",
+            parse.choice(*parse.ADMISSION_MODES),
+            "MODE",
+        ),
+    ] = "off",
     drafts: Annotated[
         str,
         _flag("--drafts", "Guessed tokens for BE rows.", parse.choice(*parse.DRAFTS), "SOURCE"),
@@ -211,6 +220,7 @@ def serve(
             max_waiting=max_waiting,
             be_residency=be_residency,
             policy=policy,
+            admission=admission,
             drafts=drafts,
             be_retries=be_retries,
             drain_grace_s=drain_grace,

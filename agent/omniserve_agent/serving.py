@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
-from omniserve_agent.engine.messages import Ready, ServiceClass, Stats, Submit, TokenEvent
+from omniserve_agent.engine.messages import (
+    Ready,
+    RefusalReason,
+    ServiceClass,
+    Stats,
+    Submit,
+    TokenEvent,
+)
+
+FOR_CAPACITY: tuple[RefusalReason, ...] = ("queue_full", "slo")
 
 
 class EngineUnavailableError(Exception):
@@ -19,12 +28,13 @@ class EngineUnavailableError(Exception):
 class RequestRefusedError(Exception):
     """The engine did not take the request.
 
-    `reason` `queue_full` is HTTP 429 with `Retry-After`; the others are the caller's error, 400.
+    `reason` `queue_full` and `slo` are HTTP 429 with `Retry-After`; the others are the caller's
+    error, 400.
     """
 
     def __init__(
         self,
-        reason: Literal["too_long", "queue_full", "bad_request"],
+        reason: RefusalReason,
         message: str,
         retry_after_s: float = 1.0,
     ) -> None:

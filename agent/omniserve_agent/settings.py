@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omniserve_agent.scheduling import policies
+from omniserve_agent.scheduling.admission import AdmissionMode
 
 _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = tuple(policies.POLICIES)
+ADMISSION_MODES = tuple(str(mode) for mode in AdmissionMode)
 DRAFTS = ("off", "prompt_lookup")
 LOG_FORMATS = ("console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -64,6 +66,7 @@ class Settings:
     max_waiting: int = 256
     be_residency: bool = True
     policy: str = "fixed_caps"
+    admission: str = "off"
     drafts: str = "off"
     be_retries: int = 3
     drain_grace_s: float = 30.0

@@ -120,6 +120,7 @@ def child(api, model_dir, **fields):
 
 def test_serves_refuses_cancels_and_shuts_down(api, tiny_model_dir, reference_generate):
     model_dir, prompt = tiny_model_dir(TINY_MODELS[0]), list(range(3, 40))
+    expected = reference_generate(model_dir, prompt, 8)  # slow: not while `endless` runs
     with child(api, model_dir) as engine:
         ready = api.until(lambda m: isinstance(m, Ready))
         assert any(isinstance(m, Loading) for m in api.seen)
@@ -129,7 +130,6 @@ def test_serves_refuses_cancels_and_shuts_down(api, tiny_model_dir, reference_ge
 
         api.send(submit("endless", prompt, "BE", max_tokens=400))
         api.send(submit("ls", prompt, max_tokens=8), submit("be", prompt, "BE", max_tokens=8))
-        expected = reference_generate(model_dir, prompt, 8)
         check_same("ls", api.tokens("ls"), *expected)
         check_same("be", api.tokens("be"), *expected)
 

@@ -39,6 +39,7 @@ from omniserve_agent.engine.profiling import base_model, mixed_load, observe
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling import policies
+from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import LatencyModel, fit
 from omniserve_agent.scheduling.plan import Caps, Policy
@@ -77,13 +78,14 @@ def build_engine(
         helpers = _helpers(config)
         model = load(config, progress, helpers)
         _use_one_core(config, model)
-        policy = make_policy(config, model, helpers, progress)
+        latency = latency_model(config, model, helpers, progress)
+        policy = make_policy(config, model, latency)
         parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(policy, drafts)
+    engine = parts.engine(policy, drafts, _gate(config, latency))
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -159,7 +161,12 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(self, policy: Callable[[Caps], Policy], drafts: DraftSource | None = None) -> Engine:
+    def engine(
+        self,
+        policy: Callable[[Caps], Policy],
+        drafts: DraftSource | None = None,
+        gate: Gate | None = None,
+    ) -> Engine:
         """The loop over these parts."""
         executor, device = self._native() if _native_attention(self.config) else self._torch()
         return Engine(
@@ -170,6 +177,7 @@ class Parts:
             self._limits(),
             self.model.config.layers,
             drafts or self._drafts(),
+            gate=gate,
         )
 
     def _drafts(self) -> DraftSource:
@@ -270,23 +278,36 @@ class Parts:
         )
 
 
-def make_policy(
+def latency_model(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
-) -> Callable[[Caps], Policy]:
-    """The configured policy, waiting for its caps; profiles the device where it needs to."""
-    if config.policy == "fixed_caps":
-        return FixedCaps
-    host_rate = config.host_workers * HOST_READ_BYTES_PER_S
-    kv_bytes = block_bytes(model) / BLOCK_TOKENS
+) -> LatencyModel | None:
+    """As profiled, now or before; None where neither the policy nor admission predicts."""
+    if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
+        return None
     key = profile_key(config, model)
     latency = load_profile(config.profile_dir, key)
     if latency is None:
         latency = profile(config, model, helpers, progress)
         save_profile(config.profile_dir, key, latency)
-    known = latency
+    return latency
+
+
+def make_policy(
+    config: EngineConfig, model: Model, latency: LatencyModel | None
+) -> Callable[[Caps], Policy]:
+    """The configured policy, waiting for its caps."""
+    if latency is None or config.policy == "fixed_caps":
+        return FixedCaps
+    host_rate = config.host_workers * HOST_READ_BYTES_PER_S
+    kv_bytes = block_bytes(model) / BLOCK_TOKENS
     return lambda caps: policies.make(
-        config.policy, policies.Machine(caps, known, host_rate, kv_bytes)
+        config.policy, policies.Machine(caps, latency, host_rate, kv_bytes)
     )
+
+
+def _gate(config: EngineConfig, latency: LatencyModel | None) -> Gate | None:
+    mode = AdmissionMode(config.admission)
+    return None if latency is None or mode is AdmissionMode.OFF else Gate(latency, mode)
 
 
 def profile(

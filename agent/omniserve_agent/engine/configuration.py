@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from omniserve_agent.engine.messages import EngineConfig
+from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.scheduling.policies import POLICIES
 
 POSITIVE = (
@@ -26,6 +27,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "pipeline_depth": (None, 0, 1),
     "drafts": ("off", "prompt_lookup"),
     "policy": tuple(POLICIES),
+    "admission": tuple(str(mode) for mode in AdmissionMode),
 }
 
 

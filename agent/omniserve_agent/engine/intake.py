@@ -8,7 +8,13 @@ from itertools import chain
 from typing import Literal
 
 from omniserve_agent.engine.kv.tables import PrefixNames
-from omniserve_agent.engine.messages import Refused, SamplingParams, ServiceClass, Submit
+from omniserve_agent.engine.messages import (
+    RefusalReason,
+    Refused,
+    SamplingParams,
+    ServiceClass,
+    Submit,
+)
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
@@ -52,15 +58,24 @@ class Intake:
 
     def submit(self, submit: Submit, now_s: float = 0.0) -> Refused | Request:
         """Take a request that came at `now_s`, or say why not."""
+        prepared = self.prepare(submit, now_s)
+        if isinstance(prepared, Request):
+            self.accept(prepared)
+        return prepared
+
+    def prepare(self, submit: Submit, now_s: float) -> Refused | Request:
+        """What `submit` would take; nothing knows of it before `accept`."""
         refused = self._refusal(submit)
         if refused is not None:
             return refused
         self._arrivals += 1
-        request = self._request(submit, self._arrivals, now_s)
+        return self._request(submit, self._arrivals, now_s)
+
+    def accept(self, request: Request) -> None:
+        """Take a prepared request."""
         self.requests[request.handle] = request
-        self._by_id[submit.request_id] = request
+        self._by_id[request.submit.request_id] = request
         self.jobs.add(request.job)
-        return request
 
     def find(self, request_id: str) -> Request | None:
         """The request of this id, unless it has ended."""
@@ -161,7 +176,5 @@ def _deadlines(submit: Submit, now_s: float) -> Deadlines | None:
     return Deadlines(now_s, submit.ttft_slo_ms / 1e3, submit.tpot_slo_ms / 1e3)
 
 
-def _refused(
-    submit: Submit, reason: Literal["too_long", "queue_full", "bad_request"], message: str
-) -> Refused:
+def _refused(submit: Submit, reason: RefusalReason, message: str) -> Refused:
     return Refused(request_id=submit.request_id, reason=reason, message=message)

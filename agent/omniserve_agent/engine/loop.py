@@ -10,11 +10,12 @@ costs one discarded row. On the CPU device the same code runs with depth 0.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from omniserve_agent.engine.batch import BatchBuilder
+from omniserve_agent.engine.door import Door
 from omniserve_agent.engine.drafts import DraftSource, NoDrafts, accepted_length
 from omniserve_agent.engine.execution.iteration import (
     Choice,
@@ -34,6 +35,7 @@ from omniserve_agent.engine.messages import (
     TokenLogprob,
 )
 from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling.admission import Gate
 from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
 from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.lengths import OutputLengths
@@ -84,6 +86,7 @@ class Engine:
         layers: int,
         drafts: DraftSource | None = None,
         clock: Callable[[], float] = time.monotonic,
+        gate: Gate | None = None,
     ) -> None:
         self.policy = policy
         self._clock = clock
@@ -97,6 +100,8 @@ class Engine:
         self.lengths = OutputLengths()
         self.counts = LoopCounts()
         self.intake = Intake(limits, self.jobs, self.lengths, device.block_tokens)
+        self.door = Door(self.intake, gate, lambda request: self.policy.arrived(request.job))
+        self.missed: Counter[str] = Counter()  # LS requests by service: taken, and too late
         self.residency = Residency(
             device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
         )
@@ -110,27 +115,27 @@ class Engine:
 
     def submit(self, submit: Submit) -> Refused | None:
         """Take a request, or say why not."""
-        taken = self.intake.submit(submit, self._clock())
-        if isinstance(taken, Refused):
-            return taken
-        self.policy.arrived(taken.job)
-        return None
+        return self.door.submit(submit, self._clock())
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; it leaves the plan with the next iteration."""
         request = self.intake.find(request_id)
         if request is not None:
             self._end(request)
+        else:
+            self.door.cancel(request_id)
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing until a message comes."""
-        return not (self.intake.requests or self._uncollected or self.residency.draining)
+        waits = self._uncollected or self.residency.draining or self.door.held
+        return not (self.intake.requests or waits)
 
     def step(self, interrupted: Callable[[], bool] = lambda: False) -> list[TokenEvent]:
         """Launch the next iteration and deliver the one that is due; its token events."""
         self.residency.reap()
         started_s = self._clock()
+        self.door.step(started_s)
         plan = self.policy.plan(self.jobs, self._room(), started_s)
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
@@ -266,6 +271,10 @@ class Engine:
         if reason is not None:
             self.lengths.observe(request.submit.service, request.output_tokens)
             self.services[request.submit.service].finished += 1
+            due = request.job.deadlines
+            self.missed[request.submit.service] += due is not None and not due.attained(
+                self._collected_s
+            )
             self._end(request)
 
     def _count_tokens(self, request: Request, tokens: int) -> None:

@@ -107,11 +107,15 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     events: list[TokenEvent]
 
 
+RefusalReason = Literal["too_long", "queue_full", "slo", "bad_request"]
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
-    """The engine did not take a request: it can never fit (`too_long`) or the queue is full."""
+    """The engine did not take a request: it can never fit (`too_long`), the queue is full, or it or
+    an admitted one is predicted to miss its SLO (`slo`)."""
 
     request_id: str
-    reason: Literal["too_long", "queue_full", "bad_request"]
+    reason: RefusalReason
     message: str
     retry_after_s: float = 1.0
 
@@ -164,6 +168,9 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     rejected_drafts: int = 0
     binding_ceiling: str = "none"  # none, iterations, host_bandwidth, dense_rows, prefill
     be_tokens_per_s: float = 0.0  # over the interval
+    admission_refused: dict[str, int] = {}  # LS requests by service: predicted to miss
+    admission_queued: int = 0  # LS requests held back now
+    admitted_missed: dict[str, int] = {}  # by service: taken, and missed all the same
 
 
 FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats
@@ -193,6 +200,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 256  # requests queued per class
     pipeline_depth: int | None = None  # None: 1 on CUDA, 0 on CPU
     policy: str = "fixed_caps"
+    admission: str = "off"  # off, reject, queue: LS requests that are predicted to miss
     profile_dir: str = ""  # where latency profiles are kept; empty: not kept
     drafts: str = "off"  # off, prompt_lookup: guessed tokens behind offloaded rows
     to_engine: str = ""  # ZeroMQ endpoints

@@ -90,6 +90,9 @@ class Reporter:
             rejected_drafts=counts.rejected_drafts,
             binding_ceiling=ceiling,
             be_tokens_per_s=flow.output_tokens_per_s,
+            admission_refused=dict(engine.door.refused),
+            admission_queued=engine.door.held,
+            admitted_missed={name: count for name, count in engine.missed.items() if count},
         )
 
     def _take_mark(self, now_s: float) -> _Mark:

@@ -82,13 +82,13 @@ def unavailable(message: str, retry_after_s: float = 5.0, code: str | None = Non
     )
 
 
-def overloaded(message: str, retry_after_s: float) -> ApiError:
+def overloaded(message: str, retry_after_s: float, code: str = "queue_full") -> ApiError:
     """429: refused for capacity."""
     return ApiError(
         429,
         message,
         kind="rate_limit_error",
-        code="queue_full",
+        code=code,
         retry_after_s=retry_after_s,
     )
 
@@ -100,6 +100,8 @@ def translated(error: BaseException) -> ApiError:
             return error
         case RequestRefusedError(reason="queue_full"):
             return overloaded(error.message, error.retry_after_s)
+        case RequestRefusedError(reason="slo"):
+            return overloaded(error.message, error.retry_after_s, "slo_not_attainable")
         case RequestRefusedError(reason="too_long"):
             return invalid(error.message, "prompt", "context_length_exceeded")
         case RequestRefusedError():

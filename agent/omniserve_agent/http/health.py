@@ -12,7 +12,12 @@ from omniserve_agent.engine.messages import SamplingParams, Submit
 from omniserve_agent.http.errors import ApiError, json_response
 from omniserve_agent.http.loading import loaded_tokenizer
 from omniserve_agent.http.state import STATE, State
-from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError, ServedService
+from omniserve_agent.serving import (
+    FOR_CAPACITY,
+    EngineUnavailableError,
+    RequestRefusedError,
+    ServedService,
+)
 
 PROBE_TEXT = "Hello"
 
@@ -76,7 +81,7 @@ async def _probe(state: State, service: ServedService) -> str | None:
         return f"no token within {timeout_s:g} s"
     except RequestRefusedError as error:
         # A full queue is an answer: taking the endpoint away would only move the load.
-        return None if error.reason == "queue_full" else error.message
+        return None if error.reason in FOR_CAPACITY else error.message
     except (EngineUnavailableError, ApiError) as error:
         return str(error)
     return None

@@ -10,7 +10,7 @@ from omniserve_agent.http.attainment import Observation, Outcome
 from omniserve_agent.http.metrics import Metrics
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.tally import Tally
-from omniserve_agent.serving import RequestRefusedError, ServedService
+from omniserve_agent.serving import FOR_CAPACITY, RequestRefusedError, ServedService
 
 Clock = Callable[[], float]
 
@@ -123,7 +123,7 @@ def recorded(records: Sequence[Record]) -> Iterator[None]:
 
 def _outcome(error: BaseException) -> Outcome:
     if isinstance(error, RequestRefusedError):
-        return Outcome.REFUSED if error.reason == "queue_full" else Outcome.CALLER_ERROR
+        return Outcome.REFUSED if error.reason in FOR_CAPACITY else Outcome.CALLER_ERROR
     if isinstance(error, Exception) and not isinstance(error, ClientGoneError):
         return Outcome.FAILED
     return Outcome.CANCELLED

@@ -88,6 +88,7 @@ def engine_config(
         be_device_residency=settings.be_residency,
         max_waiting=settings.max_waiting,
         policy=settings.policy,
+        admission=settings.admission,
         profile_dir=str(settings.cache_dir / "profiles"),
         drafts=settings.drafts,
     )

@@ -50,6 +50,12 @@ class Deadlines:
             return None
         return min(max(self.due_s, now_s), now_s + USABLE_CREDIT_TOKENS * self.tpot_s)
 
+    def attained(self, last_token_s: float) -> bool:
+        """Whether a request that ended with a token at `last_token_s` kept both of its times."""
+        if self.first_token_s is None or self.first_token_s > self.arrival_s + self.ttft_s:
+            return False
+        return last_token_s - self.first_token_s <= self.further_tokens * self.tpot_s
+
     def reachable(self, now_s: float, tokens_left: int, fastest_s: float) -> bool:
         """Whether the mean of a request that decodes can still come down to its TPOT."""
         if self.due_s == inf:

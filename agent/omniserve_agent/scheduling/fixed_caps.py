@@ -1,19 +1,19 @@
 """The simple policy: LS decode, LS prefill, BE prefill, BE decode, in that order, with fixed caps.
 
 It promises order and progress, not latencies: the SLO-driven policy replaces its caps by
-predictions. BE keeps a small floor of prefill work and join lanes in every iteration, so that the
-oldest BE request always progresses.
+predictions and fills iterations through `fill`. BE keeps a small floor of prefill work and join
+lanes in every iteration, so that the oldest BE request always progresses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from typing import TypeVar
 
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
-    HOST_STAGES,
     Job,
     JobIndex,
     ServiceClass,
@@ -32,13 +32,30 @@ from omniserve_agent.scheduling.plan import (
 )
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
+T = TypeVar("T")
 PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is a copy
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one iteration may hold. Row-layers are rows × layers."""
+
+    device_rows: int
+    ls_prefill_rows: int
+    be_row_layers: int  # prefill of BE, less what LS prefill takes of it
+    be_floor_row_layers: int  # what LS prefill can not take
+    join_rows: int
+    entries: int
+    be_host_admissions: bool
+    ls_prompts: Sequence[Job] | None = None  # PREFILL and WAITING in order; None: by rank
+    be_first: str | None = None  # a BE service whose jobs go before others of their stage
 
 
 @dataclass
 class _Draft:
     """A plan in the making, with what is left of the room and of the caps."""
 
+    grant: Grant
     device_free: int
     host_uncommitted: int
     rows_left: int
@@ -63,19 +80,38 @@ class FixedCaps:
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration under fixed caps."""
-        draft = _Draft(
-            device_free=room.device_free_blocks,
-            host_uncommitted=self._host_uncommitted(jobs, room),
-            rows_left=self.caps.max_device_rows,
+        caps = self.caps
+        return self.fill(
+            jobs,
+            room,
+            Grant(
+                device_rows=caps.max_device_rows,
+                ls_prefill_rows=caps.ls_prefill_rows,
+                be_row_layers=caps.be_prefill_rows * caps.layers,
+                be_floor_row_layers=min(caps.be_prefill_floor_rows, caps.be_prefill_rows)
+                * caps.layers,
+                join_rows=caps.join_rows,
+                entries=caps.join_rows,
+                be_host_admissions=caps.be_host_admissions,
+            ),
         )
-        self._decode(jobs, LS, draft)
+
+    def fill(self, jobs: JobIndex, room: Room, grant: Grant) -> Plan:
+        """The next iteration with what it was granted."""
+        draft = _Draft(
+            grant=grant,
+            device_free=room.device_free_blocks,
+            host_uncommitted=room.host_free_blocks - jobs.host_growth_blocks,
+            rows_left=grant.device_rows,
+        )
+        self._ls_decode(jobs, draft)
         self._reclaim_for_growth(jobs, draft)
         self._ls_prefill(jobs, draft)
-        be_rows = self._be_prefill_rows(draft)
         self._promote(jobs, draft)
         self._be_admissions(jobs, draft)
-        be_rows -= self._be_device_prefill(jobs, draft, be_rows)
-        self._decode(jobs, BE, draft)
+        pool = self._be_row_layers(draft)
+        pool -= self.caps.layers * self._be_device_prefill(jobs, draft, pool // self.caps.layers)
+        self._be_decode(jobs, draft)
         self._leave_without_rows(jobs, draft)
         return Plan(
             moves=tuple(draft.moves),
@@ -83,8 +119,8 @@ class FixedCaps:
             device=tuple(draft.device),
             entries=tuple(self._entries(jobs, room, draft)),
             staged=tuple(draft.staged),
-            prefill_row_layers=be_rows * self.caps.layers if draft.staged else 0,
-            join_rows=self.caps.join_rows,
+            prefill_row_layers=pool if draft.staged else 0,
+            join_rows=grant.join_rows,
         )
 
     def arrived(self, job: Job) -> None:
@@ -101,76 +137,94 @@ class FixedCaps:
     def _blocks(self, tokens: int) -> int:
         return blocks_for(tokens, self.caps.block_tokens)
 
-    def _host_uncommitted(self, jobs: JobIndex, room: Room) -> int:
-        """Host blocks that no admitted request is expected to grow into."""
-        growth = sum(
-            max(0, self._blocks(job.predicted_tokens) - job.host_blocks)
-            for job in jobs.among(BE, HOST_STAGES)
-        )
-        return room.host_free_blocks - growth
+    def _ls_decode(self, jobs: JobIndex, draft: _Draft) -> None:
+        rows = [chunk for chunk in jobs.decoding(LS) if not chunk.job.held][: draft.rows_left]
+        self._add_rows(rows, draft)
 
-    def _decode(self, jobs: JobIndex, service_class: ServiceClass, draft: _Draft) -> None:
-        moving, most = draft.moving, draft.rows_left
-        if service_class is BE and self.caps.be_device_rows is not None:
+    def _be_decode(self, jobs: JobIndex, draft: _Draft) -> None:
+        chunks, most = jobs.decoding(BE), draft.rows_left
+        if not chunks or most <= 0:
+            return
+        if self.caps.be_device_rows is not None:
             most = min(most, self.caps.be_device_rows)
-        floor = draft.rows_left - most
-        for job in jobs.at(service_class, Stage.DECODE):
-            if draft.rows_left == floor:
-                return
-            if job.held or job.handle in moving:
-                continue
-            draft.device.append(DeviceChunk(job, 1))
-            draft.rows_left -= 1
-            draft.device_free -= self._blocks(job.tokens) > job.device_blocks
+        moving = draft.moving
+        rows = [c for c in chunks if not (c.job.held or c.job.handle in moving)]
+        self._add_rows([*_first_of(draft.grant.be_first, rows, _chunk_service)[:most]], draft)
+
+    def _add_rows(self, rows: list[DeviceChunk], draft: _Draft) -> None:
+        size = self.caps.block_tokens
+        draft.device += rows
+        draft.rows_left -= len(rows)
+        draft.device_free -= sum([c.job.tokens > c.job.device_blocks * size for c in rows])
 
     def _reclaim_for_growth(self, jobs: JobIndex, draft: _Draft) -> None:
-        """Move BE requests off the device before LS needs their blocks, the last-ranked first."""
-        waiting = jobs.at(LS, Stage.SWAPPED) or jobs.at(LS, Stage.WAITING)
+        """Move BE requests off the device before LS needs their blocks."""
         wanted = self.growth_reserve(jobs)
+        swapped = jobs.at(LS, Stage.SWAPPED)
+        waiting = swapped or [j for j in self._ls_prompts(jobs, draft) if j.stage is Stage.WAITING]
         if waiting:
             wanted += self._blocks(waiting[0].tokens + 1)
+        if draft.device_free >= wanted:
+            return
         for job in self._demotable(jobs):
-            if draft.device_free >= wanted:
-                return
             draft.moves.append(Move(job, Tier.HOST))
             draft.device_free += job.device_blocks
+            if draft.device_free >= wanted:
+                return
 
     def _demotable(self, jobs: JobIndex) -> Iterator[Job]:
-        for stage in (Stage.PREFILL, Stage.DECODE):
-            yield from (job for job in reversed(jobs.at(BE, stage)) if not job.held)
+        """Prompts first; then those that yield least tokens per byte, which are the longest."""
+        yield from (job for job in reversed(jobs.at(BE, Stage.PREFILL)) if not job.held)
+        resident = [job for job in jobs.at(BE, Stage.DECODE) if not job.held]
+        yield from sorted(resident, key=lambda j: (j.predicted_tokens, j.rank), reverse=True)
+
+    def _ls_prompts(self, jobs: JobIndex, draft: _Draft) -> Sequence[Job]:
+        if draft.grant.ls_prompts is not None:
+            return draft.grant.ls_prompts
+        return [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
 
     def _ls_prefill(self, jobs: JobIndex, draft: _Draft) -> None:
-        for job in jobs.at(LS, Stage.PREFILL):
-            self._add_ls_chunk(job, draft)
-        for stage in (Stage.SWAPPED, Stage.WAITING):
-            for job in jobs.at(LS, stage):
-                needed = self._blocks(job.tokens + 1)
-                if needed > draft.device_free or draft.rows_left == 0:
-                    draft.ls_left_out = True
-                    return  # in order: nobody overtakes
-                draft.admissions.append(Admission(job, Tier.DEVICE))
-                draft.device_free -= needed
+        for job in jobs.at(LS, Stage.SWAPPED):
+            self._admit_ls(job, draft)
+        for job in self._ls_prompts(jobs, draft):
+            if job.stage is Stage.PREFILL:
                 self._add_ls_chunk(job, draft)
+            else:
+                self._admit_ls(job, draft)
+
+    def _admit_ls(self, job: Job, draft: _Draft) -> None:
+        if draft.ls_left_out:
+            return  # in order: nobody overtakes
+        needed = self._blocks(job.tokens + 1)
+        if needed > draft.device_free or draft.rows_left == 0:
+            draft.ls_left_out = True
+            return
+        draft.admissions.append(Admission(job, Tier.DEVICE))
+        draft.device_free -= needed
+        self._add_ls_chunk(job, draft)
 
     def _add_ls_chunk(self, job: Job, draft: _Draft) -> None:
-        rows = min(job.remaining, self.caps.ls_prefill_rows - draft.ls_prefill_rows)
+        rows = min(job.remaining, draft.grant.ls_prefill_rows - draft.ls_prefill_rows)
         if rows <= 0 or draft.rows_left == 0 or job.held:
             return
         draft.device.append(DeviceChunk(job, rows))
         draft.ls_prefill_rows += rows
         draft.rows_left -= 1
 
-    def _be_prefill_rows(self, draft: _Draft) -> int:
-        left = self.caps.be_prefill_rows - draft.ls_prefill_rows
-        return max(left, min(self.caps.be_prefill_floor_rows, self.caps.be_prefill_rows))
+    def _be_row_layers(self, draft: _Draft) -> int:
+        left = draft.grant.be_row_layers - draft.ls_prefill_rows * self.caps.layers
+        return max(left, draft.grant.be_floor_row_layers)
 
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
-        draft.staged.extend(jobs.at(BE, Stage.STAGED)[: self.caps.staged_jobs])
+        first, service = draft.grant.be_first, _service
+        draft.staged += _first_of(first, jobs.at(BE, Stage.STAGED), service)[
+            : self.caps.staged_jobs
+        ]
         if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
             return  # paused requests come back first
         prefilling = jobs.count(BE, Stage.STAGED, Stage.PREFILL)
-        for job in jobs.at(BE, Stage.WAITING):
+        for job in _first_of(first, jobs.at(BE, Stage.WAITING), service):
             if prefilling >= self.caps.staged_jobs:
                 return
             tier = self._tier_for(job, jobs, draft)
@@ -187,7 +241,7 @@ class FixedCaps:
         if not self.caps.be_host:
             return None
         # The first in rank may take what later ones hold: the engine relieves on its behalf.
-        fits = self.caps.be_host_admissions and predicted <= draft.host_uncommitted
+        fits = draft.grant.be_host_admissions and predicted <= draft.host_uncommitted
         if fits or jobs.first(BE) is job:
             draft.host_uncommitted -= predicted
             return Tier.HOST
@@ -250,7 +304,7 @@ class FixedCaps:
         There each yields a token per iteration whatever its length: the shortest give most tokens
         per byte. They go before requests that wait, which would only be computing prompts.
         """
-        if draft.moves or not jobs.at(BE, Stage.BOUNDARY):
+        if draft.moves or not jobs.at(BE, Stage.BOUNDARY) or not self._fits_device(1, jobs, draft):
             return
         free = [job for job in jobs.at(BE, Stage.BOUNDARY) if not job.held]
         for job in nsmallest(PROMOTIONS, free, key=lambda j: (j.predicted_tokens, j.rank)):
@@ -265,10 +319,25 @@ class FixedCaps:
 
     def _entries(self, jobs: JobIndex, room: Room, draft: _Draft) -> Iterator[Job]:
         moving = draft.moving
-        left = min(self.caps.join_rows, room.free_slots) if self.caps.be_host else 0
-        for job in jobs.at(BE, Stage.BOUNDARY):
-            if left == 0:
+        left = min(draft.grant.entries, room.free_slots) if self.caps.be_host else 0
+        for job in _first_of(draft.grant.be_first, jobs.at(BE, Stage.BOUNDARY), _service):
+            if left <= 0:
                 return
             if job.handle not in moving and not job.held:
                 yield job
                 left -= 1
+
+
+def _service(job: Job) -> str:
+    return job.service
+
+
+def _chunk_service(chunk: DeviceChunk) -> str:
+    return chunk.job.service
+
+
+def _first_of(service: str | None, ranked: Sequence[T], of: Callable[[T], str]) -> Sequence[T]:
+    """Those of this service before the others, else in the order they have."""
+    if service is None:
+        return ranked
+    return sorted(ranked, key=lambda one: of(one) != service)

@@ -1,0 +1,136 @@
+"""What an iteration costs, priced many times per plan: the latency model with its curve tabled.
+
+`Load` is an iteration as sums; `Costs.seconds` is `LatencyModel.predict` of the same work (a test
+holds them together), corrected online and with the margin on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
+
+Runs = tuple[tuple[int, int], ...]  # (rows that join, at how many layers); covers all layers
+TABLED_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the device would do beside layer-major prefills."""
+
+    rows: int = 0  # device rows at every layer
+    logit_rows: int = 0
+    keys: int = 0  # Σ KV length over decode rows
+    pairs: int = 0  # Σ query-key pairs over prefill chunks
+    joins: Runs = ()
+
+    def plus(self, rows: int, logit_rows: int = 0, keys: int = 0, pairs: int = 0) -> Load:
+        """With further device rows."""
+        return Load(
+            self.rows + rows,
+            self.logit_rows + logit_rows,
+            self.keys + keys,
+            self.pairs + pairs,
+            self.joins,
+        )
+
+    def joined(self, joins: Runs) -> Load:
+        """With these joins instead."""
+        return Load(self.rows, self.logit_rows, self.keys, self.pairs, joins)
+
+    def prompt(self, rows: int) -> Load:
+        """With prompt rows that end in a token."""
+        return self.plus(rows, rows > 0, 0, pairs(0, rows))
+
+    @property
+    def kind(self) -> str:
+        """As `kind_of` the work it comes to, layer-major prefills aside."""
+        return "sweep" if self.rows == 0 else "prefill" if self.pairs else "decode"
+
+    def work(self) -> Work:
+        """The same for `LatencyModel.predict`."""
+        return Work(
+            device_rows=self.rows,
+            joined_rows=[float(rows) for rows, layers in self.joins for _ in range(layers)],
+            logit_rows=self.logit_rows,
+            device_keys=self.keys,
+            device_pairs=self.pairs,
+        )
+
+
+@dataclass(slots=True)
+class Costs:
+    """Prices of one engine."""
+
+    model: LatencyModel
+    correction: Correction
+    quantile: float
+    _dense: list[float] = field(default_factory=list)
+    _head: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._dense = _tabled(self.model.dense)
+        self._head = _tabled(self.model.head)
+
+    def factor(self, kind: str) -> float:
+        """Predicted to planned seconds: the online correction and the margin."""
+        return self.correction.apply(kind, max(1.0, self.correction.margin(self.quantile)))
+
+    def seconds(self, load: Load, kind: str | None = None) -> float:
+        """What an iteration is planned to take, corrected as `kind` (its own if None)."""
+        return self.predicted(load) * self.factor(kind or load.kind)
+
+    def predicted(self, load: Load) -> float:
+        """As the latency model has it."""
+        model, rows = self.model, load.rows
+        seconds, joined, layers = model.fixed, 0, 0
+        for count, at in load.joins:
+            seconds += at * self.dense(rows + count)
+            joined += at * count
+            layers += at
+        seconds += (model.layers - layers) * self.dense(rows) + self.head(load.logit_rows)
+        attention = model.key * load.keys + model.pair * load.pairs
+        return seconds + model.layers * attention + model.join * joined
+
+    def dense(self, rows: int) -> float:
+        """One layer's dense modules."""
+        return self._dense[rows] if rows < TABLED_ROWS else self.model.dense.at(rows)
+
+    def head(self, rows: int) -> float:
+        """Logits of so many rows."""
+        return self._head[rows] if rows < TABLED_ROWS else self.model.head.at(rows)
+
+    def staged_call_s(self, rows: int, context: int) -> float:
+        """One dense call of a layer-major prefill: `rows` rows behind `context` tokens."""
+        return self.dense(rows) + self.model.pair * pairs(context, rows)
+
+    def staged_pool(self, seconds: float, chunk: int, context: int) -> int:
+        """Row-layers that fit: whole chunks as they come, and what is left of the last."""
+        call_s = self.staged_call_s(chunk, context)
+        if call_s <= 0.0 or seconds <= 0.0:
+            return 0
+        calls = int(seconds / call_s)
+        left_s, low, high = seconds - calls * call_s, 0, chunk - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.staged_call_s(middle, context) <= left_s:
+                low = middle
+            else:
+                high = middle - 1
+        return calls * chunk + low
+
+    def staged_s(self, row_layers: int, chunk: int, context: int) -> float:
+        """The reverse: what a pool of so many row-layers takes."""
+        calls, left = divmod(row_layers, chunk)
+        rest = self.staged_call_s(left, context) if left else 0.0
+        return calls * self.staged_call_s(chunk, context) + rest
+
+
+def _tabled(curve: Curve) -> list[float]:
+    return [curve.at(rows) for rows in range(TABLED_ROWS)]
+
+
+def edges_within(edges: Sequence[int], low: int, high: int) -> list[int]:
+    """Step edges in [low, high]: the last row counts before the curve steps up."""
+    return [edge for edge in edges if low <= edge <= high]

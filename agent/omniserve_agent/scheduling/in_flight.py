@@ -1,0 +1,68 @@
+"""Offloaded rows by layer, as a policy can know them: from how many are in flight and what joined.
+
+A row that starts a token is parked at layer 0; a row that joined at layer l is parked at l + 1. The
+executor tells what joined where (`Work.joined_rows`); how many there are is known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omniserve_agent.scheduling.costs import Runs
+
+SMOOTHING = 0.05  # weight of the newest iteration
+
+
+@dataclass(slots=True)
+class InFlight:
+    """See the module. `ready` is the share of parked rows that were back when their layer came."""
+
+    layers: int
+    ready: float = 1.0
+    landed: float = 0.0  # rows past the last layer, per iteration
+    total: int = 0
+    parked: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parked = np.zeros(self.layers)
+
+    def settle(self, total: int) -> None:
+        """So many rows are in flight: new ones are at layer 0, lost ones could be anywhere."""
+        self.total = total
+        known = float(self.parked.sum())
+        if total == 0:
+            self.parked[:] = 0.0
+        elif total > known:
+            self.parked[0] += total - known
+        elif known > total:
+            self.parked *= total / known
+
+    def observed(self, joined_rows: Sequence[float], lanes: int) -> None:
+        """An iteration joined so many rows at each layer (fewer layers where it was cut short)."""
+        joined = np.zeros(self.layers)
+        joined[: len(joined_rows)] = joined_rows
+        could = float(np.minimum(self.parked, lanes).sum())
+        if could >= 1.0:
+            share = min(1.0, float(joined.sum()) / could)
+            self.ready += SMOOTHING * (share - self.ready)
+        self.landed += SMOOTHING * (float(joined[-1]) - self.landed)
+        np.minimum(joined, self.parked, out=joined)
+        self.parked -= joined
+        self.parked[1:] += joined[:-1]
+
+    def runs(self, lanes: int) -> Runs:
+        """Joins to expect, as runs of layers with equally many."""
+        if self.total == 0 or lanes <= 0:
+            return ((0, self.layers),)
+        expected = np.rint(np.minimum(self.parked, lanes) * self.ready).astype(np.int64)
+        counts = np.bincount(expected).tolist()
+        return tuple((rows, layers) for rows, layers in enumerate(counts) if layers)
+
+
+def steps(runs: Runs) -> int:
+    """Layer-steps these joins make together."""
+    return sum(rows * layers for rows, layers in runs)

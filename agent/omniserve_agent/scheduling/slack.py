@@ -1,0 +1,84 @@
+"""How long an iteration may take: until the earliest deadline of a token, and of prompts that wait.
+
+LS decode rows set a deadline each (`deadlines.py`). A prompt's laxity is what is left until its
+first token is due once everything that has to be computed before it is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from omniserve_agent.scheduling.deadlines import USABLE_CREDIT_TOKENS
+from omniserve_agent.scheduling.jobs import Job
+
+LOOK_AHEAD = 64  # LS prompts that wait and are put in order, the first in rank
+
+
+def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
+    """Seconds until the next token of a decoding job is due; inf where none can attain.
+
+    One pass over due times; only rows behind their pace are asked whether they can still attain.
+    """
+    due = [d.due_s for job in jobs if (d := job.deadlines) is not None]
+    if not due:
+        return inf
+    earliest_s = min(due)
+    if earliest_s < now_s + fastest_s:
+        return _behind(jobs, now_s, fastest_s)
+    if earliest_s == inf:
+        return inf
+    credit_s = min([d.tpot_s for job in jobs if (d := job.deadlines) is not None and d.due_s < inf])
+    return min(earliest_s - now_s, USABLE_CREDIT_TOKENS * credit_s)
+
+
+def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
+    slack_s = inf
+    for job in jobs:
+        deadlines = job.deadlines
+        if deadlines is None or deadlines.due_s == inf:
+            continue
+        ahead_s = min(deadlines.due_s - now_s, USABLE_CREDIT_TOKENS * deadlines.tpot_s)
+        if ahead_s >= slack_s:
+            continue
+        if deadlines.reachable(now_s, job.max_total_tokens - job.tokens, fastest_s):
+            slack_s = max(0.0, ahead_s)
+            if slack_s == 0.0:
+                break
+    return slack_s
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """LS prompts in the order they are computed."""
+
+    order: tuple[Job, ...] = ()
+    slack_s: float = inf  # what others may take now without one of them missing
+
+
+def least_laxity(jobs: Iterable[Job], now_s: float, row_s: float) -> Prompts:
+    """Order by priority, then by laxity, where a prompt row takes `row_s` seconds.
+
+    A prompt that can no longer attain sets no deadline. It gives way to those that can for one more
+    TTFT, and is then ahead of whatever came since: late requests neither pull others down with them
+    nor starve.
+    """
+    keyed, unbound = [], []
+    for job in jobs:
+        deadlines = job.deadlines
+        if deadlines is None:
+            unbound.append(job)
+            continue
+        start_s = deadlines.due_s - job.remaining * row_s
+        hopeless = start_s < now_s
+        key_s = start_s + deadlines.ttft_s if hopeless else start_s
+        keyed.append((-job.priority, key_s, job.arrival, hopeless, job))
+    keyed.sort()
+    slack_s, ahead_s = inf, 0.0
+    for _, start_s, _, hopeless, job in keyed:
+        # start_s has the job's own time subtracted: only what is before it comes on top.
+        if not hopeless and start_s - ahead_s >= now_s:
+            slack_s = min(slack_s, start_s - ahead_s - now_s)
+        ahead_s += job.remaining * row_s
+    return Prompts((*(entry[-1] for entry in keyed), *unbound), slack_s)
