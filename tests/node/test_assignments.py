@@ -74,11 +74,6 @@ def test_salts_differ_by_namespace():
     ("fields", "message"),
     [
         (
-            {"model": {"kvCacheDtype": "int8"}},
-            "LLMService default/a: spec.model.kvCacheDtype: int8 is not supported by this "
-            "version yet; use auto",
-        ),
-        (
             {"model": {"uri": "hf://org/name", "credentialsSecretRef": {"name": "token"}}},
             "credentialsSecretRef: 'token' cannot be read outside a cluster",
         ),

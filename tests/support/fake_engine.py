@@ -26,6 +26,7 @@ def make_engine(
     drafts=None,
     max_waiting=64,
     slots=8,
+    exact_host=True,
     **caps,
 ):
     device_store, host_store = FakeStore(device_blocks), FakeStore(host_blocks)
@@ -60,7 +61,7 @@ def make_engine(
         policy,
         executor,
         KvTier(BlockPool(device_blocks, BLOCK), device_store),
-        KvTier(BlockPool(host_blocks, BLOCK), host_store),
+        KvTier(BlockPool(host_blocks, BLOCK), host_store, exact_host),
         limits,
         layers,
         drafts,
