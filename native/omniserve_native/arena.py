@@ -167,8 +167,8 @@ class Arena(Closing):
         checked(lib.os_arena_read(self.handle, *where, pointer(k), pointer(v), row, dtype))
 
     def copy_to(self, to: Arena, sequence: int, to_sequence: int, start: int, count: int) -> None:
-        """Copies tokens [start, start + count) of every layer into a sequence of another arena, which
-        may store another dtype."""
+        """Copies tokens [start, start + count) of every layer into a sequence of another arena,
+        which may store another dtype."""
         checked(
             lib.os_arena_copy(to.handle, to_sequence, self.handle, sequence, start, count),
         )

@@ -37,9 +37,7 @@ def prompts(count):
 def test_ls_is_exact_beside_int8_be(name, path, tiny_model_dir, reference_generate):
     model_dir = tiny_model_dir(name)
     asked = prompts(3)
-    with engine_for(
-        model_dir, be_device_residency=False, kv_cache_dtype="int8", **path
-    ) as engine:
+    with engine_for(model_dir, be_device_residency=False, kv_cache_dtype="int8", **path) as engine:
         assert engine.residency.host.store.arena.config.dtype is DType.I8
         got = generate(
             engine,

@@ -40,8 +40,8 @@ def decode(raw: Raw, dtype: DType) -> Floats:
 
 
 def records(values: Floats) -> Raw:
-    """[..., head_size] to int8 records [..., head_size + 2]: the scale is the largest magnitude / 127,
-    rounded up to bf16."""
+    """[..., head_size] to int8 records [..., head_size + 2]: the scale is the largest magnitude
+    / 127, rounded up to bf16."""
     wide = np.ascontiguousarray(values, np.float32)
     peak = np.abs(wide).max(axis=-1, keepdims=True)
     bits = ((peak / np.float32(127)).view(np.uint32) + np.uint32(0xFFFF)) >> 16
