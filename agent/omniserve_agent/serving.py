@@ -95,10 +95,18 @@ class ServedService:
     max_model_len: int | None = None
     slo: Slo | None = None  # LS only
     priority: int = 0
+    min_share_percent: int = 0  # BE only: its floor of the time of iterations
     paused: bool = False
-    api_keys: frozenset[str] = field(default_factory=frozenset)  # empty: open
+    api_keys: frozenset[str] = field(default_factory=frozenset)
+    requires_key: bool = False  # whether it stays shut while no key is known
+    uid: str = ""  # of the LLMService object, in a cluster
 
     @property
     def key(self) -> str:
         """`namespace/name`, as in figures and readiness paths."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be used without a key."""
+        return not self.api_keys and not self.requires_key

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
+from omniserve_agent.simulation.emulated import check_profile, profile_name
 
 _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _MAX_CORE = 4095
@@ -61,12 +62,12 @@ class Settings:
     slots: int = 64
     max_device_rows: int = 64
     join_lanes: int = 16
-    ls_prefill_rows: int = 128
-    be_prefill_rows: int = 48
+    ls_prefill_rows: int | None = None
+    be_prefill_rows: int | None = None
     max_waiting: int = 256
     be_residency: bool = True
-    policy: str = "fixed_caps"
-    admission: str = "off"
+    policy: str = "omniserve"
+    admission: str = "reject"
     drafts: str = "off"
     be_retries: int = 3
     drain_grace_s: float = 30.0
@@ -101,9 +102,16 @@ def core_list(text: str) -> CoreList:
 
 
 def device_name(text: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
-        raise SettingError(f"{text!r} is not a device; use auto, cpu, cuda or cuda:N")
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `emulated:PROFILE`."""
+    if profile_name(text) is not None:
+        try:
+            check_profile(text)
+        except ValueError as error:
+            raise SettingError(f"{text!r}: {error}") from error
+    elif not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
+        raise SettingError(
+            f"{text!r} is not a device; use auto, cpu, cuda or cuda:N, or emulated:PROFILE"
+        )
     return text
 
 

@@ -39,6 +39,8 @@ class Reason(StrEnum):
     VALID = "Valid"
     INVALID = "Invalid"
     CLASS_NOT_ALLOWED = "ClassNotAllowed"
+    SECRET_MISSING = "SecretMissing"
+    NAME_CONFLICT = "NameConflict"
 
     PLACED = "Placed"
     INSUFFICIENT_CAPACITY = "InsufficientCapacity"
@@ -75,26 +77,40 @@ class Reason(StrEnum):
     HEARTBEAT_STALE = "HeartbeatStale"
 
 
+_REFUSALS = (
+    Reason.INSUFFICIENT_CAPACITY,
+    Reason.NO_MATCHING_NODES,
+    Reason.WOULD_BREAK_NEIGHBOUR_SLO,
+    Reason.QUOTA_EXCEEDED,
+)
+_NOT_ACCEPTED = (
+    Reason.INVALID,
+    Reason.CLASS_NOT_ALLOWED,
+    Reason.SECRET_MISSING,
+    Reason.NAME_CONFLICT,
+)
+
 # Type: (what True means, the reasons it may carry beside Pending).
 CONDITIONS: dict[ConditionType, tuple[str, tuple[Reason, ...]]] = {
     ConditionType.READY: (
         "every wanted replica of this generation answers",
-        (Reason.REPLICAS_READY, Reason.REPLICAS_UNAVAILABLE, Reason.PAUSED),
+        (
+            Reason.REPLICAS_READY,
+            Reason.REPLICAS_UNAVAILABLE,
+            Reason.PAUSED,
+            Reason.LOADING,
+            Reason.LOAD_FAILED,
+            *_NOT_ACCEPTED,
+            *_REFUSALS,
+        ),
     ),
     ConditionType.ACCEPTED: (
-        "the object passed validation and the namespace may use its class",
-        (Reason.VALID, Reason.INVALID, Reason.CLASS_NOT_ALLOWED),
+        "the object passed validation, its namespace may use its class, and what it names exists",
+        (Reason.VALID, *_NOT_ACCEPTED),
     ),
     ConditionType.SCHEDULED: (
         "every wanted replica has a device",
-        (
-            Reason.PLACED,
-            Reason.INSUFFICIENT_CAPACITY,
-            Reason.NO_MATCHING_NODES,
-            Reason.WOULD_BREAK_NEIGHBOUR_SLO,
-            Reason.QUOTA_EXCEEDED,
-            Reason.PAUSED,
-        ),
+        (Reason.PLACED, *_REFUSALS, Reason.PAUSED),
     ),
     ConditionType.MODEL_LOADED: (
         "every placed replica has the model's weights in memory",
@@ -123,10 +139,56 @@ CONDITIONS: dict[ConditionType, tuple[str, tuple[Reason, ...]]] = {
     ),
     ConditionType.THROTTLED: (
         "BE only: it yields to the LS services named in the message",
-        (Reason.YIELDING_TO_LS, Reason.FULL_SPEED),
+        (Reason.YIELDING_TO_LS, Reason.FULL_SPEED, Reason.MEASUREMENT_STALE),
     ),
     ConditionType.NODES_REPORTING: (
         "every node that serves it has reported lately",
         (Reason.REPORTING, Reason.HEARTBEAT_STALE),
     ),
+}
+
+# What each reason says, and what to do about it where something can be done.
+REASONS: dict[Reason, str] = {
+    Reason.PENDING: "nothing is known yet, or nothing is there that it could speak of",
+    Reason.VALID: "the object can be carried out",
+    Reason.INVALID: "a field is wrong; the message names it, its value and what to write instead. "
+    "Replicas that run keep the last valid spec",
+    Reason.CLASS_NOT_ALLOWED: "the namespace may not use this class; ask for it in the "
+    "namespace's label omniserve.io/classes",
+    Reason.SECRET_MISSING: "a Secret that the object names is missing or empty; create it",
+    Reason.NAME_CONFLICT: "a Service of the object's name exists and belongs to something else; "
+    "rename one of them",
+    Reason.PLACED: "every wanted replica has a device; status.placements says why there",
+    Reason.INSUFFICIENT_CAPACITY: "nodes match, but none has a device, host cores or host KV "
+    "free; the message has the numbers. Clears by itself when a node joins",
+    Reason.NO_MATCHING_NODES: "no node with an agent matches the selector, tolerations, volumes "
+    "and taints; the message counts them",
+    Reason.WOULD_BREAK_NEIGHBOUR_SLO: "there is a place, but a service that is there already is "
+    "predicted to miss its SLO; the message has both numbers",
+    Reason.QUOTA_EXCEEDED: "the namespace's annotation omniserve.io/max-replicas is used up",
+    Reason.LOADED: "all weights are in memory",
+    Reason.LOADING: "weights are being fetched or loaded; the message has the progress",
+    Reason.LOAD_FAILED: "an agent could not load the model; the message has its words",
+    Reason.REPLICAS_READY: "each replica counted here has answered a real completion",
+    Reason.REPLICAS_UNAVAILABLE: "replicas have a device but do not answer yet, or not any more",
+    Reason.PAUSED: "spec.state is Paused or spec.replicas is 0",
+    Reason.ROLLING_OUT: "new replicas are started before old ones go",
+    Reason.RECREATING: "there is no room for a new engine beside the old one, so the old one goes "
+    "first: expect a gap on that replica",
+    Reason.DRAINING: "a node is leaving (cordon, taint or agent upgrade); replacements come first "
+    "where they fit",
+    Reason.COMPLETE: "nothing is being changed",
+    Reason.ATTAINED: "attained/offered is at or above spec.slo.objectivePercent",
+    Reason.TTFT_MISSED: "most misses are first tokens that came too late",
+    Reason.TPOT_MISSED: "most misses are output tokens that came too slowly",
+    Reason.TTFT_AND_TPOT_MISSED: "both times are missed",
+    Reason.REFUSED_FOR_CAPACITY: "most misses are requests refused with 429 or failed by us",
+    Reason.NO_TRAFFIC: "no request was offered within the window",
+    Reason.INSUFFICIENT_SAMPLES: "fewer requests than spec.slo.minSamples within the window",
+    Reason.MEASUREMENT_STALE: "the nodes that measure it have not reported for 60 s",
+    Reason.YIELDING_TO_LS: "it is held back by the LS services in the message",
+    Reason.FULL_SPEED: "it is not held back",
+    Reason.REPORTING: "every node that serves it reported within 60 s",
+    Reason.HEARTBEAT_STALE: "the nodes in the message have not reported for 60 s; their replicas "
+    "may still serve",
 }

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+_SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 _SERVED_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"
@@ -19,6 +20,8 @@ _LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 # What to write instead, for error messages: a pattern alone tells a user little.
 PATTERN_HINTS = {
     _DNS_LABEL: "write lowercase letters, digits and '-', starting and ending alphanumeric",
+    _SERVICE_NAME: "write lowercase letters, digits and '-', starting with a letter and ending "
+    "alphanumeric",
     _DNS_SUBDOMAIN: "write lowercase letters, digits, '-' and '.', each part starting and ending "
     "alphanumeric",
     _REVISION: "write a branch, tag or commit",
@@ -28,6 +31,8 @@ PATTERN_HINTS = {
 }
 
 DnsLabel = Annotated[str, StringConstraints(pattern=_DNS_LABEL, min_length=1, max_length=63)]
+# A Service of the same name is made for the object, and those start with a letter.
+ServiceName = Annotated[str, StringConstraints(pattern=_SERVICE_NAME, min_length=1, max_length=63)]
 DnsSubdomain = Annotated[
     str, StringConstraints(pattern=_DNS_SUBDOMAIN, min_length=1, max_length=253)
 ]

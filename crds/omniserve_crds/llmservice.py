@@ -65,12 +65,18 @@ class Model(ApiModel):
     uri: Annotated[str, Field(max_length=2048), AfterValidator(_checked_uri)] = Field(
         description=FORMS
     )
-    revision: Revision | None = None
-    served_name: ServedName | None = None
+    revision: Revision | None = Field(default=None, description="branch, tag or commit; hf:// only")
+    served_name: ServedName | None = Field(
+        default=None, description="the OpenAI `model` value; the object's name unless given"
+    )
     dtype: Dtype = Dtype.AUTO
     kv_cache_dtype: KvCacheDtype = KvCacheDtype.AUTO
-    max_model_len: Annotated[int, Strict(), Field(ge=16, le=1_048_576)] | None = None
-    credentials_secret_ref: SecretRef | None = None
+    max_model_len: Annotated[int, Strict(), Field(ge=16, le=1_048_576)] | None = Field(
+        default=None, description="prompt and output tokens of one request; the model's own limit"
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None, description="the Secret with the hub's token; hf:// only"
+    )
 
     @property
     def source(self) -> ModelUri:
@@ -112,9 +118,15 @@ class Slo(ApiModel):
         description="mean time per output token in milliseconds, an integer"
     )
     # 100 would leave no error budget to control by.
-    objective_percent: Annotated[int, Strict(), Field(ge=1, le=99)] = 99
-    window: Annotated[str, Field(max_length=16), AfterValidator(_checked_window)] = "5m"
-    min_samples: Annotated[int, Strict(), Field(ge=1, le=100_000)] = 20
+    objective_percent: Annotated[int, Strict(), Field(ge=1, le=99)] = Field(
+        default=99, description="share of offered requests that meet both times"
+    )
+    window: Annotated[str, Field(max_length=16), AfterValidator(_checked_window)] = Field(
+        default="5m", description="attainment is judged over this time, 10s to 1h"
+    )
+    min_samples: Annotated[int, Strict(), Field(ge=1, le=100_000)] = Field(
+        default=20, description="below it, SLOAttained is Unknown"
+    )
 
     @property
     def window_s(self) -> int:
@@ -125,8 +137,12 @@ class Slo(ApiModel):
 class Resources(ApiModel):
     """What one replica gets."""
 
-    gpus: Annotated[int, Strict(), Field(ge=1)] = 1
-    min_share_percent: Annotated[int, Strict(), Field(ge=1, le=100)] | None = None
+    gpus: Annotated[int, Strict(), Field(ge=1)] = Field(
+        default=1, description="devices per replica; only 1 for now"
+    )
+    min_share_percent: Annotated[int, Strict(), Field(ge=1, le=100)] | None = Field(
+        default=None, description="BE only: a floor of progress beside LS"
+    )
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
@@ -156,13 +172,19 @@ class Spec(ApiModel):
 
     service_class: ServiceClass = Field(alias="class", description="LS or BE")
     model: Model = Field(description="the model, at least its uri")
-    slo: Slo | None = None
-    priority: Annotated[int, Strict(), Field(ge=-100, le=100)] = 0
-    replicas: Annotated[int, Strict(), Field(ge=0, le=1000)] = 1
+    slo: Slo | None = Field(default=None, description="LS: required; BE: forbidden")
+    priority: Annotated[int, Strict(), Field(ge=-100, le=100)] = Field(
+        default=0, description="orders services inside a class; a higher one goes first"
+    )
+    replicas: Annotated[int, Strict(), Field(ge=0, le=1000)] = Field(
+        default=1, description="engines that serve it, each on a node of its own"
+    )
     resources: Resources = Resources()
     placement: Placement = Placement()
     auth: Auth | None = None
-    state: ServiceState = ServiceState.RUNNING
+    state: ServiceState = Field(
+        default=ServiceState.RUNNING, description="Paused takes all replicas away"
+    )
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:

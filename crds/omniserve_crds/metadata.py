@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from omniserve_crds.fields import ApiModel, DnsLabel, LabelMap
+from omniserve_crds.fields import ApiModel, DnsLabel, LabelMap, ServiceName
 
 Annotations = Annotated[dict[str, str], Field(max_length=1024)]
 
@@ -14,7 +14,7 @@ Annotations = Annotated[dict[str, str], Field(max_length=1024)]
 class ObjectMeta(ApiModel):
     """`name` is a DNS label because a Service of the same name is made for the object."""
 
-    name: DnsLabel = Field(description="a DNS label such as chat")
+    name: ServiceName = Field(description="a DNS label such as chat")
     namespace: DnsLabel = "default"
     labels: LabelMap = Field(default_factory=dict)
     annotations: Annotations = Field(default_factory=dict)

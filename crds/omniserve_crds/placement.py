@@ -32,11 +32,15 @@ class Colocation(StrEnum):
 class Toleration(ApiModel):
     """A core/v1 Toleration."""
 
-    key: LabelKey | None = None
-    operator: TolerationOperator = TolerationOperator.EQUAL
-    value: LabelValue | None = None
-    effect: TaintEffect | None = None
-    toleration_seconds: Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] | None = None
+    key: LabelKey | None = Field(default=None, description="the taint's key; all with Exists")
+    operator: TolerationOperator = Field(
+        default=TolerationOperator.EQUAL, description="Equal compares values, Exists does not"
+    )
+    value: LabelValue | None = Field(default=None, description="the taint's value, for Equal")
+    effect: TaintEffect | None = Field(default=None, description="the taint's effect; all if empty")
+    toleration_seconds: Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] | None = Field(
+        default=None, description="NoExecute only: how long a replica may stay"
+    )
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
@@ -74,6 +78,10 @@ TOLERATION_RULES = (
 class Placement(ApiModel):
     """Which nodes, and with whom."""
 
-    node_selector: LabelMap = Field(default_factory=dict)
-    tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
+    node_selector: LabelMap = Field(
+        default_factory=dict, description="labels a node must have, with these values"
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=16, description="taints that are no obstacle"
+    )
     colocation: Colocation = Colocation.ALLOWED

@@ -1,4 +1,4 @@
-"""Rules over several fields: the CEL text of a future CRD beside the check pydantic runs."""
+"""Rules a schema cannot say: their CEL text for the CRD beside the check pydantic runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ RULE_ERROR = "omniserve_rule"
 
 @dataclass(frozen=True)
 class Rule:
-    """`message` is shown for `field` (a dotted path below the subject) unless the rule holds."""
+    """`message` is shown for `field` (a dotted path below the subject) unless the rule holds.
+
+    `field` is empty where the subject is a single value.
+    """
 
     field: str
     cel: str

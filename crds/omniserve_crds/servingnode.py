@@ -10,28 +10,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
-from pydantic.alias_generators import to_camel
+from pydantic import Field, Strict, field_validator
 
 from omniserve_crds.llmservice import Dtype, KvCacheDtype, ServiceClass, Slo
+from omniserve_crds.nodefields import Bytes, Count, Message, NodeModel, Percent, Port, Text, Time
+from omniserve_crds.status import Condition
 
 MAX_ASSIGNMENTS = 256
 MAX_DEVICES = 16
-
-Bytes = Annotated[int, Strict(), Field(ge=0, le=2**62)]
-Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-Percent = Annotated[int, Strict(), Field(ge=0, le=100)]
-Text = Annotated[str, Field(max_length=253)]
-Message = Annotated[str, Field(max_length=1024)]
-Time = Annotated[str, Field(max_length=40)]  # RFC 3339, UTC
-
-
-class NodeModel(BaseModel):
-    """camelCase outside, unknown fields ignored, immutable once read."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
-
 
 # ---- spec: the operator writes ----------------------------------------------------------------
 
@@ -69,6 +55,15 @@ class ServiceAssignment(NodeModel):
     api_keys_secret: Text | None = None  # mirrored, in the agent's namespace
     drain: bool = False  # finish what runs, take nothing new
 
+    @field_validator("slo", mode="before")
+    @classmethod
+    def _known_fields(cls, slo: object) -> object:
+        """`Slo` is strict for the owners of services; here a newer operator may write more."""
+        if not isinstance(slo, dict):
+            return slo
+        known = {name for n, f in Slo.model_fields.items() for name in (n, f.alias)}
+        return {name: value for name, value in slo.items() if name in known}
+
 
 class ServingNodeSpec(NodeModel):
     """What the node shall run."""
@@ -90,6 +85,24 @@ class ServiceRunState(StrEnum):
     READY = "Ready"
     DRAINING = "Draining"
     FAILED = "Failed"
+
+
+class RunReason(StrEnum):
+    """Why a replica is where it is: `ServiceReport.reason`. Newer agents may know more."""
+
+    WAITING_FOR_RESOURCES = "WaitingForResources"  # something that still runs holds them
+    REFUSED = "Refused"  # the assignment cannot be carried out here; the message has figures
+    PREPARING = "Preparing"  # the model is on its way into the node's cache
+    STARTING = "Starting"  # the engine process loads it
+    PROBING = "Probing"  # the first real completion is awaited
+    SERVING = "Serving"
+    KEYS_MISSING = "KeysMissing"  # the mirrored Secret is not there or empty
+    PORT_UNAVAILABLE = "PortUnavailable"
+    LOAD_FAILED = "LoadFailed"
+    ENGINE_FAILED = "EngineFailed"  # given up for now; tried again after a wait
+    ENGINE_RESTARTING = "EngineRestarting"
+    DRAINING = "Draining"
+    DRAINED = "Drained"  # nothing runs any more
 
 
 class LsWindow(NodeModel):
@@ -148,6 +161,7 @@ class EngineReport(NodeModel):
     key: Text
     host_kv_bytes: Bytes = 0
     host_kv_free_bytes: Bytes = 0
+    weights_bytes: Bytes = 0  # as loaded, 0 while unknown
     piggybacked_rows: Count = 0  # joins since start
     ls_rows: Count = 0  # mean LS rows per iteration, lately
     iteration_micros: Count | None = None  # mean, lately
@@ -170,7 +184,7 @@ class ServingNodeStatus(NodeModel):
     model_volumes: list[Text] = Field(default_factory=list, max_length=64)  # pvc:// names
     engines: list[EngineReport] = Field(default_factory=list, max_length=MAX_DEVICES)
     services: list[ServiceReport] = Field(default_factory=list, max_length=MAX_ASSIGNMENTS)
-    conditions: list[dict[str, Any]] = Field(default_factory=list, max_length=16)
+    conditions: list[Condition] = Field(default_factory=list, max_length=16)
 
 
 class ServingNode(NodeModel):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from omniserve_crds.rules import Rule
+
 FORMS = "hf://org/name, file:///path, pvc://NAME/path or python://package/resource"
 
 _HUB_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
@@ -114,3 +116,54 @@ def _inner_path(text: str, path: str) -> PurePosixPath:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"is {text!r}; write a path without empty, '.' or '..' parts")
     return PurePosixPath(*parts)
+
+
+# ---- the same in CEL ---------------------------------------------------------------------------
+
+_HUB_TEXT = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_PACKAGE_TEXT = r"[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*"
+_VOLUME_TEXT = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_PART = "([^/.]|[.][^/.]|[.][.][^/])[^/]*"  # neither empty nor `.` nor `..`
+
+
+def _either(prefix: str, pattern: str) -> str:
+    """Holds for other schemes, and where the whole URI matches."""
+    return f"!self.startsWith('{prefix}') || self.matches('{pattern}')"
+
+
+URI_RULES = (
+    Rule(
+        "",
+        " || ".join(
+            f"self.startsWith('{scheme}://')" for scheme in ("hf", "file", "pvc", "python")
+        ),
+        f"write {FORMS}",
+    ),
+    Rule(
+        "",
+        # \x5c is the backslash: no escape of an escape has to survive YAML, CEL and RE2.
+        r"!self.matches('[\\x00-\\x20\\x7f?#%\\x5c]')",
+        "write it without spaces, '?', '#', '%' and backslashes",
+    ),
+    Rule(
+        "",
+        _either("hf://", f"^hf://{_HUB_TEXT}/{_HUB_TEXT}$"),
+        "write hf://org/name, with exactly two parts",
+    ),
+    Rule("", _either("file://", "^file:///([^/]|$)"), "write an absolute path: file:///path"),
+    Rule(
+        "",
+        _either("pvc://", f"^pvc://{_VOLUME_TEXT}(/|$)"),
+        "write pvc://NAME/path, NAME from agent.modelVolumes",
+    ),
+    Rule(
+        "",
+        _either("python://", f"^python://{_PACKAGE_TEXT}(/|$)"),
+        "write python://package/resource with an importable package name",
+    ),
+    Rule(
+        "",
+        f"self.startsWith('hf://') || self.matches('^[a-z]*://[^/]*(/{_PART})+/?$')",
+        "write a path without empty, '.' or '..' parts",
+    ),
+)

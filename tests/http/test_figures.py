@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -55,6 +56,20 @@ async def test_healthz_and_readyz(engine, service, serving, say):
         backend.ready = engine(say("x")).ready
         assert (await client.get("/readyz"))[0] == 200
         assert backend.submits == []
+
+
+async def test_an_emulated_device_is_named_everywhere(engine, service, serving, say):
+    backend = engine(say("x"))
+    backend.ready = msgspec.structs.replace(backend.ready, device="emulated:slow")
+    async with serving([service(backend)]) as client:
+        _, ready, _ = await client.get("/readyz")
+        assert ready["emulated"] == ["engine-0: emulated device slow"]
+        _, report, _ = await client.get("/statusz")
+        assert report["engines"][0]["emulated"] == "emulated device slow"
+        found = await samples(client)
+    assert (
+        found[labelled("omniserve_engine_device", engine="engine-0", device="emulated:slow")] == 1
+    )
 
 
 async def test_a_service_is_ready_when_it_completes_a_token(engine, service, serving, say):

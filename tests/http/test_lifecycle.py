@@ -8,7 +8,9 @@ import aiohttp
 import pytest
 
 from omniserve_agent.engine.messages import ServiceClass, TokenEvent
+from omniserve_agent.http.app import make_app
 from omniserve_agent.http.registry import ServiceRegistry
+from omniserve_agent.http.server import start
 from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.http.state import STATE
 from omniserve_agent.http.statusz import service_report
@@ -173,6 +175,53 @@ def test_a_served_name_belongs_to_one_service(engine, service, say):
     twins = [service(backend, name=name, served_name="a") for name in ("chat", "b")]
     with pytest.raises(ValueError, match="'a' is used by default/chat and default/b"):
         ServiceRegistry(twins)
+
+
+def test_services_with_ports_of_their_own_may_share_a_name(engine, service, say):
+    backend = engine(say("x"))
+    twins = [service(backend, name=name, served_name="a") for name in ("chat", "b")]
+    registry = ServiceRegistry(twins, routes=False)
+    assert [s.key for s in registry.services] == ["default/chat", "default/b"]
+    assert registry.with_key("default/b") is twins[1]
+    assert registry.served_as("a") is None
+
+
+async def test_a_service_without_its_keys_is_shut(engine, service, serving, say):
+    shut = service(engine(say("x")), requires_key=True)
+    async with serving([shut]) as client:
+        assert (await client.complete())[0] == 401
+        assert (await client.get("/v1/models"))[0] == 401
+
+
+async def test_another_object_of_the_same_name_begins_new_figures(engine, service, serving, say):
+    backend = engine(say("x"))
+    registry = ServiceRegistry([service(backend, uid="1")])
+    async with serving(registry) as client:
+        assert (await client.complete())[0] == 200
+        again = service(backend, uid="2")
+        registry.replace([again])
+        assert service_report(client.app[STATE], again)["total"]["finished"] == 0
+
+
+async def test_a_drained_server_listens_on_and_can_take_requests_again(engine, service, say):
+    server = await start(make_app([service(engine(say("x")))]), "127.0.0.1", 0)
+    async with aiohttp.ClientSession() as session:
+
+        async def status():
+            url = f"http://127.0.0.1:{server.port}/v1/completions"
+            async with session.post(url, json={"model": "chat", "prompt": "a"}) as response:
+                return response.status
+
+        assert await status() == 200
+        await server.drain(0.0)
+        assert await status() == 503
+        server.state.draining = False
+        assert await status() == 200
+        await server.shut()
+        assert await status() == 503  # on a connection that was there
+        with pytest.raises(OSError, match="Connect"):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        await server.stop(0.0)
 
 
 async def test_connections_close_after_some_requests(engine, service, serving, say):

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import zmq.asyncio
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from omniserve_agent.engine.messages import EngineConfig, ServiceClass, Submit
 from omniserve_agent.node.backoff import RestartPolicy, Watchdog
@@ -123,3 +125,19 @@ def started(tmp_path):
             context.destroy(linger=0)
 
     return start
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """A tokenizer of numbers: word "w1000" is token 1000."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    words = {f"w{number}": number for number in range(2000)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"})
+    )
+    (folder / "config.json").write_text("{}")
+    return folder

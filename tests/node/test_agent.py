@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from omniserve_agent.http.state import STATE
 from omniserve_agent.node import agent
@@ -34,22 +32,6 @@ kind: LLMService
 metadata: {name: batch}
 spec: {class: BE, model: {uri: "file:///dir%(model)s"}%(extra)s}
 """
-
-
-@pytest.fixture
-def model_dir(tmp_path):
-    """A tokenizer of numbers: word "w1000" is token 1000."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    words = {f"w{number}": number for number in range(2000)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"})
-    )
-    (folder / "config.json").write_text("{}")
-    return folder
 
 
 @pytest.fixture

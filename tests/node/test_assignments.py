@@ -1,12 +1,13 @@
 """From manifests to engines, reviews, keys and configurations."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from omniserve_agent.node.assignments import assign, cache_salt
 from omniserve_agent.node.capacity import Capacity
-from omniserve_agent.node.devices import Device, pick
+from omniserve_agent.node.devices import Device, holding, pick
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import GIB, MIB
 from omniserve_agent.node.plan import PreparedEngine, plan_node
@@ -85,7 +86,7 @@ def test_salts_differ_by_namespace():
 )
 def test_what_would_change_results_is_refused(fields, message):
     with pytest.raises(NodeError, match=message):
-        review([service("a", **fields)])
+        review([service("a", **fields)], "omniserve")
 
 
 def test_what_has_no_effect_is_said_once_per_service():
@@ -96,9 +97,11 @@ def test_what_has_no_effect_is_said_once_per_service():
         placement={"nodeSelector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}]},
         resources={"minSharePercent": 10},
     )
-    (warning,) = review([plain, clustered])
+    (warning,) = review([plain, clustered], "fixed_caps")
     for field in ("replicas 3", "nodeSelector", "tolerations", "minSharePercent 10"):
         assert field in warning
+    (warning,) = review([plain, clustered], "omniserve")
+    assert "minSharePercent" not in warning
 
 
 def test_keys_come_from_the_files_of_the_secret(tmp_path):
@@ -135,6 +138,7 @@ def test_missing_keys_never_open_a_service(tmp_path, make, given, message):
         ("auto", [9, 8], 1, ["cuda:0"]),
         ("cuda", [9, 8], 2, ["cuda:0", "cuda:1"]),
         ("cuda:1", [9, 8], 1, ["cuda:1"]),
+        ("emulated:gpu-emulated", [9], 2, ["emulated:gpu-emulated"] * 2),
     ],
 )
 def test_devices(wanted, gpus, engines, devices):
@@ -183,6 +187,23 @@ def test_settings_reach_the_engine():
     assert (config.be_prefill_rows, config.max_waiting, config.max_device_rows) == (4, 3, 2)
     assert (config.be_device_residency, config.max_model_len) == (False, 512)
     assert node.http_cores == (1,)
+
+
+def test_an_emulated_device_holds_kv_without_memory_and_leaves_its_core_to_http(tmp_path):
+    shape = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"hidden_size": 576}))
+    device = holding(Device("emulated:gpu-emulated"), tmp_path)
+    node = plan(prepared(service("a"), device=device), host_kv_bytes=14 * GIB)
+    (config,) = node.configs
+    assert config.device_kv_bytes == 16384 * 23040
+    assert (config.device_cores, config.host_cores, node.http_cores) == ([0], [1], (0,))
+    assert not config.host_batch_priority
+
+
+def test_a_model_the_profile_does_not_know_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 64}')
+    with pytest.raises(NodeError, match="--device emulated:gpu-emulated: 'num_attention_heads'"):
+        holding(Device("emulated:gpu-emulated"), tmp_path)
 
 
 def test_the_manifest_dtype_wins():

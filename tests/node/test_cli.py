@@ -11,6 +11,7 @@ BAD = [
     ("--admin-port", "-1", "from 0 to 65535"),
     ("--host", "a b", "127.0.0.1"),
     ("--device", "tpu", "auto, cpu, cuda or cuda:N"),
+    ("--device", "emulated:none", "gpu-emulated"),
     ("--dtype", "int4", "auto, float32, bfloat16, float16"),
     ("--model-root", "/does/not/exist", "name one that exists"),
     ("--secrets-dir", "/does/not/exist", "name one that exists"),

@@ -66,3 +66,17 @@ def test_model_bytes(tmp_path, config, dtype, factor):
     for name in ("a", "b"):
         (tmp_path / f"{name}.safetensors").write_bytes(bytes(500))
     assert model_bytes(tmp_path, dtype) == 1000 * factor
+
+
+def test_a_token_goes_into_the_environment_and_not_into_the_arguments(run, tmp_path):
+    program = tmp_path / "prepare.py"
+    program.write_text(
+        "import json, os, sys\n"
+        "token = os.environ.get('HF_TOKEN')\n"
+        "print(json.dumps({'model_dir': f'{token} {token in sys.argv} ' + os.environ['HF_HOME']}))"
+    )
+    store = ModelStore(tmp_path, hub=True, command=(sys.executable, str(program)))
+    words = str(run(store.prepare("hf://org/name", lambda *_: None, "secret")))
+    token, is_argument, home = words.split()
+    assert (token, is_argument) == ("secret", "False")
+    assert home == os.environ.get("HF_HOME", str(tmp_path / "huggingface"))

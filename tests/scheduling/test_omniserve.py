@@ -4,17 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve_agent.scheduling.budget import (
-    PromptLengths,
-    best_prefill_rows,
-    largest_fitting,
-    with_prefill,
-)
+from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
+from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
-from omniserve_agent.scheduling.omniserve import LONGEST_S, MIN_LS_CHUNK_ROWS, Omniserve
-from omniserve_agent.scheduling.plan import Caps, Room
+from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work
+from omniserve_agent.scheduling.omniserve import (
+    FREE_SHARE,
+    LONGEST_S,
+    MIN_LS_CHUNK_ROWS,
+    Omniserve,
+)
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Room
+from omniserve_agent.scheduling.traffic import Traffic
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 LAYERS = 10
@@ -61,21 +64,19 @@ def test_bisection_finds_the_last_that_fits(low, span, limit):
     assert found == max(low, min(low + span, limit))
 
 
-def test_prefill_is_all_or_nothing_between_steps():
+def test_slack_is_a_limit_and_never_a_target():
     """With a constant price the time is either wholly worth it or not at all."""
-
-    def seconds(rows):
-        return 0.010 + 0.001 * rows
-
-    assert best_prefill_rows([0, 10, 50], seconds, hops=1, weight=1.0, layers=10) == 50
-    assert best_prefill_rows([0, 10, 50], seconds, hops=500, weight=0.1, layers=10) == 0
+    idle, full = Choice(0, 1.0, 0.010), Choice(500, 501.0, 0.060)
+    assert best([idle, full]) is full
+    assert best([Choice(0, 500.0, 0.010), Choice(500, 550.0, 0.060)]).amount == 0
+    assert best([Choice(7, 10.0, 0.010), Choice(3, 10.0, 0.010)]).amount == 3
 
 
 def test_p95_of_prompts():
-    seen = PromptLengths(1.0)
+    seen = Traffic(1.0)
     for tokens in range(1, 101):
-        seen.observe(tokens)
-    assert seen.p95 == 96
+        seen.arrived(tokens, 1.0)
+    assert seen.p95_prompt == 96
 
 
 def job(handle, service_class, stage, tokens=100, deadlines=None, **fields):
@@ -149,13 +150,16 @@ def test_a_request_that_cannot_attain_sets_no_deadline():
     assert answer.device[0].job.handle == 1  # it keeps its place all the same
 
 
-def test_ls_prefill_fits_the_slack_of_decodes_but_never_stands_still():
-    waiting = job(2, LS, Stage.WAITING, tokens=400)
-    wide = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.100), waiting).device}
-    assert wide[2] == pytest.approx(97, abs=1)
-    waiting = job(2, LS, Stage.WAITING, tokens=400)
-    late = {c.job.handle: c.rows for c in plan(decoding(1, 100.0, 0.012), waiting).device}
-    assert late[2] == MIN_LS_CHUNK_ROWS
+def test_ls_prefill_fits_what_decodes_can_make_up_for_but_never_stands_still():
+    def rows_beside(tpot_s):
+        waiting = job(2, LS, Stage.WAITING, tokens=500)
+        planned = plan(decoding(1, 100.0, tpot_s), waiting).device
+        return {chunk.job.handle: chunk.rows for chunk in planned}[2]
+
+    # The next token is due in a TPOT, and four times 90 ms can be made up for.
+    assert rows_beside(0.100) == pytest.approx(457, abs=1)
+    assert rows_beside(0.0125) == pytest.approx(19, abs=1)
+    assert rows_beside(0.010) == MIN_LS_CHUNK_ROWS
 
 
 def test_an_arrival_that_may_come_now_bounds_idle_time():
@@ -205,12 +209,13 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying,
     fastest_s = MODEL.predict(Work(device_rows=1, logit_rows=1))
     due = [j.deadlines.next_s(now_s, 100, fastest_s) for j in jobs if j.deadlines]
     slack = min((at - now_s for at in due if at is not None), default=LONGEST_S)
-    per_layer = min(flying / LAYERS, CAPS.join_rows)
+    costs = Costs(MODEL, Correction(), ErrorBudget())
     device = sum(c.rows for c in answer.device)
-    work = Work(device_rows=device, joined_rows=[per_layer] * LAYERS)
-    rows = answer.prefill_row_layers // LAYERS
-    work = with_prefill(work, LAYERS, rows, context=150, prompt_rows=256)
-    decode = Work(device_rows=len(drawn), joined_rows=[per_layer] * LAYERS)
-    assert MODEL.predict(work) <= max(slack, MODEL.predict(decode)) + 1e-9
+    joins = ((min(flying, answer.join_rows), 1), (0, LAYERS - 1))  # all wait at layer 0
+    planned_s = costs.seconds(Load(device, device, joins=joins))
+    planned_s += costs.staged_s(answer.prefill_row_layers, min(300, STAGED_CHUNK_ROWS), 150)
+    alone_s = costs.seconds(Load(len(drawn), len(drawn)))
+    one_lane_s = costs.seconds(Load(device, device, joins=((min(flying, 1), 1), (0, LAYERS - 1))))
+    assert planned_s <= max(slack, (1 + FREE_SHARE) * alone_s, one_lane_s) + 1e-9
     ls_rows = [c.job.handle for c in answer.device if c.job.service_class is LS]
     assert ls_rows == list(range(len(drawn)))  # LS decode always runs

@@ -13,6 +13,8 @@ import torch
 import omniserve_native as native
 from omniserve_agent.engine.configuration import problem
 from omniserve_agent.engine.drafts import DraftSource, NoDrafts
+from omniserve_agent.engine.emulation.executor import EmulatedExecutor
+from omniserve_agent.engine.emulation.model import EmulatedModel, emulated_model
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
@@ -24,6 +26,7 @@ from omniserve_agent.engine.execution.torch_stage import TorchStageAttention
 from omniserve_agent.engine.intake import IntakeLimits
 from omniserve_agent.engine.kv.arena_copies import ArenaCopies
 from omniserve_agent.engine.kv.blocks import BlockPool
+from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.engine.kv.host_store import ArenaStore
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
@@ -43,6 +46,7 @@ from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import LatencyModel, fit
 from omniserve_agent.scheduling.plan import Caps, Policy
+from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
@@ -52,12 +56,6 @@ HOST_READ_BYTES_PER_S = 10e9  # per worker, where `synchronous_offload` has seen
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
-
-_KV_TYPES = {
-    torch.float32: native.DType.F32,
-    torch.bfloat16: native.DType.BF16,
-    torch.float16: native.DType.F16,
-}
 
 
 class EngineSetupError(Exception):
@@ -79,13 +77,12 @@ def build_engine(
         model = load(config, progress, helpers)
         _use_one_core(config, model)
         latency = latency_model(config, model, helpers, progress)
-        policy = make_policy(config, model, latency)
         parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(policy, drafts, _gate(config, latency))
+    engine = parts.engine(latency, drafts)
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -101,6 +98,8 @@ def build_engine(
 
 def load(config: EngineConfig, progress: Progress, helpers: native.Workers | None = None) -> Model:
     """The model on its device. Raises ModelError or EngineSetupError."""
+    if profile_name(config.device) is not None:
+        return emulated_model(config)
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineSetupError(f"device {config.device}: torch sees no CUDA device; use cpu")
     return load_model(
@@ -149,7 +148,7 @@ class Parts:
     @classmethod
     def of(cls, config: EngineConfig, model: Model, helpers: native.Workers | None) -> Parts:
         """Arenas and workers of the configured sizes."""
-        kv_type, host_type = _KV_TYPES[model.dtype], host_kv_type(config, model)
+        kv_type, host_type = NATIVE_DTYPES[model.dtype], host_kv_type(config, model)
         device_blocks = _blocks("device", config.device_kv_bytes, model, kv_type)
         host_blocks = _blocks("host", config.host_kv_bytes, model, host_type)
         workers = native.Workers(
@@ -162,16 +161,12 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(
-        self,
-        policy: Callable[[Caps], Policy],
-        drafts: DraftSource | None = None,
-        gate: Gate | None = None,
-    ) -> Engine:
-        """The loop over these parts."""
-        executor, device = self._native() if _native_attention(self.config) else self._torch()
+    def engine(self, latency: LatencyModel | None, drafts: DraftSource | None = None) -> Engine:
+        """The loop over these parts; without a latency model under fixed caps, all let in."""
+        executor, device = self._executor()
+        policy, gate = self._decisions(latency)
         return Engine(
-            policy(self._caps()),
+            policy,
             executor,
             device,
             self._host_tier(),
@@ -185,11 +180,36 @@ class Parts:
         exact = self.host.config.dtype is not native.DType.I8
         return KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host), exact)
 
+    def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
+        if latency is None:
+            return FixedCaps(self._caps()), None
+        machine = machine_of(self.config, self.model, latency, self._caps())
+        policy = policies.make(self.config.policy, machine)
+        mode = AdmissionMode(self.config.admission)
+        return policy, policies.gate_for(policy, machine, mode)
+
     def _drafts(self) -> DraftSource:
         return PromptLookup() if self.config.drafts == "prompt_lookup" else NoDrafts()
 
+    def _executor(self) -> tuple[LayerLoopExecutor, KvTier]:
+        if isinstance(self.model, EmulatedModel):
+            return self._emulated(self.model)
+        return self._native() if _native_attention(self.config) else self._torch()
+
+    def _emulated(self, model: EmulatedModel) -> tuple[LayerLoopExecutor, KvTier]:
+        executor = EmulatedExecutor(
+            model,
+            self.exchange,
+            self.host,
+            self._buffers(),
+            max_sequences=self.device_blocks + SPARE_SEQUENCES,
+            close=self._close,
+        )
+        pool = BlockPool(self.device_blocks, BLOCK_TOKENS)
+        return executor, KvTier(pool, executor.device_kv)
+
     def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
-        dtype, buffers = _KV_TYPES[self.model.dtype], self._buffers()
+        dtype, buffers = NATIVE_DTYPES[self.model.dtype], self._buffers()
         arena, shape = _arena(self.model, self.device_blocks, dtype), self.model.config
         executor = LayerLoopExecutor(
             self.model,
@@ -221,7 +241,7 @@ class Parts:
             model.device,
             self.device_blocks + SPARE_SEQUENCES,
         )
-        copies = TorchCopies(kv, self.host, _KV_TYPES[model.dtype])
+        copies = TorchCopies(kv, self.host, NATIVE_DTYPES[model.dtype])
         executor = LayerLoopExecutor(
             model,
             TorchBatchAttention(kv, self.exchange, self.config.slots, buffers),
@@ -289,30 +309,51 @@ def latency_model(
     """As profiled, now or before; None where neither the policy nor admission predicts."""
     if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
         return None
+    return _kept_or_measured(config, model, helpers, progress)
+
+
+def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> LatencyModel:
+    """The latency model of `config`'s model and device. Raises EngineSetupError."""
+    wrong = problem(config)
+    if wrong is not None:
+        raise EngineSetupError(wrong)
+    helpers = None
+    try:
+        _use_cores(config)
+        helpers = _helpers(config)
+        model = load(config, progress, helpers)
+        _use_one_core(config, model)
+        return _kept_or_measured(config, model, helpers, progress, fresh=fresh)
+    except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
+        raise EngineSetupError(str(error)) from error
+    finally:
+        if helpers is not None:
+            helpers.close()
+
+
+def _kept_or_measured(
+    config: EngineConfig,
+    model: Model,
+    helpers: native.Workers | None,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+) -> LatencyModel:
     key = profile_key(config, model)
-    latency = load_profile(config.profile_dir, key)
+    latency = None if fresh else load_profile(config.profile_dir, key)
     if latency is None:
         latency = profile(config, model, helpers, progress)
         save_profile(config.profile_dir, key, latency)
     return latency
 
 
-def make_policy(
-    config: EngineConfig, model: Model, latency: LatencyModel | None
-) -> Callable[[Caps], Policy]:
-    """The configured policy, waiting for its caps."""
-    if latency is None or config.policy == "fixed_caps":
-        return FixedCaps
+def machine_of(
+    config: EngineConfig, model: Model, latency: LatencyModel, caps: Caps
+) -> policies.Machine:
+    """What policies and admission know of this engine."""
     host_rate = config.host_workers * HOST_READ_BYTES_PER_S
     kv_bytes = block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
-    return lambda caps: policies.make(
-        config.policy, policies.Machine(caps, latency, host_rate, kv_bytes)
-    )
-
-
-def _gate(config: EngineConfig, latency: LatencyModel | None) -> Gate | None:
-    mode = AdmissionMode(config.admission)
-    return None if latency is None or mode is AdmissionMode.OFF else Gate(latency, mode)
+    return policies.Machine(caps, latency, host_rate, kv_bytes)
 
 
 def profile(
@@ -320,7 +361,7 @@ def profile(
 ) -> LatencyModel:
     """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
     base = base_model(model, progress)
-    block = block_bytes(model, _KV_TYPES[model.dtype])
+    block = block_bytes(model, NATIVE_DTYPES[model.dtype])
     small = msgspec.structs.replace(
         config,
         device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block),
@@ -330,7 +371,7 @@ def profile(
     )
     parts = Parts.of(small, model, None)
     parts.helpers = helpers
-    engine = parts.engine(FixedCaps)
+    engine = parts.engine(None)
     try:
         progress("profiling mixed load", 0.0)
         longest = min(engine.intake.limits.max_request_tokens.values())
@@ -361,15 +402,15 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         slots=config.slots,
         q_heads=model.config.q_heads,
         hidden_size=model.config.hidden_size,
-        dtype=_KV_TYPES[model.dtype],
+        dtype=NATIVE_DTYPES[model.dtype],
         scale=model.config.head_size**-0.5,
-        host_residual=_native_attention(config),
+        host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
     )
 
 
 def host_kv_type(config: EngineConfig, model: Model) -> native.DType:
     """How host KV is stored."""
-    return native.DType.I8 if config.kv_cache_dtype == "int8" else _KV_TYPES[model.dtype]
+    return native.DType.I8 if config.kv_cache_dtype == "int8" else NATIVE_DTYPES[model.dtype]
 
 
 def block_bytes(model: Model, kv_type: native.DType) -> int:

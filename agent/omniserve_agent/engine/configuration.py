@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.scheduling.policies import POLICIES
+from omniserve_agent.simulation.emulated import check_profile, profile_name
 
 POSITIVE = (
     "device_kv_bytes",
@@ -41,11 +42,21 @@ def problem(config: EngineConfig) -> str | None:
         return f"host_spin_us is {config.host_spin_us}; it must be 0 or more"
     if config.max_model_len is not None and config.max_model_len < 2:
         return f"max_model_len is {config.max_model_len}; it must be at least 2"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
-        return f"device is {config.device!r}; it must be cpu, cuda or cuda:N"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|emulated:.+", config.device):
+        return f"device is {config.device!r}; it must be cpu, cuda or cuda:N, or emulated:PROFILE"
     if config.attention == "native" and config.device != "cpu":
         return f"attention is native and device is {config.device}; native attention needs cpu"
-    return next(_bad_choices(config), None)
+    return next(_bad_choices(config), None) or _bad_profile(config.device)
+
+
+def _bad_profile(device: str) -> str | None:
+    if profile_name(device) is None:
+        return None
+    try:
+        check_profile(device)
+    except ValueError as error:
+        return f"device is {device!r}: {error}"
+    return None
 
 
 def _bad_choices(config: EngineConfig) -> Iterator[str]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from omniserve_agent.engine.intake import Intake
 from omniserve_agent.engine.messages import Refused, Submit
 from omniserve_agent.engine.requests import Request
-from omniserve_agent.scheduling.admission import AdmissionMode, Gate, Verdict
+from omniserve_agent.scheduling.admission import Admission, AdmissionMode, Verdict
+from omniserve_agent.scheduling.held_back import HeldBack
 
 
 @dataclass(eq=False)
 class Door:
-    """Judges every LS request that has an SLO; without a gate everything is taken."""
+    """Judges every LS request that has an SLO."""
 
     intake: Intake
-    gate: Gate | None = None
-    taken: Callable[[Request], None] = lambda _: None
+    gate: Admission
+    taken: Callable[[Request], None]
     refused: Counter[str] = field(default_factory=Counter)  # by service
-    _held: deque[Request] = field(default_factory=deque)
+    _held: HeldBack[Request] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._held = HeldBack(self.gate, lambda request: request.job)
 
     @property
     def held(self) -> int:
@@ -32,13 +36,29 @@ class Door:
         prepared = self.intake.prepare(submit, now_s)
         if isinstance(prepared, Refused):
             return prepared
-        verdict = self._judge(prepared, now_s)
-        if verdict is None or verdict.admitted:
+        verdict = self.gate.judge(self.intake.jobs, prepared.job, now_s)
+        if verdict.admitted:
             self._take(prepared)
-            return None
-        if self._holds_back and len(self._held) < self.intake.limits.max_waiting:
-            self._held.append(prepared)
-            return None
+        elif self.gate.mode is AdmissionMode.QUEUE and self.held < self.intake.limits.max_waiting:
+            self._held.add(prepared)
+        else:
+            return self._refuse(submit, verdict)
+        return None
+
+    def step(self, now_s: float) -> None:
+        """Take those of the held back whose time has come."""
+        for request in self._held.ready(self.intake.jobs, now_s):
+            self._take(request)
+
+    def cancel(self, request_id: str) -> bool:
+        """Forget a request that is held back; False: there is none of this id."""
+        return self._held.remove(lambda request: request.submit.request_id == request_id)
+
+    def _take(self, request: Request) -> None:
+        self.intake.accept(request)
+        self.taken(request)
+
+    def _refuse(self, submit: Submit, verdict: Verdict) -> Refused:
         self.refused[submit.service] += 1
         return Refused(
             request_id=submit.request_id,
@@ -46,30 +66,3 @@ class Door:
             message=f"{submit.service} could not attain its SLO now: {verdict.reason}",
             retry_after_s=verdict.retry_after_s,
         )
-
-    def step(self, now_s: float) -> None:
-        """Take those of the held back that would attain now, in their order."""
-        while self._held:
-            verdict = self._judge(self._held[0], now_s)
-            if verdict is not None and not verdict.admitted:
-                return
-            self._take(self._held.popleft())
-
-    def cancel(self, request_id: str) -> bool:
-        """Forget a request that is held back; False: there is none of this id."""
-        for request in self._held:
-            if request.submit.request_id == request_id:
-                self._held.remove(request)
-                return True
-        return False
-
-    @property
-    def _holds_back(self) -> bool:
-        return self.gate is not None and self.gate.mode is AdmissionMode.QUEUE
-
-    def _judge(self, request: Request, now_s: float) -> Verdict | None:
-        return self.gate.judge(self.intake.jobs, request.job, now_s) if self.gate else None
-
-    def _take(self, request: Request) -> None:
-        self.intake.accept(request)
-        self.taken(request)

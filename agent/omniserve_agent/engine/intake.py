@@ -158,6 +158,7 @@ class Intake:
             max_total_tokens=max_total,
             predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
             deadlines=_deadlines(submit, now_s),
+            min_share_percent=submit.min_share_percent,
         )
         eos = frozenset() if submit.ignore_eos else self.limits.eos_token_ids
         return Request(
@@ -173,7 +174,8 @@ class Intake:
 def _deadlines(submit: Submit, now_s: float) -> Deadlines | None:
     if submit.ttft_slo_ms is None or submit.tpot_slo_ms is None:
         return None
-    return Deadlines(now_s, submit.ttft_slo_ms / 1e3, submit.tpot_slo_ms / 1e3)
+    received_s = now_s if submit.received_s is None else min(submit.received_s, now_s)
+    return Deadlines(received_s, submit.ttft_slo_ms / 1e3, submit.tpot_slo_ms / 1e3)
 
 
 def _refused(submit: Submit, reason: RefusalReason, message: str) -> Refused:

@@ -35,7 +35,8 @@ from omniserve_agent.engine.messages import (
     TokenLogprob,
 )
 from omniserve_agent.engine.requests import Request
-from omniserve_agent.scheduling.admission import Gate
+from omniserve_agent.scheduling import explain
+from omniserve_agent.scheduling.admission import Admission, Open
 from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
 from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.lengths import OutputLengths
@@ -86,7 +87,7 @@ class Engine:
         layers: int,
         drafts: DraftSource | None = None,
         clock: Callable[[], float] = time.monotonic,
-        gate: Gate | None = None,
+        gate: Admission | None = None,
     ) -> None:
         self.policy = policy
         self._clock = clock
@@ -100,7 +101,7 @@ class Engine:
         self.lengths = OutputLengths()
         self.counts = LoopCounts()
         self.intake = Intake(limits, self.jobs, self.lengths, device.block_tokens)
-        self.door = Door(self.intake, gate, lambda request: self.policy.arrived(request.job))
+        self.door = Door(self.intake, gate or Open(), lambda r: self.policy.arrived(r.job))
         self.missed: Counter[str] = Counter()  # LS requests by service: taken, and too late
         self.residency = Residency(
             device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
@@ -150,6 +151,10 @@ class Engine:
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
         events, self._events = self._events, []
         return events
+
+    def waits(self) -> dict[str, str]:
+        """Per service, why its first waiting request waits."""
+        return explain.waits(self.jobs, self._room(), self.policy.caps, self.policy.state)
 
     # ---- plan to iteration -----------------------------------------------------------------
 
@@ -215,7 +220,8 @@ class Engine:
     def _deliver(self, started_s: float, launched: Launched) -> None:
         outcome = self.executor.collect(launched)
         begun_s, self._collected_s = max(started_s, self._collected_s), self._clock()
-        self.policy.observed(launched.work, self._collected_s - begun_s)
+        seconds = self._collected_s - begun_s if launched.seconds is None else launched.seconds
+        self.policy.observed(launched.work, seconds)
         for choice in outcome.segments:
             self._returned(choice)
         for choice in outcome.staged:
@@ -271,11 +277,16 @@ class Engine:
         if reason is not None:
             self.lengths.observe(request.submit.service, request.output_tokens)
             self.services[request.submit.service].finished += 1
-            due = request.job.deadlines
-            self.missed[request.submit.service] += due is not None and not due.attained(
-                self._collected_s
-            )
+            self._judge(request)
             self._end(request)
+
+    def _judge(self, request: Request) -> None:
+        """Whether an LS request that ends kept its SLO, for the budgets and the figures."""
+        due = request.job.deadlines
+        if due is not None:
+            attained = due.attained(self._collected_s)
+            self.missed[request.submit.service] += not attained
+            self.policy.judged(request.job, attained, self._collected_s)
 
     def _count_tokens(self, request: Request, tokens: int) -> None:
         totals = self.services.setdefault(request.submit.service, ServiceTotals())

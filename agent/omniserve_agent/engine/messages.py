@@ -49,6 +49,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     cache_salt: str = ""  # prefixes are shared only between requests of equal salt
     ttft_slo_ms: int | None = None
     tpot_slo_ms: int | None = None
+    received_s: float | None = None  # by the API process, on the machine's monotonic clock
+    min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -81,6 +83,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     host_kv_tokens: int
     isa: str
     load_seconds: float
+
+    @property
+    def emulated(self) -> str | None:
+        """A label for every output where the device is not a real one; None: it is."""
+        kind, _, profile = self.device.partition(":")
+        return f"emulated device {profile}" if kind == "emulated" else None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -171,6 +179,12 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     admission_refused: dict[str, int] = {}  # LS requests by service: predicted to miss
     admission_queued: int = 0  # LS requests held back now
     admitted_missed: dict[str, int] = {}  # by service: taken, and missed all the same
+    iteration_budget_ms: float = 0.0  # of the last plan; 0 where the policy predicts nothing
+    iteration_ls_ms: float = 0.0  # of it taken by LS
+    prediction_margin: float = 1.0  # planned over predicted time
+    margin_quantile: float = 0.0  # of prediction residuals; moved by the error budget
+    error_budget_burn: float = 0.0  # share of LS requests missed over share allowed
+    waits: dict[str, str] = {}  # by service: why its first waiting request waits
 
 
 FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats
@@ -180,7 +194,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine process is told at start, as JSON on its command line's `--config`."""
 
     model_dir: str  # safetensors, config.json, tokenizer
-    device: str = "cpu"  # "cpu", "cuda", "cuda:N"
+    device: str = "cpu"  # "cpu", "cuda", "cuda:N", "emulated:PROFILE"
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     kv_cache_dtype: str = "auto"  # auto: `dtype`; int8: host KV of BE; LS is then never swapped
     attention: str = "auto"  # auto, native, torch: device attention on a CPU device

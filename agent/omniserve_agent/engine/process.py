@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 import zmq
 
 from omniserve_agent.engine.build import EngineSetupError, build_engine
+from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import (
     Cancel,
@@ -94,7 +96,7 @@ def run(config: EngineConfig) -> int:
         return 0
     except _StoppedError:
         return 0
-    except EngineSetupError as error:
+    except (EngineSetupError, FaultSettingError) as error:
         return _report(2, str(error))
     except msgspec.DecodeError as error:
         return _report(1, f"a message from the API process is not of this version: {error}")
@@ -134,8 +136,9 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
         wire.send(Loading(stage, fraction))
 
     try:
+        delay = iteration_delay()
         engine, ready = build_engine(config, progress)
-    except EngineSetupError as error:
+    except (EngineSetupError, FaultSettingError) as error:
         wire.send(Failed(str(error)))
         raise
     try:
@@ -150,27 +153,38 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
             host_workers=config.host_workers,
             now_s=time.monotonic(),
         )
-        _serve(engine, wire, reporter, config.stats_interval_s, stop)
+        _serve(engine, wire, reporter, config.stats_interval_s, stop, delay)
     finally:
         engine.close()
 
 
-def _serve(engine: Engine, wire: Wire, reporter: Reporter, interval_s: float, stop: _Stop) -> None:
+def _serve(
+    engine: Engine,
+    wire: Wire,
+    reporter: Reporter,
+    interval_s: float,
+    stop: _Stop,
+    delay: Callable[[], float] | None,
+) -> None:
     due_s = 0.0
     while not stop.asked and _take_messages(engine, wire):
         if engine.idle:
             wire.waiting(IDLE_POLL_MS)
         else:
-            _step(engine, wire, reporter)
+            _step(engine, wire, reporter, delay)
         now_s = time.monotonic()
         if now_s >= due_s:
             due_s = now_s + interval_s
             wire.send(reporter.report(now_s))
 
 
-def _step(engine: Engine, wire: Wire, reporter: Reporter) -> None:
+def _step(
+    engine: Engine, wire: Wire, reporter: Reporter, delay: Callable[[], float] | None
+) -> None:
     started_s = time.monotonic()
     events = engine.step(wire.waiting)
+    if delay is not None and not engine.stalled:
+        time.sleep(delay())
     if not engine.stalled:
         reporter.stepped(time.monotonic() - started_s)
     if events:

@@ -10,9 +10,11 @@ from pathlib import Path
 import msgspec
 import torch
 
+from omniserve_agent.engine.emulation.model import EmulatedModel
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
 FORMAT = 1  # of the file; a new one makes old profiles unknown
@@ -22,8 +24,9 @@ def profile_key(config: EngineConfig, model: Model) -> str:
     """Names everything a profile depends on: model shape, device, dtype, cores, ISA, torch."""
     parts = {
         "format": FORMAT,
+        "omniserve": VERSION,
         "shape": asdict(model.config) | {"rope": ""},
-        "device": _device_name(model.device),
+        "device": _device_name(model),
         "dtype": str(model.dtype),
         "kv_cache_dtype": config.kv_cache_dtype,
         "attention": config.attention,
@@ -35,7 +38,11 @@ def profile_key(config: EngineConfig, model: Model) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).hexdigest()[:24]
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(model: Model) -> str:
+    device = model.device
+    if isinstance(model, EmulatedModel):
+        emulated = model.emulation.device
+        return f"emulated {emulated.profile} {emulated.digest}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with open("/proc/cpuinfo") as lines:

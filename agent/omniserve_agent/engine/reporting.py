@@ -9,6 +9,7 @@ from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import ServiceClass, ServiceFigures, Stats
 from omniserve_agent.scheduling.ceiling import BeFlow, binding
 from omniserve_agent.scheduling.jobs import DEVICE_STAGES, HOST_STAGES, Stage
+from omniserve_agent.scheduling.plan import PolicyState
 
 BE = ServiceClass.BE
 
@@ -54,6 +55,7 @@ class Reporter:
         flow = self._flow(before, self._mark)
         ceiling = binding(flow)
         engine.drafts.binds(ceiling)
+        state = engine.policy.state or PolicyState()
         return Stats(
             services=self._services(),
             iterations=counts.iterations,
@@ -93,6 +95,12 @@ class Reporter:
             admission_refused=dict(engine.door.refused),
             admission_queued=engine.door.held,
             admitted_missed={name: count for name, count in engine.missed.items() if count},
+            iteration_budget_ms=1e3 * state.budget_s,
+            iteration_ls_ms=1e3 * state.ls_s,
+            prediction_margin=state.margin,
+            margin_quantile=state.quantile,
+            error_budget_burn=state.burn,
+            waits=engine.waits(),
         )
 
     def _take_mark(self, now_s: float) -> _Mark:

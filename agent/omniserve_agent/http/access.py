@@ -16,7 +16,7 @@ PAUSED_CODE = "service_paused"
 
 def is_permitted(request: web.Request, service: ServedService) -> bool:
     """Whether the request carries one of the service's keys, compared in constant time."""
-    if not service.api_keys:
+    if service.is_open:
         return True
     given = _bearer(request).encode(errors="surrogateescape")
     matches = [hmac.compare_digest(given, key.encode()) for key in service.api_keys]
@@ -27,7 +27,7 @@ def admitted(request: web.Request, registry: ServiceRegistry, model: str) -> Ser
     """The running service behind `model`; ApiError 404, 401 or 503 otherwise."""
     service = registry.served_as(model)
     if service is None:
-        names = ", ".join(sorted(s.served_name for s in registry.services if not s.api_keys))
+        names = ", ".join(sorted(s.served_name for s in registry.services if s.is_open))
         raise ApiError(
             404,
             f"the model {model!r} does not exist; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import structlog
 from aiohttp import web
@@ -34,11 +34,22 @@ def make_app(
 
     `clock`: monotonic seconds, for attainment.
     """
-    settings = settings or HttpSettings()
     registry = services if isinstance(services, ServiceRegistry) else ServiceRegistry(services)
+    app = app_over(make_state(registry, clock=clock, settings=settings), [*API_ROUTES, *_HEALTH])
+    app.cleanup_ctx.append(_tokenizers)
+    return app
+
+
+def make_state(
+    registry: ServiceRegistry,
+    *,
+    clock: Clock = time.monotonic,
+    settings: HttpSettings | None = None,
+) -> State:
+    """What handlers share. Whoever makes it closes its `tokenizing`."""
+    settings = settings or HttpSettings()
     metrics = Metrics(registry)
-    app = web.Application(middlewares=[middleware.errors], client_max_size=settings.max_body_bytes)
-    app[STATE] = State(
+    return State(
         registry=registry,
         settings=settings,
         clock=clock,
@@ -46,9 +57,15 @@ def make_app(
         books=Books(registry, metrics, clock),
         tokenizing=Tokenizing(settings),
     )
-    app.add_routes(_ROUTES)
+
+
+def app_over(state: State, routes: Iterable[web.RouteDef]) -> web.Application:
+    """An application whose handlers find `state`."""
+    settings = state.settings
+    app = web.Application(middlewares=[middleware.errors], client_max_size=settings.max_body_bytes)
+    app[STATE] = state
+    app.add_routes(routes)
     app.on_response_prepare.append(middleware.ConnectionAge(settings.requests_per_connection))
-    app.cleanup_ctx.append(_tokenizers)
     return app
 
 
@@ -60,11 +77,13 @@ async def metrics_text(request: web.Request) -> web.Response:
     )
 
 
-_ROUTES = (
+API_ROUTES = (
     web.get("/v1/models", models),
     web.get("/v1/models/{model:.+}", model),
     web.post("/v1/completions", completions),
     web.post("/v1/chat/completions", chat_completions),
+)
+_HEALTH = (
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/readyz/{namespace}/{name}", readyz_service),

@@ -131,6 +131,54 @@ _SERIES = (
         is_counter=False,
     ),
     _Series(
+        "admission_refused_requests",
+        "LS requests refused because they were predicted to miss, by service.",
+        lambda s: dict(s.admission_refused),
+        label="service",
+    ),
+    _Series(
+        "admission_queued_requests",
+        "LS requests held back now.",
+        _one(lambda s: s.admission_queued),
+        is_counter=False,
+    ),
+    _Series(
+        "admitted_missed_requests",
+        "LS requests that were taken and missed their SLO, by service.",
+        lambda s: dict(s.admitted_missed),
+        label="service",
+    ),
+    _Series(
+        "iteration_budget_seconds",
+        "What the last planned iteration might take under the LS deadlines.",
+        _one(lambda s: s.iteration_budget_ms / 1e3),
+        is_counter=False,
+    ),
+    _Series(
+        "iteration_ls_seconds",
+        "What LS was predicted to take of it.",
+        _one(lambda s: s.iteration_ls_ms / 1e3),
+        is_counter=False,
+    ),
+    _Series(
+        "prediction_margin_ratio",
+        "Planned over predicted iteration time.",
+        _one(lambda s: s.prediction_margin),
+        is_counter=False,
+    ),
+    _Series(
+        "margin_quantile",
+        "Quantile of prediction residuals the margin is taken at.",
+        _one(lambda s: s.margin_quantile),
+        is_counter=False,
+    ),
+    _Series(
+        "error_budget_burn_ratio",
+        "Share of LS requests that missed over the share that may.",
+        _one(lambda s: s.error_budget_burn),
+        is_counter=False,
+    ),
+    _Series(
         "binding_ceiling",
         "1 for what limits BE throughput now.",
         lambda s: dict.fromkeys(CEILINGS, 0.0) | {s.binding_ceiling: 1.0},
@@ -159,11 +207,19 @@ class EngineCollector(Collector):
         restarts = CounterMetricFamily(
             "omniserve_engine_restarts", "Times the engine was started again.", labels=["engine"]
         )
+        device = GaugeMetricFamily(
+            "omniserve_engine_device",
+            "1 for the device an engine runs on; emulated:PROFILE is an emulated device.",
+            labels=["engine", "device"],
+        )
         for name, backend in self._services.engines:
             ready.add_metric([name], float(backend.ready is not None))
             restarts.add_metric([name], backend.restarts)
+            if backend.ready is not None:
+                device.add_metric([name, backend.ready.device], 1.0)
         yield ready
         yield restarts
+        yield device
 
     def _family(self, series: _Series) -> Metric:
         kind = CounterMetricFamily if series.is_counter else GaugeMetricFamily

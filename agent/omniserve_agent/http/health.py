@@ -39,7 +39,14 @@ async def readyz(request: web.Request) -> web.Response:
         reasons["agent"] = "draining: no new requests are taken"
     if reasons:
         return json_response({"status": "not ready", "reasons": reasons}, status=503)
-    return json_response({"status": "ready"})
+    return json_response({"status": "ready"} | _emulated(state))
+
+
+def _emulated(state: State) -> dict[str, list[str]]:
+    """Which engines are not what they seem; empty where all devices are real."""
+    ready = [(name, backend.ready) for name, backend in state.registry.engines]
+    labels = [f"{name}: {r.emulated}" for name, r in ready if r is not None and r.emulated]
+    return {"emulated": labels} if labels else {}
 
 
 async def readyz_service(request: web.Request) -> web.Response:
@@ -50,14 +57,15 @@ async def readyz_service(request: web.Request) -> web.Response:
     if service is None:
         known = ", ".join(s.key for s in state.registry.services) or "none"
         raise ApiError(404, f"no service {key!r} here; known: {known}", code="service_not_found")
-    reason = await _shared_probe(state, service)
+    reason = await why_not_ready(state, service)
     if reason is not None:
         return json_response({"status": "not ready", "reasons": {key: reason}}, status=503)
     return json_response({"status": "ready"})
 
 
-async def _shared_probe(state: State, service: ServedService) -> str | None:
-    """Probes that overlap share one completion, so that they cost the engine no more than one."""
+async def why_not_ready(state: State, service: ServedService) -> str | None:
+    """None once the service has completed one token. Probes that overlap share one completion, so
+    that they cost the engine no more than one."""
     task = state.probes.get(service.key)
     if task is None or task.done():
         task = asyncio.create_task(_probe(state, service))

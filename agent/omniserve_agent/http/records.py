@@ -20,21 +20,22 @@ class ClientGoneError(Exception):
 
 
 class Books:
-    """A tally per service. A class change begins a new one: the figures mean something else."""
+    """A tally per service. A class change begins a new one, as the figures mean something else,
+    and so does another object of the same name."""
 
     def __init__(self, registry: ServiceRegistry, metrics: Metrics, clock: Clock) -> None:
         self._registry = registry
         self._metrics = metrics
         self._clock = clock
         self._started_s = clock()
-        self._tallies: dict[str, tuple[ServiceClass, Tally]] = {}
+        self._tallies: dict[str, tuple[tuple[ServiceClass, str], Tally]] = {}
 
     def tally(self, service: ServedService) -> Tally:
         """The service's tally."""
-        known = self._tallies.get(service.key)
-        if known is None or known[0] is not service.service_class:
+        known, kind = self._tallies.get(service.key), (service.service_class, service.uid)
+        if known is None or known[0] != kind:
             started_s = self._started_s if known is None else self._clock()
-            known = (service.service_class, Tally(started_s))
+            known = (kind, Tally(started_s))
             self._forget_removed()
             self._tallies[service.key] = known
         return known[1]

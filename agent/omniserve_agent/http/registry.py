@@ -8,9 +8,15 @@ from omniserve_agent.serving import Backend, ServedService
 
 
 class ServiceRegistry:
-    """Requests that have begun keep the service they began with."""
+    """Requests that have begun keep the service they began with.
 
-    def __init__(self, services: Sequence[ServedService] = ()) -> None:
+    `routes` False: for figures and readiness only, where every service has a port of its own, so
+    that served names need not differ.
+    """
+
+    def __init__(self, services: Sequence[ServedService] = (), *, routes: bool = True) -> None:
+        self._routes = routes
+        self._services: list[ServedService] = []
         self._by_served_name: dict[str, ServedService] = {}
         self._engines: list[tuple[str, Backend]] = []
         self._engine_count = 0
@@ -19,20 +25,21 @@ class ServiceRegistry:
     def replace(self, services: Sequence[ServedService]) -> None:
         """Route to exactly these from now on; ValueError on a name used twice."""
         by_name: dict[str, ServedService] = {}
-        for service in services:
+        for service in services if self._routes else ():
             if service.served_name in by_name:
                 raise ValueError(
                     f"served name {service.served_name!r} is used by "
                     f"{by_name[service.served_name].key} and {service.key}; give one another"
                 )
             by_name[service.served_name] = service
+        self._services = list(services)
         self._by_served_name = by_name
         self._name_engines([service.backend for service in services])
 
     @property
     def services(self) -> list[ServedService]:
         """In the order given."""
-        return list(self._by_served_name.values())
+        return list(self._services)
 
     @property
     def engines(self) -> list[tuple[str, Backend]]:
@@ -45,7 +52,7 @@ class ServiceRegistry:
 
     def with_key(self, key: str) -> ServedService | None:
         """The service `namespace/name`."""
-        return next((s for s in self._by_served_name.values() if s.key == key), None)
+        return next((s for s in self._services if s.key == key), None)
 
     def engine_name(self, backend: Backend) -> str:
         """The name of an engine in use, else an empty text."""

@@ -34,7 +34,7 @@ async def respond(
     """Run the job and write the answer. `continues_text`: outputs go on where their prompts end."""
     stops = stop_strings(job.sampling)
     limit = limit_tokens(state, job.service)
-    wanted = submits(job, limit, state.settings.max_choices)
+    wanted = submits(job, limit, state.settings.max_choices, arrival.received_s)
     texts = [
         ChoiceText(i, tokenizer.detokenizer(s.prompt if continues_text else ()), stops)
         for i, s in enumerate(wanted)

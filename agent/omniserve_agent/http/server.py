@@ -23,6 +23,14 @@ class Server:
     _runner: web.AppRunner
     _site: web.TCPSite
     _stopped: bool = False
+    _accepting: bool = True
+
+    async def shut(self) -> None:
+        """Give the port back; requests in flight go on."""
+        self.state.draining = True
+        if self._accepting:
+            self._accepting = False
+            await self._site.stop()
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests in flight finish for up to `grace_s`, then end them with an
@@ -30,13 +38,18 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
+        await self.shut()
+        await self.drain(grace_s)
+        await self._runner.cleanup()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests and end those in flight as `stop` does, but go on listening, so
+        that latecomers read why. `state.draining` False takes requests again."""
         self.state.draining = True
-        await self._site.stop()
         await self._until_idle(grace_s)
         for merge in list(self.state.merges):
             merge.fail(unavailable("this server is shutting down; try again", 1.0, "shutting_down"))
         await self._until_idle(FAREWELL_S)
-        await self._runner.cleanup()
 
     async def _until_idle(self, limit_s: float) -> None:
         try:

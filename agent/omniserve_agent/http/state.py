@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
@@ -31,6 +31,10 @@ class State:
     merges: set[Merge] = field(default_factory=set)
     in_flight: int = 0
     draining: bool = False
+
+    def of_port(self, registry: ServiceRegistry) -> State:
+        """The state of one more port: its own routes, requests and draining; the rest shared."""
+        return replace(self, registry=registry, merges=set(), in_flight=0, draining=False)
 
 
 STATE = web.AppKey("state", State)

@@ -85,6 +85,7 @@ def _engine_report(state: State, name: str, backend: Backend) -> dict[str, Any]:
         "name": name,
         "services": services,
         "ready": backend.ready is not None,
+        "emulated": backend.ready.emulated if backend.ready else None,
         "limits": _untagged(backend.ready),
         "progress": backend.progress,
         "restarts": backend.restarts,

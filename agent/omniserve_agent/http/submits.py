@@ -30,8 +30,11 @@ class Job:
     eos_id: int | None = None
 
 
-def submits(job: Job, limit_tokens: int, max_choices: int) -> list[Submit]:
-    """`n` submits per prompt, prompt by prompt; ApiError 400 if one cannot be."""
+def submits(
+    job: Job, limit_tokens: int, max_choices: int, received_s: float | None = None
+) -> list[Submit]:
+    """`n` submits per prompt, prompt by prompt; ApiError 400 if one cannot be. `received_s` is when
+    the request came, on the monotonic clock."""
     count = len(job.prompts) * job.sampling.n
     if count > max_choices:
         raise invalid(
@@ -41,7 +44,14 @@ def submits(job: Job, limit_tokens: int, max_choices: int) -> list[Submit]:
         )
     bias = _bias(job)
     return [
-        _submit(job, list(prompt), _output_tokens(job, len(prompt), limit_tokens), choice, bias)
+        _submit(
+            job,
+            list(prompt),
+            _output_tokens(job, len(prompt), limit_tokens),
+            choice,
+            bias,
+            received_s,
+        )
         for prompt in job.prompts
         for choice in range(job.sampling.n)
     ]
@@ -109,7 +119,12 @@ def _bias(job: Job) -> dict[int, float]:
 
 
 def _submit(
-    job: Job, prompt: list[int], max_tokens: int, choice: int, bias: dict[int, float]
+    job: Job,
+    prompt: list[int],
+    max_tokens: int,
+    choice: int,
+    bias: dict[int, float],
+    received_s: float | None,
 ) -> Submit:
     service, wanted = job.service, job.sampling
     return Submit(
@@ -137,4 +152,6 @@ def _submit(
         cache_salt=service.namespace,
         ttft_slo_ms=service.slo.ttft_ms if service.slo else None,
         tpot_slo_ms=service.slo.tpot_ms if service.slo else None,
+        received_s=received_s,
+        min_share_percent=service.min_share_percent,
     )

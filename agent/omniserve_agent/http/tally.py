@@ -7,11 +7,38 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from omniserve_agent.http.attainment import Observation, Outcome, is_attained, is_offered
+from omniserve_agent.http.attainment import (
+    Observation,
+    Outcome,
+    is_attained,
+    is_offered,
+    tpot_missed,
+    ttft_missed,
+)
 from omniserve_agent.serving import Slo
 
 RATE_SECONDS = 60
 MAX_SAMPLES = 65_536
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request that ended, judged by the SLO of its time."""
+
+    seen: Observation
+    offered: bool
+    attained: bool
+    ttft_missed: bool
+    tpot_missed: bool
+
+
+def judged(seen: Observation, slo: Slo | None) -> Sample:
+    """The request with what it counts as."""
+    offered = is_offered(seen, slo)
+    served = offered and seen.outcome in (Outcome.FINISHED, Outcome.CANCELLED)
+    late = slo is not None and served and ttft_missed(seen, slo)
+    slow = slo is not None and served and tpot_missed(seen, slo)
+    return Sample(seen, offered, is_attained(seen, slo), late, slow)
 
 
 @dataclass
@@ -24,15 +51,20 @@ class Counts:
     refused: int = 0
     failed: int = 0
     cancelled: int = 0
+    ttft_missed: int = 0  # of those that finished or were cancelled too late
+    tpot_missed: int = 0
 
-    def add(self, outcome: Outcome, offered: bool, attained: bool) -> None:
+    def add(self, sample: Sample) -> None:
         """Count one request."""
-        self.offered += offered
-        self.attained += attained
+        outcome = sample.seen.outcome
+        self.offered += sample.offered
+        self.attained += sample.attained
         self.finished += outcome is Outcome.FINISHED
         self.refused += outcome is Outcome.REFUSED
         self.failed += outcome is Outcome.FAILED
         self.cancelled += outcome is Outcome.CANCELLED
+        self.ttft_missed += sample.ttft_missed
+        self.tpot_missed += sample.tpot_missed
 
 
 @dataclass(frozen=True)
@@ -43,13 +75,6 @@ class Quantiles:
     ttft_ms_p99: float | None
     tpot_ms_p50: float | None
     tpot_ms_p99: float | None
-
-
-@dataclass(frozen=True)
-class _Sample:
-    seen: Observation
-    offered: bool
-    attained: bool
 
 
 def nearest_rank(values: Iterable[float], percent: int) -> float | None:
@@ -69,15 +94,15 @@ class Tally:
         self.waiting = 0  # submitted, no token yet
         self.running = 0  # at least one token
         self._started_s = started_s
-        self._samples: deque[_Sample] = deque(maxlen=MAX_SAMPLES)
+        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._tokens_by_second: deque[tuple[int, int]] = deque(maxlen=RATE_SECONDS + 1)
 
     def add(self, seen: Observation, slo: Slo | None) -> tuple[bool, bool]:
         """Count a request that ended; (offered, attained)."""
-        offered, attained = is_offered(seen, slo), is_attained(seen, slo)
-        self.total.add(seen.outcome, offered, attained)
-        self._samples.append(_Sample(seen, offered, attained))
-        return offered, attained
+        sample = judged(seen, slo)
+        self.total.add(sample)
+        self._samples.append(sample)
+        return sample.offered, sample.attained
 
     def add_tokens(self, count: int, now_s: float) -> None:
         """Count output tokens as they are delivered."""
@@ -93,13 +118,19 @@ class Tally:
         elapsed_s = min(RATE_SECONDS, max(1.0, now_s - self._started_s))
         return recent * 60 / elapsed_s
 
+    @property
+    def mean_output_tokens(self) -> float | None:
+        """Of the requests that have finished; None before the first."""
+        lengths = [s.seen.output_tokens for s in self._samples if s.seen.outcome == "finished"]
+        return sum(lengths) / len(lengths) if lengths else None
+
     def window(self, now_s: float, window_s: float) -> tuple[Counts, Quantiles]:
         """Figures of the requests that ended within the last `window_s` seconds."""
         counts, recent = Counts(), []
         for sample in reversed(self._samples):
             if sample.seen.ended_s <= now_s - window_s:
                 break
-            counts.add(sample.seen.outcome, sample.offered, sample.attained)
+            counts.add(sample)
             recent.append(sample.seen)
         return counts, _quantiles(recent)
 

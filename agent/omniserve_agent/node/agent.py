@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import zmq.asyncio
 from omniserve_agent.http.app import make_app
 from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
-from omniserve_agent.node.devices import Device, free_gpu_bytes, pick
+from omniserve_agent.node.devices import Device, free_gpu_bytes, holding, pick
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import EngineFailedError, NodeError
 from omniserve_agent.node.listeners import Ports, listening, reserved
@@ -30,9 +28,10 @@ from omniserve_agent.node.plan import (
     wanted_dtype,
 )
 from omniserve_agent.node.progress import ProgressLog, announce
-from omniserve_agent.node.review import review
+from omniserve_agent.node.review import review, review_environment
 from omniserve_agent.node.secrets import api_keys
 from omniserve_agent.node.services import served_services
+from omniserve_agent.node.signals import pinned, signals
 from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
 from omniserve_agent.settings import Settings
 from omniserve_crds.manifests import ManifestError, load_manifests
@@ -61,9 +60,10 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
 
     Raises NodeError for what cannot be done here, EngineFailedError when every engine is given up.
     """
+    review_environment()
     programs = programs or Programs()
     holding = reserved(settings.host, settings.port, settings.admin_port)
-    with _signals() as stop, holding as (ports, held):
+    with signals() as stop, holding as (ports, held):
         wanted = await _gather(settings)
         engines = await _prepare(settings, wanted, programs, stop)
         if stop.is_set():
@@ -72,7 +72,7 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
         plan = plan_node(settings, running, wanted.capacity)
         _warn(plan.warnings)
         held.close()
-        with _pinned(plan.http_cores):
+        with pinned(plan.http_cores):
             await _serve_plan(settings, wanted, engines, plan, programs, ports, stop)
 
 
@@ -82,7 +82,7 @@ async def _gather(settings: Settings) -> _Wanted:
         services = load_manifests(settings.files)
     except ManifestError as error:
         raise NodeError(error.line) from error
-    _warn(review(services))
+    _warn(review(services, settings.policy))
     keys = {service.key: api_keys(service, settings.secrets_dir) for service in services}
     assignments = assign(services)
     running = [assignment.name for assignment in assignments if assignment.wanted]
@@ -116,7 +116,7 @@ async def _prepare(
             break
         model_dir = task.result()
         size = model_bytes(model_dir, wanted_dtype(settings, assignment))
-        device = wanted.devices.get(assignment.name, Device("cpu"))
+        device = holding(wanted.devices.get(assignment.name, Device("cpu")), model_dir)
         engines.append(PreparedEngine(assignment, model_dir, size, device))
     stopped.cancel()
     return engines
@@ -219,29 +219,3 @@ def _failure_line(supervisors: dict[asyncio.Task[None], Supervisor]) -> str:
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
         structlog.get_logger().warning(line)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """An event set by SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def _pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this process, and threads it starts from now on, off the engines' cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(cores))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,29 @@ class Capacity:
 
     cores: tuple[int, ...]
     memory_bytes: int
+    memory_limited: bool = False  # by a cgroup: what is below the limit is ours alone
+    cpu_name: str = "CPU"
 
 
 def read_capacity() -> Capacity:
     """Affinity mask and quota, cgroup limit and MemTotal: the smaller of each pair."""
+    total_bytes = psutil.virtual_memory().total
+    limit_bytes = min(memory_limits_bytes(), default=total_bytes)
     return Capacity(
         cores=usable_cores(os.sched_getaffinity(0), quota_cores()),
-        memory_bytes=min(psutil.virtual_memory().total, *memory_limits_bytes(), 1 << 62),
+        memory_bytes=min(total_bytes, limit_bytes),
+        memory_limited=limit_bytes < total_bytes,
+        cpu_name=cpu_name(),
     )
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the kernel tells it, else its architecture."""
+    for line in _text(cpuinfo).splitlines():
+        field, _, value = line.partition(":")
+        if field.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
 def quota_cores(

@@ -61,18 +61,29 @@ def usable_cores(affinity: Collection[int], quota_cores: float | None) -> tuple[
     return tuple(cores[: max(1, math.floor(quota_cores))])
 
 
-def divide(cores: Sequence[int], engines: int, *, cuda: bool, wishes: CoreWishes) -> Division:
-    """Divide `cores` between `engines` engines; raises NodeError with figures where they lack."""
+def divide(
+    cores: Sequence[int],
+    engines: int,
+    *,
+    cuda: bool,
+    wishes: CoreWishes,
+    emulated: bool = False,
+) -> Division:
+    """Divide `cores` between `engines` engines; raises NodeError with figures where they lack.
+
+    The threads of `emulated` devices sleep most of the time: HTTP goes to their cores rather than
+    to those of host attention.
+    """
     _check_wishes(cores, wishes)
-    pools = _pools(tuple(cores), engines, cuda, wishes)
+    pools = _pools(tuple(cores), engines, cuda or emulated, wishes)
     shared = _shared_reason(cores, engines, pools, wishes)
     if shared and not wishes.share and (engines > 1 or len(cores) > 1):
         raise NodeError(f"{shared}; use fewer models, more cores, or --share-cores without SLOs")
     parts = _share_all(pools, engines) if shared else _slices(pools, engines)
-    crowded = not pools.http or bool(shared)
+    crowded = bool(shared) or not (pools.http or emulated)
     return Division(
         engines=tuple(_engine(device, host, crowded) for device, host in parts),
-        http=pools.http or pools.host,
+        http=pools.http or (pools.device if emulated else pools.host),
         warnings=(f"{shared}: cores are shared and SLOs are not promised",) if shared else (),
     )
 

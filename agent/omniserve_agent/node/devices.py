@@ -3,40 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.process import end, spawn
+from omniserve_agent.simulation.emulated import emulated_device, heads_of, profile_name
 
 _PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-print(json.dumps([torch.cuda.mem_get_info(index)[0] for index in range(count)]))
+print(json.dumps([
+    (*torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index)) for index in range(count)
+]))
 """
 _PROBE_S = 120.0
 
 
+class Gpu(msgspec.Struct, frozen=True, array_like=True):
+    """A GPU as its driver describes it."""
+
+    free_bytes: int
+    total_bytes: int
+    name: str
+
+
 @dataclass(frozen=True)
 class Device:
-    """`cpu`, or `cuda:N` with its free bytes."""
+    """`cpu`, `cuda:N` with its free bytes, or `emulated:PROFILE`."""
 
     name: str
     free_bytes: int | None = None
+    kv_bytes: int | None = None  # of an emulated device: KV of its model, as the profile has it
 
     @property
     def cuda(self) -> bool:
         """Whether it is a GPU."""
         return self.free_bytes is not None
 
+    @property
+    def emulated(self) -> bool:
+        """Whether it only takes time: no weights, no KV, no work for the cores."""
+        return profile_name(self.name) is not None
+
 
 def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Device, ...]:
-    """One device per engine; NodeError where GPUs lack. A CPU device is divided by cores."""
+    """One device per engine; NodeError where GPUs lack. A CPU device is divided by cores, and of an
+    emulated one there is any number."""
+    if profile_name(wanted) is not None:
+        return (Device(wanted),) * engines
     if wanted == "cpu" or (wanted == "auto" and not gpus_free_bytes):
         return (Device("cpu"),) * engines
     gpus = [Device(f"cuda:{index}", free) for index, free in enumerate(gpus_free_bytes)]
@@ -51,14 +72,32 @@ def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Dev
     return tuple(gpus[:engines])
 
 
+def holding(device: Device, model_dir: Path) -> Device:
+    """The device with what it holds of this model's KV; NodeError where its profile lacks it."""
+    if not device.emulated:
+        return device
+    try:
+        heads = heads_of(json.loads((model_dir / "config.json").read_text()))
+        return replace(device, kv_bytes=emulated_device(device.name, heads).kv_bytes)
+    except (OSError, KeyError, ValueError) as error:
+        raise NodeError(f"--device {device.name}: {error}") from error
+
+
 async def free_gpu_bytes(wanted: str, device_files: Path = Path("/dev")) -> list[int]:
-    """Free bytes of each usable GPU; empty without the driver's files or with `cpu` wanted."""
-    if wanted == "cpu" or not any(device_files.glob("nvidia[0-9]*")):
+    """Free bytes of each usable GPU; empty without the driver's files or where none is wanted."""
+    return [gpu.free_bytes for gpu in await list_gpus(wanted, device_files)]
+
+
+async def list_gpus(wanted: str, device_files: Path = Path("/dev")) -> list[Gpu]:
+    """Each usable GPU; empty without the driver's files or where none is wanted."""
+    if wanted == "cpu" or profile_name(wanted) is not None:
+        return []
+    if not any(device_files.glob("nvidia[0-9]*")):
         return []
     process = await spawn([sys.executable, "-c", _PROBE], stdout=PIPE)
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _PROBE_S)
-        return msgspec.json.decode(output, type=list[int])
+        return msgspec.json.decode(output, type=list[Gpu])
     except (TimeoutError, msgspec.DecodeError) as error:
         if wanted == "auto":
             return []

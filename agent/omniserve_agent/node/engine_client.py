@@ -48,6 +48,7 @@ class EngineClient:
         self._stats: Stats | None = None
         self._progress = "the engine has not been started"
         self._given_up = False
+        self._was_ready = False
         self._lives = 0
 
     @property
@@ -71,9 +72,22 @@ class EngineClient:
         return max(0, self._lives - 1)
 
     @property
+    def was_ready(self) -> bool:
+        """Whether any of its processes has been ready."""
+        return self._was_ready
+
+    @property
     def active(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
+
+    def open_requests(self, service: str) -> list[tuple[int, int]]:
+        """(emitted, most) output tokens of each request of `namespace/name` that has not ended."""
+        return [
+            (len(request.emitted), request.submit.max_tokens)
+            for request in self._requests.values()
+            if request.submit.service == service
+        ]
 
     async def stream(self, submit: Submit) -> AsyncGenerator[TokenEvent]:
         """Token events until one has `finish_reason`; closing the generator cancels.
@@ -113,7 +127,9 @@ class EngineClient:
             case Loading():
                 self._progress = f"{message.stage}: {message.fraction:.0%}"
             case Ready():
-                self._ready, self._progress = message, "ready"
+                self._was_ready = True
+                self._ready = message
+                self._progress = f"ready: {message.emulated}" if message.emulated else "ready"
                 self._send_held()
             case Failed():
                 self._progress = message.message

@@ -26,7 +26,8 @@ class EngineDemand:
 
     name: str
     model_bytes: int
-    cuda_free_bytes: int | None = None  # None: the device is the CPU
+    cuda_free_bytes: int | None = None  # None: the device is no GPU
+    emulated: bool = False  # model and device KV take no memory
     device_kv_bytes: int | None = None
     host_kv_bytes: int | None = None
 
@@ -81,11 +82,10 @@ def _cuda_kv(demand: EngineDemand, free_bytes: int, wanted: int | None) -> int:
 
 def _parts(demand: EngineDemand, size: EngineMemory) -> list[tuple[str, int]]:
     """What an engine takes of the machine's own memory, by name."""
-    if demand.cuda_free_bytes is not None:
-        return [
-            (f"{demand.name} host KV", size.host_kv_bytes),
-            (f"{demand.name} process", CUDA_ENGINE_PROCESS_BYTES),
-        ]
+    if demand.cuda_free_bytes is not None or demand.emulated:
+        cuda = demand.cuda_free_bytes is not None
+        process = CUDA_ENGINE_PROCESS_BYTES if cuda else CPU_ENGINE_PROCESS_BYTES
+        return [(f"{demand.name} host KV", size.host_kv_bytes), (f"{demand.name} process", process)]
     return [
         (f"{demand.name} host KV", size.host_kv_bytes),
         (f"{demand.name} device KV", size.device_kv_bytes),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,7 +31,16 @@ class _Line(msgspec.Struct):
     stage: str = ""
     fraction: float = 0.0
     model_dir: str | None = None
+    needed_bytes: int = 0
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a model lies or will lie, and the bytes that the cache lacks for it."""
+
+    model_dir: Path
+    needed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -39,15 +50,30 @@ class ModelStore:
     cache_dir: Path
     allowed_packages: Sequence[str] = ()
     model_roots: Sequence[Path] = ()
+    volumes: Mapping[str, Path] = field(default_factory=dict)  # pvc://NAME
+    hub: bool = False  # whether hf:// models may be fetched
     timeout_s: float = 3600.0
     command: Sequence[str] = PREPARE_COMMAND
 
-    async def prepare(self, uri: str, progress: Progress) -> Path:
+    async def prepare(self, uri: str, progress: Progress, token: str | None = None) -> Path:
         """The directory of `uri`'s safetensors, configuration and tokenizer.
 
         Raises NodeError with the child's one line, or when it takes longer than `timeout_s`.
         """
-        process = await spawn(self._program(uri), stdout=PIPE, stderr=PIPE)
+        line = await self._run(uri, self._program(uri), progress, token)
+        return Path(line.model_dir or "")
+
+    async def inspect(self, uri: str, token: str | None = None) -> ModelPlace:
+        """What preparing would take; NodeError where it cannot be done. `token`: for a hub."""
+        line = await self._run(uri, [*self._program(uri), "--inspect"], _silent, token)
+        return ModelPlace(Path(line.model_dir or ""), line.needed_bytes)
+
+    async def _run(
+        self, uri: str, program: Sequence[str], progress: Progress, token: str | None
+    ) -> _Line:
+        """The child's last line, which has a directory; else NodeError."""
+        environment = self._environment(token)
+        process = await spawn(program, stdout=PIPE, stderr=PIPE, environment=environment)
         try:
             async with asyncio.timeout(self.timeout_s):
                 last, noise = await asyncio.gather(_last_line(process, progress), _tail(process))
@@ -57,9 +83,15 @@ class ModelStore:
         finally:
             await end(process)
         if returncode == 0 and last.model_dir is not None:
-            return Path(last.model_dir)
+            return last
         reason = last.error or f"preparing it {ended_how(returncode)}: {noise or 'no message'}"
         raise NodeError(reason if uri in reason else f"model {uri}: {reason}")
+
+    def _environment(self, token: str | None) -> dict[str, str]:
+        """The token is no argument, for those are open to every eye on the machine. In a cluster
+        nothing but the cache can be written."""
+        home = {"HF_HOME": str(self.cache_dir / "huggingface")} if self.hub else {}
+        return {**home, **os.environ, **({"HF_TOKEN": token} if token else {})}
 
     def _program(self, uri: str) -> list[str]:
         program = [*self.command, "--uri", uri, "--cache-dir", str(self.cache_dir)]
@@ -67,7 +99,15 @@ class ModelStore:
             program += ["--allow-package", package]
         for root in self.model_roots:
             program += ["--model-root", str(root)]
+        for name, path in self.volumes.items():
+            program += ["--model-volume", f"{name}={path}"]
+        if self.hub:
+            program.append("--hub")
         return program
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Progress that nobody wants."""
 
 
 async def _last_line(process: Process, progress: Progress) -> _Line:
@@ -96,11 +136,22 @@ async def _tail(process: Process) -> str:
 def model_bytes(model_dir: Path, dtype: str) -> int:
     """Bytes of the weights once loaded as `dtype` (`auto`: as stored)."""
     stored = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
-    try:
-        config = json.loads((model_dir / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}
+    config = _configuration(model_dir)
     stored_dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     if dtype not in _DTYPE_BYTES or stored_dtype not in _DTYPE_BYTES:
         return stored
     return stored * _DTYPE_BYTES[dtype] // _DTYPE_BYTES[stored_dtype]
+
+
+def model_layers(model_dir: Path) -> int:
+    """Layers as the configuration says; 0 where it does not."""
+    layers = _configuration(model_dir).get("num_hidden_layers")
+    return layers if isinstance(layers, int) else 0
+
+
+def _configuration(model_dir: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((model_dir / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -15,6 +15,9 @@ from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import EngineDemand, EngineMemory, allot
 from omniserve_agent.settings import Settings
 
+LS_PREFILL_ROWS = (128, 512)  # under fixed caps, and under the other policies
+BE_PREFILL_ROWS = (48, 256)
+
 
 @dataclass(frozen=True)
 class PreparedEngine:
@@ -60,7 +63,8 @@ def plan_cores(settings: Settings, devices: Sequence[Device], capacity: Capacity
         share=settings.share_cores,
     )
     cuda = any(device.cuda for device in devices)
-    return divide(capacity.cores, len(devices), cuda=cuda, wishes=wishes)
+    emulated = any(device.emulated for device in devices)
+    return divide(capacity.cores, len(devices), cuda=cuda, wishes=wishes, emulated=emulated)
 
 
 def engine_config(
@@ -84,8 +88,8 @@ def engine_config(
         slots=settings.slots,
         max_device_rows=settings.max_device_rows,
         join_lanes=settings.join_lanes,
-        ls_prefill_rows=settings.ls_prefill_rows,
-        be_prefill_rows=settings.be_prefill_rows,
+        ls_prefill_rows=_rows(settings.ls_prefill_rows, settings, LS_PREFILL_ROWS),
+        be_prefill_rows=_rows(settings.be_prefill_rows, settings, BE_PREFILL_ROWS),
         be_device_residency=settings.be_residency,
         max_waiting=settings.max_waiting,
         policy=settings.policy,
@@ -93,6 +97,12 @@ def engine_config(
         profile_dir=str(settings.cache_dir / "profiles"),
         drafts=settings.drafts,
     )
+
+
+def _rows(wanted: int | None, settings: Settings, defaults: tuple[int, int]) -> int:
+    """Fixed caps are what an iteration holds; for a policy that predicts they only bound it."""
+    fixed, predicting = defaults
+    return wanted or (fixed if settings.policy == "fixed_caps" else predicting)
 
 
 def wanted_dtype(settings: Settings, assignment: Assignment) -> str:
@@ -105,7 +115,8 @@ def _demand(settings: Settings, engine: PreparedEngine) -> EngineDemand:
         name=engine.assignment.name,
         model_bytes=engine.model_bytes,
         cuda_free_bytes=engine.device.free_bytes,
-        device_kv_bytes=settings.device_kv_bytes,
+        emulated=engine.device.emulated,
+        device_kv_bytes=settings.device_kv_bytes or engine.device.kv_bytes,
         host_kv_bytes=settings.host_kv_bytes,
     )
 

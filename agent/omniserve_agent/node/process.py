@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from omniserve_agent.node import child
 
@@ -21,10 +21,12 @@ async def spawn(
     cores: Collection[int] = (),
     stdout: int | None = None,
     stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Process:
     """Start `program` in its own session, so that the terminal's SIGINT does not reach it.
 
-    `cores` is its core mask; empty: inherited. Output is inherited unless a pipe is asked for.
+    `cores` is its core mask; empty: inherited. Output is inherited unless a pipe is asked for, and
+    `environment` is added to what is inherited.
     """
     mask = ",".join(str(core) for core in sorted(cores))
     return await asyncio.create_subprocess_exec(
@@ -33,6 +35,7 @@ async def spawn(
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
 
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.node.errors import NodeError
 from omniserve_crds.llmservice import LLMService
 
+FLOOR_POLICY = "omniserve"  # the one that keeps minSharePercent
 
-def review(services: Iterable[LLMService]) -> list[str]:
+
+def review(services: Iterable[LLMService], policy: str) -> list[str]:
     """One warning per service with fields that have no effect here; NodeError for the rest."""
     warnings = []
     for service in services:
         refusal = _refusal(service)
         if refusal:
             raise NodeError(f"LLMService {service.key}: {refusal}")
-        idle = _without_effect(service)
+        idle = _without_effect(service, policy)
         if idle:
             warnings.append(
                 f"LLMService {service.key}: standalone, these have no effect: {'; '.join(idle)}"
@@ -41,7 +44,7 @@ def _refusal(service: LLMService) -> str | None:
     return None
 
 
-def _without_effect(service: LLMService) -> list[str]:
+def _without_effect(service: LLMService, policy: str) -> list[str]:
     spec = service.spec
     idle = []
     if spec.replicas > 1:
@@ -50,7 +53,18 @@ def _without_effect(service: LLMService) -> list[str]:
         idle.append("spec.placement.nodeSelector (there is one node)")
     if spec.placement.tolerations:
         idle.append("spec.placement.tolerations (there is one node)")
-    if spec.resources.min_share_percent is not None:
+    if spec.resources.min_share_percent is not None and policy != FLOOR_POLICY:
         share = spec.resources.min_share_percent
-        idle.append(f"spec.resources.minSharePercent {share} (not enforced by this version yet)")
+        idle.append(
+            f"spec.resources.minSharePercent {share} (policy {policy} keeps no floor; "
+            f"use --policy {FLOOR_POLICY})"
+        )
     return idle
+
+
+def review_environment() -> None:
+    """NodeError where a fault for tests is asked for outside tests."""
+    try:
+        iteration_delay()
+    except FaultSettingError as error:
+        raise NodeError(str(error)) from error

@@ -11,6 +11,7 @@ from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.plan import PreparedEngine
 from omniserve_agent.serving import ServedService, Slo
 from omniserve_crds.llmservice import LLMService
+from omniserve_crds.llmservice import Slo as SpecifiedSlo
 
 
 def served_services(
@@ -37,15 +38,16 @@ def _served_service(
         backend=client,
         tokenizer_dir=str(model_dir),
         max_model_len=service.spec.model.max_model_len,
-        slo=_slo(service),
+        slo=routed_slo(service.spec.slo),
         priority=service.spec.priority,
+        min_share_percent=service.spec.resources.min_share_percent or 0,
         paused=is_paused(service),
         api_keys=keys[service.key],
     )
 
 
-def _slo(service: LLMService) -> Slo | None:
-    slo = service.spec.slo
+def routed_slo(slo: SpecifiedSlo | None) -> Slo | None:
+    """A manifest's or an assignment's SLO as HTTP judges by it."""
     if slo is None:
         return None
     return Slo(

@@ -1,22 +1,26 @@
 """Admission: whether one more LS request can attain without another one missing (design.md, 7).
 
-The engine is projected forward with the latency model: decodes and prompts that wait set the price
-of an iteration; the newcomer's prompt takes its turn behind those that are due earlier. Only load
-refuses: a request whose own prompt cannot be computed within its TTFT on an idle engine is taken
-and counts as missed, since no waiting would help it.
+The engine is projected forward: prompts that are due earlier are computed first, in chunks that
+leave decodes within their TPOT; whoever finds no row or no KV waits for decodes to end, which they
+do at their services' p90 lengths. Only load refuses: a request whose own prompt cannot be computed
+within its TTFT on an idle engine is taken and counts as missed, since no waiting would help it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
+from omniserve_agent.scheduling.budget import SHORTEST_S, largest_fitting
+from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.latency import LatencyModel, Work, pairs
+from omniserve_agent.scheduling.plan import Caps
 
 LS = ServiceClass.LS
-CHUNK_ROWS = 512  # of a prompt beside decodes, when its time is projected
-SAFETY = 0.95  # of a deadline is used: the projection is an estimate
+LEAST_CHUNK_ROWS = 16  # LS prefill never stands still
+SAFETY = 0.9  # of a deadline is used: the projection is an estimate
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
 
 
@@ -25,7 +29,7 @@ class AdmissionMode(StrEnum):
 
     OFF = "off"  # taken all the same
     REJECT = "reject"  # 429 with Retry-After
-    QUEUE = "queue"  # taken once it would attain, or its deadline has passed
+    QUEUE = "queue"  # taken once it would attain; where that is lost, once nobody waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,90 +44,174 @@ class Verdict:
 ADMITTED = Verdict(True)
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Judges LS requests that have an SLO."""
+class Admission(Protocol):
+    """Whoever lets LS requests in."""
 
-    model: LatencyModel
-    mode: AdmissionMode = AdmissionMode.REJECT
+    @property
+    def mode(self) -> AdmissionMode:
+        """What happens to a request that would miss."""
 
     def judge(self, jobs: JobIndex, new: Job, now_s: float) -> Verdict:
         """Whether `new` and all that were admitted before it are predicted to attain."""
-        if self.mode is AdmissionMode.OFF or new.deadlines is None:
-            return ADMITTED
-        load = _load(jobs)
-        due_s = new.deadlines.arrival_s + new.deadlines.ttft_s
-        alone_s = self._first_token_s(_Load(), new.tokens)
-        if alone_s > SAFETY * new.deadlines.ttft_s:
-            return ADMITTED
-        first_s = self._first_token_s(load, new.tokens)
-        left_s = due_s - now_s
-        if first_s > SAFETY * left_s:
-            if self.mode is AdmissionMode.QUEUE and left_s <= alone_s:
-                return ADMITTED  # waiting longer cannot help it
-            return Verdict(False, _late("first token", first_s, left_s), _bounded(first_s - left_s))
-        tpot_s = min([new.deadlines.tpot_s, *load.tpots_s])
-        step_s = self._decode_s(load, new)
-        if step_s > SAFETY * tpot_s:
-            share = 1.0 - tpot_s / step_s  # of the decoding requests that must end first
-            drain_s = share * load.mean_left_tokens * step_s
-            return Verdict(False, _late("token", step_s, tpot_s), _bounded(drain_s))
+
+    def lost(self, new: Job, now_s: float) -> bool:
+        """Whether a request was held back for so long that even an idle engine comes too late."""
+
+
+class Open:
+    """Lets everything in."""
+
+    mode = AdmissionMode.OFF
+
+    def judge(self, jobs: JobIndex, new: Job, now_s: float) -> Verdict:
+        """See `Admission`."""
         return ADMITTED
 
-    def _first_token_s(self, load: _Load, tokens: int) -> float:
-        """All prompts that wait and this one, in chunks beside the decodes."""
-        rows = load.prompt_rows + tokens
-        iterations = -(-rows // CHUNK_ROWS)
-        chunk = -(-rows // iterations)
-        work = Work(
-            device_rows=load.decodes + chunk,
-            logit_rows=load.decodes + 1,
-            device_keys=load.keys,
-            device_pairs=pairs(0, tokens) // iterations + 1,
-        )
-        return iterations * self.model.predict(work)
-
-    def _decode_s(self, load: _Load, new: Job) -> float:
-        """An iteration once the newcomer decodes beside all others, prompts included."""
-        rows = load.decodes + load.prompts + 1
-        keys = load.keys + load.prompt_rows + max(new.tokens, new.predicted_tokens)
-        return self.model.predict(Work(device_rows=rows, logit_rows=rows, device_keys=keys))
+    def lost(self, new: Job, now_s: float) -> bool:
+        """See `Admission`."""
+        return False
 
 
-@dataclass(slots=True)
-class _Load:
-    """What is there already."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is there already, as far as LS is concerned."""
 
-    decodes: int = 0
-    keys: int = 0
-    prompts: int = 0
-    prompt_rows: int = 0
-    left_tokens: int = 0
-    tpots_s: tuple[float, ...] = ()
+    decode: Load
+    tpot_s: float  # the tightest
+    left_tokens: int  # of the decoding requests, to their predicted ends
+    kv_tokens: int  # that all admitted requests hold half-way to their predicted ends
+    prompts: tuple[Job, ...]  # that wait or are being computed, by due time
 
     @property
-    def mean_left_tokens(self) -> float:
-        return self.left_tokens / max(1, self.decodes)
+    def tokens_per_end(self) -> float:
+        """Tokens each decoding request still puts out on the average, until one has ended."""
+        rows = max(1, self.decode.rows)
+        return self.left_tokens / rows / rows
 
 
-def _load(jobs: JobIndex) -> _Load:
+@dataclass(frozen=True)
+class Gate:
+    """Judges LS requests that have an SLO. `costs` are the policy's own, corrected online."""
+
+    costs: Costs
+    caps: Caps
+    mode: AdmissionMode = AdmissionMode.REJECT
+
+    def judge(self, jobs: JobIndex, new: Job, now_s: float) -> Verdict:
+        """See `Admission`."""
+        due = new.deadlines
+        if self.mode is AdmissionMode.OFF or due is None:
+            return ADMITTED
+        if self._prefill_s(Load(), new.tokens, due.tpot_s) > SAFETY * due.ttft_s:
+            return ADMITTED
+        state, lost = _state(jobs, due.tpot_s), self.lost(new, now_s)
+        refusals = self._refusals(state, new, now_s, lost)
+        return next((no for no in refusals if not no.admitted), ADMITTED)
+
+    def lost(self, new: Job, now_s: float) -> bool:
+        """See `Admission`."""
+        due = new.deadlines
+        if self.mode is not AdmissionMode.QUEUE or due is None:
+            return False
+        return due.due_s - now_s <= self._prefill_s(Load(), new.tokens, due.tpot_s)
+
+    def _refusals(self, state: _State, new: Job, now_s: float, lost: bool) -> Iterator[Verdict]:
+        """`lost`: it was held back for so long that it can not attain, and may disturb nobody."""
+        if lost:
+            yield Verdict(not state.prompts, "others wait that can still attain", LEAST_RETRY_S)
+        else:
+            yield from self._first_tokens(state, new, now_s)
+        yield self._pace(state)
+        yield self._memory(state, new)
+
+    def _first_tokens(self, state: _State, new: Job, now_s: float) -> Iterator[Verdict]:
+        """The newcomer's, and those of prompts behind it that could have been in time."""
+        ahead = [job for job in state.prompts if _due_s(job) <= _due_s(new)]
+        rows = sum(job.remaining for job in ahead) + new.tokens
+        yield self._first_token(state, new, len(ahead) + 1, rows, now_s)
+        places, before = len(ahead) + 1, rows - new.tokens
+        for job in state.prompts[len(ahead) :]:
+            places, before = places + 1, before + job.remaining
+            without = self._first_token(state, job, places - 1, before, now_s)
+            if without.admitted:
+                yield self._first_token(state, job, places, before + new.tokens, now_s)
+
+    def _first_token(
+        self, state: _State, job: Job, places: int, rows: int, now_s: float
+    ) -> Verdict:
+        """Of a prompt that is at the end of `places` prompts with so many rows together."""
+        prefill_s = self._prefill_s(state.decode, rows, state.tpot_s)
+        missing = places - (self.caps.max_device_rows - state.decode.rows)
+        wait_s = max(0, missing) * state.tokens_per_end * self.costs.expected(state.decode)
+        needed_s, left_s = max(prefill_s, wait_s), _due_s(job) - now_s
+        if needed_s <= SAFETY * left_s:
+            return ADMITTED
+        return _refused("first token", needed_s, left_s, needed_s - left_s)
+
+    def _prefill_s(self, decode: Load, rows: int, tpot_s: float) -> float:
+        """Prompt rows beside the decodes, as many an iteration as keep those within `tpot_s`."""
+        at_once = largest_fitting(
+            LEAST_CHUNK_ROWS,
+            max(LEAST_CHUNK_ROWS, self.caps.ls_prefill_rows),
+            lambda chunk: self.costs.expected(decode.prompt(chunk)) <= tpot_s,
+        )
+        if rows <= at_once:
+            return self.costs.expected(decode.prompt(rows))
+        return rows / at_once * max(tpot_s, self.costs.expected(decode.prompt(at_once)))
+
+    def _pace(self, state: _State) -> Verdict:
+        """An iteration once the newcomer and all prompts decode beside the others."""
+        more = len(state.prompts) + 1
+        rows = min(self.caps.max_device_rows, state.decode.rows + more)
+        step_s = self.costs.expected(Load(rows, rows, state.kv_tokens))
+        if step_s <= SAFETY * state.tpot_s:
+            return ADMITTED
+        ends = rows * (1.0 - state.tpot_s / step_s)  # so many must end first
+        return _refused("token", step_s, state.tpot_s, ends * state.tokens_per_end * step_s)
+
+    def _memory(self, state: _State, new: Job) -> Verdict:
+        """Whether what all LS requests hold at the newcomer's first token fits the device."""
+        rows = sum(job.tokens for job in state.prompts) + new.tokens
+        step_s = max(SHORTEST_S, self.costs.expected(state.decode))
+        steps = self._prefill_s(state.decode, rows, state.tpot_s) / step_s
+        held = state.decode.keys + rows + int(state.decode.rows * (1 + steps))
+        room = self.caps.device_blocks * self.caps.block_tokens
+        if held <= SAFETY * room:
+            return ADMITTED
+        ends = (held - SAFETY * room) * state.decode.rows / max(1, state.decode.keys)
+        reason = f"LS requests would hold {held} tokens of KV of {room} that fit the device"
+        return Verdict(False, reason, _bounded(ends * state.tokens_per_end * step_s))
+
+
+def _state(jobs: JobIndex, tpot_s: float) -> _State:
     decoding = jobs.at(LS, Stage.DECODE)
-    tpots = {job.deadlines.tpot_s for job in decoding if job.deadlines is not None}
-    load = _Load(
-        decodes=len(decoding),
-        keys=sum(job.tokens for job in decoding),
-        left_tokens=sum(max(0, job.predicted_tokens - job.tokens) for job in decoding),
-        tpots_s=tuple(tpots),
+    prompts = [job for stage in PROMPT_STAGES for job in jobs.at(LS, stage)]
+    swapped = jobs.at(LS, Stage.SWAPPED)
+    tpots = [job.deadlines.tpot_s for job in decoding if job.deadlines is not None]
+    halfway = [(j.tokens + j.predicted_tokens) // 2 for j in (*decoding, *prompts, *swapped)]
+    count = len(decoding) + len(swapped)
+    return _State(
+        decode=Load(count, count, sum([job.tokens for job in (*decoding, *swapped)])),
+        tpot_s=min([tpot_s, *tpots]),
+        left_tokens=sum([max(1, job.predicted_tokens - job.tokens) for job in decoding]),
+        kv_tokens=sum(halfway),
+        prompts=tuple(sorted(prompts, key=_due_s)),
     )
-    for stage in (Stage.PREFILL, Stage.WAITING, Stage.SWAPPED):
-        for job in jobs.at(LS, stage):
-            load.prompts += 1
-            load.prompt_rows += job.remaining if stage is not Stage.SWAPPED else 1
-    return load
 
 
-def _late(what: str, predicted_s: float, allowed_s: float) -> str:
-    return f"the {what} would take {predicted_s * 1e3:.0f} ms of {max(0, allowed_s) * 1e3:.0f} ms"
+PROMPT_STAGES = (Stage.PREFILL, Stage.WAITING)
+
+
+def _due_s(job: Job) -> float:
+    return job.deadlines.due_s if job.deadlines is not None else float("inf")
+
+
+def _refused(what: str, predicted_s: float, allowed_s: float, retry_s: float) -> Verdict:
+    return Verdict(
+        False,
+        f"the {what} would take {predicted_s * 1e3:.0f} ms of {max(0, allowed_s) * 1e3:.0f} ms",
+        _bounded(retry_s),
+    )
 
 
 def _bounded(seconds: float) -> float:

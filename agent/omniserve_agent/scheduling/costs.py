@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
 Runs = tuple[tuple[int, int], ...]  # (rows that join, at how many layers); covers all layers
@@ -65,21 +66,32 @@ class Costs:
 
     model: LatencyModel
     correction: Correction
-    quantile: float
+    error_budget: ErrorBudget
+    margin: float = 1.0  # what predictions are lengthened by to hold as often as the budget asks
     _dense: list[float] = field(default_factory=list)
     _head: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._dense = _tabled(self.model.dense)
         self._head = _tabled(self.model.head)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what was observed: prices stay as they are from here to the next call."""
+        quantile = self.correction.margin(self.error_budget.quantile)
+        self.margin = max(1.0, quantile) * self.error_budget.widening
 
     def factor(self, kind: str) -> float:
         """Predicted to planned seconds: the online correction and the margin."""
-        return self.correction.apply(kind, max(1.0, self.correction.margin(self.quantile)))
+        return self.correction.factors.get(kind, 1.0) * self.margin
 
     def seconds(self, load: Load, kind: str | None = None) -> float:
         """What an iteration is planned to take, corrected as `kind` (its own if None)."""
         return self.predicted(load) * self.factor(kind or load.kind)
+
+    def expected(self, load: Load) -> float:
+        """What it will take on the average: corrected, without the margin."""
+        return self.correction.apply(load.kind, self.predicted(load))
 
     def predicted(self, load: Load) -> float:
         """As the latency model has it."""

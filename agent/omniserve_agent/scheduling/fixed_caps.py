@@ -21,7 +21,6 @@ from omniserve_agent.scheduling.jobs import (
     Tier,
     blocks_for,
 )
-from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.plan import (
     Admission,
     Caps,
@@ -29,6 +28,7 @@ from omniserve_agent.scheduling.plan import (
     Move,
     Plan,
     Room,
+    Unlearning,
 )
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -73,7 +73,7 @@ class _Draft:
 
 
 @dataclass(frozen=True)
-class FixedCaps:
+class FixedCaps(Unlearning):
     """See the module; `caps` are the engine's limits."""
 
     caps: Caps
@@ -122,12 +122,6 @@ class FixedCaps:
             prefill_row_layers=pool if draft.staged else 0,
             join_rows=grant.join_rows,
         )
-
-    def arrived(self, job: Job) -> None:
-        """Caps are fixed: nothing to learn."""
-
-    def observed(self, work: Work, seconds: float) -> None:
-        """Caps are fixed: nothing to learn."""
 
     def growth_reserve(self, jobs: JobIndex) -> int:
         """Device blocks that LS rows will need over the growth horizon."""
@@ -223,15 +217,18 @@ class FixedCaps:
         ]
         if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
             return  # paused requests come back first
-        prefilling = jobs.count(BE, Stage.STAGED, Stage.PREFILL)
+        under_way = {
+            Tier.HOST: jobs.count(BE, Stage.STAGED),
+            Tier.DEVICE: jobs.count(BE, Stage.PREFILL),
+        }
         for job in _first_of(first, jobs.at(BE, Stage.WAITING), service):
-            if prefilling >= self.caps.staged_jobs:
+            if min(under_way.values()) >= self.caps.staged_jobs:
                 return
             tier = self._tier_for(job, jobs, draft)
-            if tier is None:
+            if tier is None or under_way[tier] >= self.caps.staged_jobs:
                 return
             draft.admissions.append(Admission(job, tier))
-            prefilling += 1
+            under_way[tier] += 1
 
     def _tier_for(self, job: Job, jobs: JobIndex, draft: _Draft) -> Tier | None:
         predicted = self._blocks(max(job.predicted_tokens, job.tokens + 1))
@@ -273,9 +270,10 @@ class FixedCaps:
     def _be_device_prefill(self, jobs: JobIndex, draft: _Draft, rows: int) -> int:
         """Chunks of BE prompts on the device; the rows they take of those for all BE prefill.
 
-        Staged prefills keep half, so that neither kind starves the other.
+        Staged prefills keep a quarter, so that neither kind starves the other: a prompt on the
+        device brings tokens (layers + 1) times as fast.
         """
-        moving, most = draft.moving, rows - rows // 2 if draft.staged else rows
+        moving, most = draft.moving, rows - rows // 4 if draft.staged else rows
         left = most
         admitted = [a.job for a in draft.admissions if a.tier is Tier.DEVICE]
         chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]

@@ -14,7 +14,7 @@ from omniserve_agent.scheduling.budget import largest_fitting
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import LatencyModel, Work
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 MIN_BUDGET_TOKENS = 16
@@ -23,7 +23,7 @@ MARGIN = 0.9  # of the TPOT: requests differ, and the mean of every one has to s
 
 
 @dataclass
-class GpuOnlyPriority:
+class GpuOnlyPriority(Unlearning):
     """See the module."""
 
     caps: Caps
@@ -60,9 +60,6 @@ class GpuOnlyPriority:
         if self._tightest_s is None or job.deadlines.tpot_s < self._tightest_s:
             self._tightest_s = job.deadlines.tpot_s
             self._budget_tokens = self._fitting(self._tightest_s)
-
-    def observed(self, work: Work, seconds: float) -> None:
-        """The budget is fixed by the profile."""
 
     def _fitting(self, tpot_s: float) -> int:
         """Tokens of an iteration within `tpot_s`: half of them decode, half are of a prompt."""

@@ -26,6 +26,7 @@ class InFlight:
     landed: float = 0.0  # rows past the last layer, per iteration
     total: int = 0
     parked: NDArray[np.float64] = field(init=False)
+    _histogram: list[int] = field(default_factory=list)  # layers by the rows they will see join
 
     def __post_init__(self) -> None:
         self.parked = np.zeros(self.layers)
@@ -40,6 +41,8 @@ class InFlight:
             self.parked[0] += total - known
         elif known > total:
             self.parked *= total / known
+        expected = np.rint(self.parked * self.ready).astype(np.int64)
+        self._histogram = np.bincount(expected).tolist()
 
     def observed(self, joined_rows: Sequence[float], lanes: int) -> None:
         """An iteration joined so many rows at each layer (fewer layers where it was cut short)."""
@@ -55,12 +58,13 @@ class InFlight:
         self.parked[1:] += joined[:-1]
 
     def runs(self, lanes: int) -> Runs:
-        """Joins to expect, as runs of layers with equally many."""
+        """Joins to expect, as runs of layers with equally many: at most `lanes` a layer."""
+        counts = self._histogram
         if self.total == 0 or lanes <= 0:
             return ((0, self.layers),)
-        expected = np.rint(np.minimum(self.parked, lanes) * self.ready).astype(np.int64)
-        counts = np.bincount(expected).tolist()
-        return tuple((rows, layers) for rows, layers in enumerate(counts) if layers)
+        within = [(rows, layers) for rows, layers in enumerate(counts[:lanes]) if layers]
+        beyond = sum(counts[lanes:])
+        return (*within, (lanes, beyond)) if beyond else tuple(within)
 
 
 def steps(runs: Runs) -> int:

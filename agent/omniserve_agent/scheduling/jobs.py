@@ -174,5 +174,7 @@ class JobIndex:
 
     def count(self, service_class: ServiceClass, *stages: Stage) -> int:
         """How many jobs of this class are in these stages."""
-        lists = self._lists
-        return sum([len(lists[service_class, stage]) for stage in stages])
+        lists, total = self._lists, 0
+        for stage in stages:
+            total += len(lists[service_class, stage])
+        return total

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omniserve_agent.scheduling.jobs import Job, JobIndex
 from omniserve_agent.scheduling.latency import LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import Omniserve
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 
 
 @dataclass
@@ -16,19 +16,28 @@ class LsAlone:
 
     caps: Caps
     model: LatencyModel
-    _policy: Omniserve = field(init=False)
+    inner: Omniserve = field(init=False)
 
     def __post_init__(self) -> None:
-        self._policy = Omniserve(self.caps, self.model)
+        self.inner = Omniserve(self.caps, self.model)
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """LS as `omniserve` plans it when it is alone."""
-        return self._policy.plan(jobs.only_ls(), room, now_s)
+        return self.inner.plan(jobs.only_ls(), room, now_s)
 
     def arrived(self, job: Job) -> None:
         """An LS prompt's length tells what may arrive next."""
-        self._policy.arrived(job)
+        self.inner.arrived(job)
 
     def observed(self, work: Work, seconds: float) -> None:
         """Corrects the predictions."""
-        self._policy.observed(work, seconds)
+        self.inner.observed(work, seconds)
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Moves the margin."""
+        self.inner.judged(job, attained, now_s)
+
+    @property
+    def state(self) -> PolicyState:
+        """See `Policy`."""
+        return self.inner.state

@@ -1,31 +1,53 @@
 """The SLO-driven policy: every iteration's caps come from deadlines and the latency model.
 
-It carries no headroom. Order and room are those of `FixedCaps`; what is fixed there is computed
-here: how many LS prompt rows, how many BE rows on the device and how many BE prompt rows fit before
-the earliest deadline, and of those as many as maximise BE progress per second.
+It carries no headroom. Order and room are those of `FixedCaps`; what is fixed there is granted
+here: how many LS prompt rows, how many BE rows on the device, how many join lanes and how much BE
+prefill fit before the earliest deadline, and of those as much as maximises BE progress per second.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import accumulate
 
-from omniserve_agent.scheduling.budget import (
-    Forecast,
-    PromptLengths,
-    best_prefill_rows,
-    largest_fitting,
-    with_prefill,
+from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
+from omniserve_agent.scheduling.costs import Costs, Load, edges_within
+from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
+from omniserve_agent.scheduling.floors import Floors
+from omniserve_agent.scheduling.in_flight import InFlight, steps
+from omniserve_agent.scheduling.jobs import (
+    DEVICE_STAGES,
+    Job,
+    JobIndex,
+    ServiceClass,
+    Stage,
+    blocks_for,
 )
-from omniserve_agent.scheduling.fixed_caps import FixedCaps
-from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
-from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, Room
+from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, PolicyState, Room
+from omniserve_agent.scheduling.prefill_costs import Apart, Merged, PrefillCosts
+from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
 LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
+RECOVERY_TOKENS = 4  # over so many tokens a decode that gave way to a prompt catches up
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
-OBJECTIVE_QUANTILE = 0.99  # predictions hold for as many iterations as requests shall attain
+HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
+FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
+HURDLE = 1.5  # times what the device would yield: the host's return lies further off
+PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
+
+
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """What the iteration may take, in seconds."""
+
+    ls_s: float  # LS alone
+    decode_s: float  # with BE rows that decode
+    prefill_s: float  # with BE prompts as well
 
 
 @dataclass
@@ -35,120 +57,243 @@ class Omniserve:
     caps: Caps
     model: LatencyModel
     correction: Correction = field(default_factory=Correction)
-    quantile: float = OBJECTIVE_QUANTILE
-    _prompts: dict[str, PromptLengths] = field(default_factory=dict)
+    error_budget: ErrorBudget = field(default_factory=ErrorBudget)
+    _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    _traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.costs = Costs(self.model, self.correction, self.error_budget)
+        self._flights = InFlight(self.caps.layers)
+        self._floors = Floors()
+        self._fixed = FixedCaps(self.caps)
+        self._edges = self.model.dense.edges()
+        self._lanes = self.caps.join_rows
 
     # ---- events ----------------------------------------------------------------------------
 
     def arrived(self, job: Job) -> None:
-        """An LS prompt's length tells what may arrive next."""
-        if job.deadlines is not None:
-            seen = self._prompts.setdefault(job.service, PromptLengths(job.deadlines.ttft_s))
-            seen.ttft_s = job.deadlines.ttft_s
-            seen.observe(job.tokens)
+        """LS traffic tells what may arrive next; a BE job may be promised a share."""
+        due = job.deadlines
+        if due is not None:
+            seen = self._traffic.setdefault(job.service, Traffic(due.ttft_s))
+            seen.arrived(job.tokens, due.ttft_s)
+        self._floors.arrived(job)
 
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration took this long."""
         self.correction.observe(kind_of(work), self.model.predict(work), seconds)
+        if work.joined_rows:
+            self._flights.observed(work.joined_rows, self._lanes)
+        self._floors.observed(work, seconds, self.model)
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """An LS request ended: the slow loop of the budgets."""
+        self.error_budget.judged(attained, now_s)
+
+    @property
+    def state(self) -> PolicyState:
+        """See `Policy`."""
+        return PolicyState(
+            *self._bound,
+            margin=self.costs.margin,
+            quantile=self.error_budget.quantile,
+            burn=self.error_budget.burn,
+        )
 
     # ---- plan ------------------------------------------------------------------------------
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
-        forecast = Forecast(self.model, self.correction, self.quantile)
-        budget_s = self._budget(jobs, now_s, forecast)
-        decode = self._decode_work(jobs)
-        ls_rows = self._ls_rows(jobs, decode, budget_s, forecast)
-        work = _with_ls_prefill(decode, ls_rows)
-        be_rows = self._be_device_rows(jobs, work, budget_s, forecast)
-        work = _with_be_decode(work, jobs, be_rows)
-        prefill, most = self._be_prefill_rows(jobs, room, work, budget_s, forecast)
-        caps = replace(
-            self.caps,
-            max_device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
+        self.costs.refresh()
+        self._flights.settle(jobs.count(BE, Stage.HOPPING))
+        prompts = self._ls_prompts(jobs, now_s)
+        pace_s, decode = self._pace_s(jobs, now_s), ls_decode(jobs)
+        late_s = self._recoverable_s(jobs, decode)
+        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace_s + late_s)
+        ls = decode.prompt(ls_rows)
+        time = self._time(jobs, prompts, decode, ls, (pace_s, late_s))
+        floor_s, first = self._floors.owed(jobs, now_s)
+        be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
+        self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
+        pool = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
+        self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
+        grant = Grant(
+            device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
-            be_prefill_rows=prefill,
-            be_prefill_floor_rows=prefill,  # already what fits beside the LS prefill
-            be_host_admissions=_host_pays(jobs, most),
+            be_row_layers=pool,
+            be_floor_row_layers=pool,  # already what fits beside the LS prefill
+            join_rows=self._lanes,
+            entries=self.caps.join_rows,
+            be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
+            ls_prompts=prompts.order,
+            be_first=first,
         )
-        return FixedCaps(caps).plan(jobs, room, now_s)
+        return self._fixed.fill(jobs, room, grant)
 
-    def _budget(self, jobs: JobIndex, now_s: float, forecast: Forecast) -> float:
+    def _time(
+        self, jobs: JobIndex, prompts: Prompts, decode: Load, ls: Load, pace: tuple[float, float]
+    ) -> _Time:
+        """What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
+
+        BE decodes cost little each and go on beside an LS prompt while LS is on its pace: they
+        make LS late by no more than it makes up for. BE prefill waits for real slack, and for LS to
+        leave memory.
+        """
+        ls_s, (pace_s, late_s) = self.costs.seconds(ls), pace
+        slack_s = max(0.0, min(pace_s - ls_s, prompts.slack_s))
+        prefill_s = ls_s + slack_s * self._slack_share(jobs, ls)
+        if pace_s < self.costs.expected(decode):
+            return _Time(ls_s, prefill_s, prefill_s)
+        spare_s = min(max(pace_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
+        return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
+
+    def _pace_s(self, jobs: JobIndex, now_s: float) -> float:
         """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
-        fastest_s = forecast.expected("decode", Work(device_rows=1, logit_rows=1))
-        budget_s = LONGEST_S
-        for job in jobs.at(LS, Stage.DECODE):
-            due = self._due(job, now_s, fastest_s)
-            if due is not None:
-                budget_s = min(budget_s, due - now_s)
-        for seen in self._prompts.values():
-            prompt = Work(device_rows=seen.p95, device_pairs=pairs(0, seen.p95), logit_rows=1)
-            budget_s = min(budget_s, seen.ttft_s - forecast.seconds("prefill", prompt))
-        if not self._prompts:
+        fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
+        budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
+        for seen in self._traffic.values():
+            arrival = Load().prompt(seen.p95_prompt)
+            budget_s = min(budget_s, seen.ttft_s - self.costs.seconds(arrival))
+        if not self._traffic:
             budget_s = min(budget_s, IDLE_BUDGET_S)
         return max(budget_s, 0.0)
 
-    def _due(self, job: Job, now_s: float, fastest_s: float) -> float | None:
-        if job.deadlines is None:
-            return None
-        return job.deadlines.next_s(now_s, job.max_total_tokens - job.tokens, fastest_s)
+    def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
+        """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
+        if jobs.at(LS, Stage.SWAPPED):
+            return 0.0
+        device_tokens = self.caps.device_blocks * self.caps.block_tokens
+        held = ls.keys + ls.rows  # prompts under way count by their rows
+        return slack_share(held, device_tokens, ls.rows, self.caps.max_device_rows)
 
-    def _decode_work(self, jobs: JobIndex) -> Work:
-        """LS decode rows and the joins that are expected beside them."""
-        decoding = jobs.at(LS, Stage.DECODE)
-        per_layer = min(jobs.count(BE, Stage.HOPPING) / self.caps.layers, self.caps.join_rows)
-        return Work(
-            device_rows=len(decoding),
-            joined_rows=[per_layer] * self.caps.layers,
-            logit_rows=len(decoding),
-            device_keys=sum(job.tokens for job in decoding),
-        )
+    def _ls_prompts(self, jobs: JobIndex, now_s: float) -> Prompts:
+        waiting = [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
+        if not waiting:
+            return Prompts()
+        chunk = Load().prompt(PRICED_CHUNK_ROWS)
+        return least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
 
-    def _ls_rows(self, jobs: JobIndex, work: Work, budget_s: float, forecast: Forecast) -> int:
-        """LS prompt rows that fit beside the decodes; never none while a prompt waits."""
-        wanted = sum(job.remaining for job in jobs.at(LS, Stage.PREFILL))
-        wanted += sum(job.tokens for job in jobs.at(LS, Stage.WAITING))
-        wanted = min(wanted + jobs.count(LS, Stage.SWAPPED), self.caps.ls_prefill_rows)
-        if wanted == 0 or not work.device_rows:
+    def _ls_rows(
+        self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
+    ) -> int:
+        """LS prompt rows that fit beside the decodes; never none while a prompt has its KV.
+
+        Without the margin: that is BE's to pay, or doubt would cost LS its first tokens.
+        """
+        if not _ls_chunks(jobs):
+            return 0
+        wanted = self._ls_rows_with_room(jobs, room, prompts)
+        if not decode.rows or not wanted:
             return wanted
         return largest_fitting(
             min(MIN_LS_CHUNK_ROWS, wanted),
             wanted,
-            lambda rows: forecast.seconds("prefill", _with_ls_prefill(work, rows)) <= budget_s,
+            lambda rows: self.costs.expected(decode.prompt(rows)) <= budget_s,
         )
 
-    def _be_device_rows(
-        self, jobs: JobIndex, work: Work, budget_s: float, forecast: Forecast
-    ) -> int:
-        kind = kind_of(work)
-        free = self.caps.max_device_rows - jobs.count(LS, Stage.DECODE)
-        resident = jobs.count(BE, Stage.DECODE, Stage.PREFILL) + jobs.count(BE, Stage.WAITING)
-        return largest_fitting(
+    def _recoverable_s(self, jobs: JobIndex, decode: Load) -> float:
+        """How late decodes may get for a first token: TPOT is a mean, and they make up for it."""
+        tpots = [d.tpot_s for job in jobs.at(LS, Stage.DECODE) if (d := job.deadlines) is not None]
+        gain_s = min(tpots, default=0.0) - self.costs.expected(decode)
+        return RECOVERY_TOKENS * max(0.0, gain_s)
+
+    def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
+        """Rows of prompts that are on the device, or find room there once BE has left it."""
+        blocks = room.device_free_blocks
+        blocks += sum([job.device_blocks for job in jobs.among(BE, DEVICE_STAGES)])
+        wanted = jobs.count(LS, Stage.SWAPPED)
+        for job in prompts.order:
+            if job.stage is Stage.WAITING:
+                blocks -= blocks_for(job.tokens + 1, self.caps.block_tokens)
+                if blocks < 0:
+                    break
+            wanted += job.remaining
+            if wanted >= self.caps.ls_prefill_rows:
+                break
+        return min(wanted, self.caps.ls_prefill_rows)
+
+    def _be_device_rows(self, jobs: JobIndex, ls: Load, budget_s: float) -> tuple[int, Load]:
+        """BE rows on the device, each a token per iteration; and the load with them."""
+        resident = jobs.at(BE, Stage.DECODE)
+        others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
+        most = max(0, self.caps.max_device_rows - jobs.count(LS, Stage.DECODE))
+        if not resident or not most:
+            return min(most, others), ls
+        keys = list(accumulate(job.tokens for job in resident[:most]))
+        rows = largest_fitting(
             0,
-            max(0, min(free, resident)),
-            lambda rows: forecast.seconds(kind, _with_be_decode(work, jobs, rows)) <= budget_s,
+            len(keys),
+            lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
         )
+        load = ls.plus(rows, rows, keys[rows - 1] if rows else 0)
+        return rows + (min(most - rows, others) if rows == len(keys) else 0), load
 
-    def _be_prefill_rows(
-        self, jobs: JobIndex, room: Room, work: Work, budget_s: float, forecast: Forecast
-    ) -> tuple[int, int]:
-        """Of the rows that fit, those that maximise BE progress per second; and how many fit."""
-        staged = jobs.at(BE, Stage.STAGED)
-        if not (staged or jobs.count(BE, Stage.WAITING, Stage.PREFILL)):
-            return 0, 0
-        layers = self.caps.layers
-        context = staged[0].tokens // 2 if staged else 0
-        prompt_rows = staged[0].remaining if staged else STAGED_CHUNK_ROWS
+    def _join_lanes(self, jobs: JobIndex, load: Load, budget_s: float) -> tuple[int, Load]:
+        """Lanes per layer: all, or up to a step edge of the dense modules, whichever brings most
+        progress per second within the budget. Rows in flight always keep one lane."""
+        most = self.caps.join_rows
+        if not jobs.count(BE, Stage.HOPPING):
+            return most, load
+        others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
+        edges = edges_within(self._edges, load.rows + 1, load.rows + most)
+        choices, loads = [], {}
+        for lanes in {most, 1, *(edge - load.rows for edge in edges)}:
+            runs = self._flights.runs(lanes)
+            loads[lanes] = load.joined(runs)
+            seconds = self.costs.seconds(loads[lanes])
+            if seconds <= budget_s or lanes == 1:
+                choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
+        lanes = best(choices).amount
+        return lanes, loads[lanes]
 
-        def seconds(rows: int) -> float:
-            with_rows = with_prefill(work, layers, rows, context, prompt_rows)
-            return forecast.seconds("prefill", with_rows)
-
-        most = largest_fitting(0, self.caps.be_prefill_rows, lambda r: seconds(r) <= budget_s)
-        edges = [edge for edge in self.model.dense.edges() if edge < most]
-        steps = float(jobs.count(BE, Stage.HOPPING) + layers * jobs.count(BE, Stage.DECODE))
+    def _be_prefill(
+        self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float
+    ) -> int:
+        """Row-layers of BE prompts: of those that fit all or none, by progress per second, but the
+        promised share at least."""
+        if not jobs.count(BE, Stage.STAGED, Stage.WAITING, Stage.PREFILL):
+            return 0
+        costs, factor = self._prefill_costs(jobs, load), self.costs.factor("prefill")
+        base_s = self.costs.predicted(load) * factor
+        highest = self.caps.be_prefill_rows * self.caps.layers
+        most = min(highest, costs.most(max(0.0, budget_s - base_s) / factor))
+        floor = min(highest, costs.most(floor_s / factor)) if floor_s else 0
+        decoding = steps(load.joins) + self.caps.layers * jobs.count(BE, Stage.DECODE)
         weight = self._prefill_weight(jobs, room)
-        return best_prefill_rows([0, *edges, most], seconds, steps, weight, layers), most
+        none = Choice(0, float(decoding), base_s)
+        filled_s = base_s + factor * costs.seconds(most)
+        pool = best([none, Choice(most, decoding + weight * most, filled_s)]).amount
+        return max(pool, floor)
+
+    def _prefill_costs(self, jobs: JobIndex, load: Load) -> PrefillCosts:
+        staged, chunked = jobs.at(BE, Stage.STAGED), jobs.at(BE, Stage.PREFILL)
+        if chunked and not staged:
+            rows = self.caps.be_prefill_rows
+            return Merged(self.costs, load, chunked[0].computed, self.caps.layers, rows)
+        if not staged:
+            return Apart(self.costs, STAGED_CHUNK_ROWS, 0)
+        chunk = max(1, min(staged[0].remaining, STAGED_CHUNK_ROWS))
+        return Apart(self.costs, chunk, staged[0].tokens // 2)
+
+    def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
+        """Whether computing a prompt for the host yields more than the same time on the device.
+
+        A second of prefill brings 1 / (P · row time) of an offloaded request, of which only the
+        tokens of the next HORIZON_S count, since it advances a layer per iteration. Without that
+        second, the D rows on the device would put out D / T tokens; and LS, whose KV grows with
+        the length of iterations, would leave room for further ones.
+        """
+        waiting = jobs.at(BE, Stage.WAITING)
+        if not waiting:
+            return True
+        first, resident = waiting[0], jobs.count(BE, Stage.DECODE)
+        rows, output = first.tokens, max(1, first.predicted_tokens - first.tokens)
+        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
+        prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
+        steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
+        hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
+        displaced = ls.keys / max(1, first.predicted_tokens)
+        return min(output, hops) / prompt_s >= HURDLE * (resident + displaced) / steady_s
 
     def _prefill_weight(self, jobs: JobIndex, room: Room) -> float:
         """What a prefill row-layer is worth in layer-steps of decoding: as much, or nothing.
@@ -169,39 +314,12 @@ def kind_of(work: Work) -> str:
     return "prefill" if work.chunk_rows or work.device_pairs else "decode"
 
 
-def _host_pays(jobs: JobIndex, prefill_rows: int) -> bool:
-    """Whether prompts are computed faster than the device's own BE rows use them up.
-
-    Each of those yields a token per iteration and so asks for prompt/output rows of prefill. While
-    that is more than fits, prefill is the ceiling: a request on the host would only take prefill
-    from one that decodes (layers + 1) times as fast on the device.
-    """
-    waiting = jobs.at(BE, Stage.WAITING)
-    if not waiting:
-        return True
-    first = waiting[0]
-    output = max(1, first.predicted_tokens - first.tokens)
-    return prefill_rows >= jobs.count(BE, Stage.DECODE) * first.tokens / output
+def ls_decode(jobs: JobIndex) -> Load:
+    """The LS rows that decode."""
+    decoding = jobs.at(LS, Stage.DECODE)
+    count = len(decoding)
+    return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
 
 
 def _ls_chunks(jobs: JobIndex) -> int:
     return jobs.count(LS, Stage.PREFILL, Stage.WAITING, Stage.SWAPPED)
-
-
-def _with_ls_prefill(work: Work, rows: int) -> Work:
-    return replace(
-        work,
-        device_rows=work.device_rows + rows,
-        device_pairs=work.device_pairs + pairs(0, rows),
-        logit_rows=work.logit_rows + (rows > 0),
-    )
-
-
-def _with_be_decode(work: Work, jobs: JobIndex, rows: int) -> Work:
-    resident = jobs.at(BE, Stage.DECODE)[:rows]
-    return replace(
-        work,
-        device_rows=work.device_rows + len(resident),
-        logit_rows=work.logit_rows + len(resident),
-        device_keys=work.device_keys + sum(job.tokens for job in resident),
-    )

@@ -52,8 +52,24 @@ class Plan:
     overflow: tuple[Job, ...] = ()  # waiting BE jobs given to the CPU-only engine (Llumnix-like)
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """What bound the last plan of a policy that predicts, and how it controls itself."""
+
+    budget_s: float = 0.0  # what the iteration might take
+    ls_s: float = 0.0  # of it LS
+    planned_s: float = 0.0  # LS, BE rows and joins, without prefill of BE
+    margin: float = 1.0  # planned over predicted seconds
+    quantile: float = 0.0  # of prediction residuals that the margin is taken at
+    burn: float = 0.0  # of the error budget: share missed over share allowed
+
+
 class Policy(Protocol):
     """Chooses the next iteration: reads the index and the room, changes nothing there."""
+
+    @property
+    def caps(self) -> Caps:
+        """The engine's limits."""
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration; an empty plan when nothing can run."""
@@ -63,6 +79,31 @@ class Policy(Protocol):
 
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration did this and took so long."""
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """An LS request with an SLO ended, and kept it or not."""
+
+    @property
+    def state(self) -> PolicyState | None:
+        """For metrics and explanations; None where nothing is predicted."""
+
+
+class Unlearning:
+    """What a policy does with events it has no use for."""
+
+    def arrived(self, job: Job) -> None:
+        """Nothing to learn."""
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+        """Nothing to learn."""
+
+    @property
+    def state(self) -> PolicyState | None:
+        """Nothing is predicted."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

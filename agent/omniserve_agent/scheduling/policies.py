@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from omniserve_agent.scheduling.admission import AdmissionMode, Gate
+from omniserve_agent.scheduling.costs import Costs
+from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.gpu_only_priority import GpuOnlyPriority
-from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_agent.scheduling.latency import Correction, LatencyModel
 from omniserve_agent.scheduling.ls_alone import LsAlone
 from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps, Policy
@@ -36,6 +39,16 @@ POLICIES: dict[str, Callable[[Machine], Policy]] = {
     ),
     "ls_alone": lambda m: LsAlone(m.caps, m.model),
 }
+
+
+def gate_for(policy: Policy, machine: Machine, mode: AdmissionMode) -> Gate:
+    """Admission beside a policy, at the prices that the policy itself corrects if it predicts."""
+    costs = policy.costs if isinstance(policy, Omniserve) else None
+    if isinstance(policy, LsAlone):
+        costs = policy.inner.costs
+    if costs is None:
+        costs = Costs(machine.model, Correction(), ErrorBudget(enabled=False))
+    return Gate(costs, machine.caps, mode)
 
 
 def make(name: str, machine: Machine) -> Policy:

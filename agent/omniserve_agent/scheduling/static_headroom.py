@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.latency import LatencyModel, Work
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 
 
 @dataclass
-class StaticHeadroom:
+class StaticHeadroom(Unlearning):
     """`headroom`: the share of device blocks and rows that BE never touches.
 
     `overflow_jobs`: how many waiting BE requests the CPU-only engine may be given at most in one
@@ -53,9 +53,3 @@ class StaticHeadroom:
         waiting = [job for job in jobs.at(BE, Stage.WAITING) if job.handle not in admitted]
         behind = waiting[self.caps.staged_jobs :]
         yield from behind[: self.overflow_jobs]
-
-    def arrived(self, job: Job) -> None:
-        """Shares are fixed: nothing to learn."""
-
-    def observed(self, work: Work, seconds: float) -> None:
-        """Shares are fixed: nothing to learn."""

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
-from omniserve_agent.scheduling.plan import Caps, Plan, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 
 
 @dataclass
-class SynchronousOffload:
+class SynchronousOffload(Unlearning):
     """`host_bytes_per_s`: what the host's attention reads; `kv_bytes`: of one token, all layers."""
 
     caps: Caps
@@ -57,9 +57,6 @@ class SynchronousOffload:
         alone = rows / max(device_s, 1e-6)
         pays = (rows + taken) / max(together_s, 1e-6) >= alone
         return plan.entries[:taken] if pays or not rows else ()
-
-    def arrived(self, job: Job) -> None:
-        """First come, first served: nothing to learn."""
 
     def observed(self, work: Work, seconds: float) -> None:
         """Corrects the predicted device time."""

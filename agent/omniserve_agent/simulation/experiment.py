@@ -11,7 +11,9 @@ import numpy as np
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.ceiling import BeFlow, binding
-from omniserve_agent.scheduling.jobs import ServiceClass, Stage
+from omniserve_agent.scheduling.held_back import HeldBack
+from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
+from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.node import Node, Run
@@ -19,6 +21,7 @@ from omniserve_agent.simulation.overflow import CpuEngine
 from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
+Held = HeldBack[tuple[Arrival, Job]]
 BACKLOG_REQUESTS = 12  # BE requests kept waiting, so that BE never runs dry
 
 
@@ -35,6 +38,9 @@ class Setting:
     admission: AdmissionMode = AdmissionMode.OFF
     tokens_per_hop: float = 1.0
     sweeps: bool = True
+    same_iteration_joins: bool = True
+    layer_major: bool = True  # prompts may be computed for the host; else on the device only
+    error_budget: bool = True
     be_device_residency: bool = True
     ls_prefill_rows: int = 2048
     be_prefill_rows: int = 2048
@@ -80,6 +86,18 @@ def caps_for(hardware: Hardware, setting: Setting) -> Caps:
         ls_prefill_rows=setting.ls_prefill_rows,
         be_prefill_rows=setting.be_prefill_rows,
         be_device_residency=setting.be_device_residency,
+        be_host_admissions=setting.layer_major,
+    )
+
+
+def machine_for(hardware: Hardware, setting: Setting) -> policies.Machine:
+    """What policies and admission know of the engine."""
+    return policies.Machine(
+        caps=caps_for(hardware, setting),
+        model=hardware.latency,
+        host_bytes_per_s=hardware.host_bytes_per_s,
+        kv_bytes=float(hardware.model.kv_bytes),
+        overflow_jobs=4 * len(hardware.hosts),
     )
 
 
@@ -91,19 +109,16 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
             for h in hardware.hosts
         )
         hardware = replace(hardware, hosts=hosts)
-    machine = policies.Machine(
-        caps=caps_for(hardware, setting),
-        model=hardware.latency,
-        host_bytes_per_s=hardware.host_bytes_per_s,
-        kv_bytes=float(hardware.model.kv_bytes),
-        overflow_jobs=4 * len(hardware.hosts),
-    )
+    policy = policies.make(setting.policy, machine_for(hardware, setting))
+    if isinstance(policy, Omniserve):
+        policy.error_budget.enabled = setting.error_budget
     return Node(
         hardware,
-        policies.make(setting.policy, machine),
+        policy,
         setting.seed,
         tokens_per_hop=setting.tokens_per_hop,
         sweeps=setting.sweeps,
+        same_iteration_joins=setting.same_iteration_joins,
         slo=(setting.ttft_slo_s, setting.tpot_slo_s),
     )
 
@@ -123,13 +138,14 @@ class Experiment:
     def run(self) -> Figures:
         """Until the setting's time is over."""
         setting, node = self.setting, node_for(self.hardware, self.setting)
-        gate = Gate(self.hardware.latency, setting.admission)
+        machine = machine_for(self.hardware, setting)
+        gate = policies.gate_for(node.policy, machine, setting.admission)
         cpu = [CpuEngine(pool, self.hardware.model) for pool in self.hardware.hosts]
         pending = list(reversed(self.arrivals))
-        queue: list[Arrival] = []
+        held = Held(gate, lambda one: one[1])
         start = (0, 0, 0.0, 0, 0.0)
         while node.now_s < setting.seconds:
-            self._arrive(node, gate, pending, queue)
+            self._arrive(node, gate, pending, held)
             if node.now_s < setting.warm_up_s:
                 start = (
                     node.be_tokens,
@@ -144,29 +160,26 @@ class Experiment:
             self.rows_seen += node.flights.count * (node.now_s - before_s)
             if setting.policy == "static_headroom":
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
-        return self._figures(node, cpu, start)
+        return self._figures(node, cpu, start, held)
 
-    def _arrive(self, node: Node, gate: Gate, pending: list[Arrival], queue: list[Arrival]) -> None:
+    def _arrive(self, node: Node, gate: Gate, pending: list[Arrival], held: Held) -> None:
         while pending and pending[-1].arrival_s <= node.now_s:
-            queue.append(pending.pop())
-        kept: list[Arrival] = []
-        for arrival in queue:
-            self._offer(node, gate, arrival, kept)
-        queue[:] = kept
+            self._offer(node, gate, pending.pop(), held)
+        for arrival, _ in held.ready(node.jobs, node.now_s):
+            node.submit(arrival)
         if self.backlog is not None and self.setting.policy != "ls_alone":
             while node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS:
                 node.submit(next(self.backlog))
 
-    def _offer(self, node: Node, gate: Gate, arrival: Arrival, kept: list[Arrival]) -> None:
+    def _offer(self, node: Node, gate: Gate, arrival: Arrival, held: Held) -> None:
         if arrival.service_class is BE:
             node.submit(arrival)
             return
         job = node.job_for(arrival)
-        verdict = gate.judge(node.jobs, job, node.now_s)
-        if verdict.admitted:
+        if gate.judge(node.jobs, job, node.now_s).admitted:
             node.submit(arrival)
         elif self.setting.admission is AdmissionMode.QUEUE:
-            kept.append(arrival)
+            held.add((arrival, job))
         else:
             self.refused.append(arrival)
 
@@ -183,10 +196,15 @@ class Experiment:
     # ---- figures ---------------------------------------------------------------------------
 
     def _figures(
-        self, node: Node, cpu: list[CpuEngine], start: tuple[int, int, float, int, float]
+        self,
+        node: Node,
+        cpu: list[CpuEngine],
+        start: tuple[int, int, float, int, float],
+        held: Held,
     ) -> Figures:
         setting = self.setting
         span_s = node.now_s - setting.warm_up_s
+        due_before_s = node.now_s - setting.ttft_slo_s
         judged = [run for run in node.ended if run.job.service_class is LS]
         late = [
             r for r in node.runs.values() if r.job.service_class is LS and self._missed(r, node)
@@ -194,8 +212,10 @@ class Experiment:
         judged = [r for r in judged if r.arrival.arrival_s >= setting.warm_up_s]
         late = [r for r in late if r.arrival.arrival_s >= setting.warm_up_s]
         refused = [a for a in self.refused if a.arrival_s >= setting.warm_up_s]
+        overdue = [a for a, _ in held if setting.warm_up_s <= a.arrival_s < due_before_s]
         attained = sum(self._attains(run) for run in judged)
-        offered = len(judged) + len(late) + len(refused)
+        missed = len(late) + len(overdue)
+        offered = len(judged) + missed + len(refused)
         ttft = [_ttft(run) for run in judged] or [float("nan")]
         tpot = [_tpot(run) for run in judged if run.output_tokens > 1] or [float("nan")]
         be_tokens = node.be_tokens - start[0] + sum(c.tokens for c in cpu) - start[4]
@@ -231,7 +251,7 @@ class Experiment:
             iteration_ms=span_s / iterations * scale,
             rows_in_flight=flow.rows_in_flight,
             host_busy_share=busy,
-            admitted_missed=len(judged) + len(late) - attained,
+            admitted_missed=len(judged) + missed - attained,
         )
 
     def _attains(self, run: Run) -> bool:

@@ -19,6 +19,7 @@ class Flights:
     hosts: Hosts
     count: int = 0
     joins: int = 0
+    same_iteration_joins: int = 0
     _handle: NDArray[np.int64] = field(init=False)
     _layer: NDArray[np.int64] = field(init=False)
     _host: NDArray[np.int64] = field(init=False)
@@ -66,17 +67,25 @@ class Flights:
         """Rows per layer [layers]."""
         return np.bincount(self._layer[rows], minlength=self.layers)
 
-    def advance(self, rows: NDArray[np.int64], start_s: float, span_s: float) -> list[int]:
-        """These rows joined: they leave again at the next layer; handles of those past the last."""
-        if len(rows) == 0:
-            return []
-        self.joins += len(rows)
-        self._layer[rows] += 1
-        ended = self._layer[rows] == self.layers
-        going, done = rows[~ended], rows[ended]
-        if len(going):
-            at = start_s + span_s * (self._layer[going] + 0.5) / self.layers
-            self._ready[going] = self.hosts.submit(self._host[going], at, self._tokens[going])
+    def advance(
+        self, rows: NDArray[np.int64], start_s: float, span_s: float, window_s: float = 0.0
+    ) -> list[int]:
+        """These rows joined: they leave again at the next layer, and join there at once where their
+        attention is back within `window_s`; handles of those past the last layer."""
+        done: list[NDArray[np.int64]] = []
+        while len(rows):
+            self.joins += len(rows)
+            self._layer[rows] += 1
+            ended = self._layer[rows] == self.layers
+            done.append(rows[ended])
+            rows = rows[~ended]
+            at = start_s + span_s * (self._layer[rows] + 0.5) / self.layers
+            self._ready[rows] = self.hosts.submit(self._host[rows], at, self._tokens[rows])
+            rows = rows[self._ready[rows] <= at + window_s]
+            self.same_iteration_joins += len(rows)
+        return self._land(np.concatenate(done)) if done else []
+
+    def _land(self, done: NDArray[np.int64]) -> list[int]:
         landed = [int(handle) for handle in self._handle[done]]
         if len(done):
             keep = np.ones(self.count, bool)
@@ -103,10 +112,7 @@ class Flights:
             self._layer[here] += 1
             self._ready[here] = start_s + seconds
             if layer + 1 == self.layers:
-                landed = [int(handle) for handle in self._handle[here]]
-                keep = np.ones(self.count, bool)
-                keep[here] = False
-                self._keep(np.flatnonzero(keep))
+                landed = self._land(here)
             if start_s + seconds >= end_s:
                 break
         return seconds, landed

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
@@ -77,9 +78,9 @@ class Hardware:
     latency: LatencyModel
     device_blocks: int
     hosts: tuple[HostPool, ...]
-    slots: int = 512
+    slots: int = 1024
     max_device_rows: int = 512
-    join_rows: int = 64
+    join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
     engines: int = 1  # how many such engines the whole machine holds
 
@@ -109,12 +110,14 @@ class Device:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """A profile by name. ValueError names the choices."""
+    """A profile by name, or by the path of a .json file. ValueError names the choices."""
     folder = resources.files("omniserve_agent.simulation") / "profiles"
-    path = folder / f"{name}.json"
+    path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
         names = sorted(p.name.removesuffix(".json") for p in folder.iterdir())
-        raise ValueError(f"profile is {name!r}; use {', '.join(names)}")
+        raise ValueError(
+            f"profile is {name!r}; use {', '.join(names)}, or the path of a .json file"
+        )
     profile: dict[str, Any] = json.loads(path.read_text())
     return profile
 

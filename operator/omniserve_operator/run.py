@@ -1,0 +1,125 @@
+"""The operator's process: watches, Lease, reconcile loop, health; from start to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import kopf
+import structlog
+
+from omniserve_crds.group import GROUP
+from omniserve_operator import health, watches
+from omniserve_operator.api import (
+    LLM_SERVICES,
+    SERVING_NODES,
+    Api,
+    ApiError,
+    KubernetesApi,
+    connect,
+)
+from omniserve_operator.freshness import Freshness
+from omniserve_operator.lease import Leadership, give_up, keep_lease
+from omniserve_operator.metrics import Metrics
+from omniserve_operator.reconcile import Reconciler
+from omniserve_operator.settings import Settings
+from omniserve_operator.store import Store
+
+CRD_RETRY_S = 2.0
+CRD_ATTEMPTS = 30
+
+log = structlog.get_logger(__name__)
+
+
+async def has_endpoint_slices(api: Api) -> bool:
+    """Whether the server offers discovery.k8s.io/v1; older ones get core Endpoints."""
+    try:
+        await api.get("/apis/discovery.k8s.io/v1")
+    except ApiError as error:
+        if error.not_found:
+            return False
+        raise
+    return True
+
+
+async def kinds_served(api: Api) -> None:
+    """Wait for the CRDs: a watch that begins before them would never see an object."""
+    wanted = {LLM_SERVICES.plural, SERVING_NODES.plural}
+    for _ in range(CRD_ATTEMPTS):
+        try:
+            found = await api.get(LLM_SERVICES.prefix)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            found = {}
+        missing = wanted - {resource["name"] for resource in found.get("resources") or []}
+        if not missing:
+            return
+        log.warning("waiting_for_crds", missing=sorted(missing))
+        await asyncio.sleep(CRD_RETRY_S)
+    names = " and ".join(f"{plural}.{GROUP}" for plural in sorted(missing))
+    raise ApiError(404, f"CRD {names} is not served; install the CRDs (crds/*.yaml)")
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT, which Kopf handles."""
+    client = await connect()
+    try:
+        api = KubernetesApi(client)
+        await kinds_served(api)
+        slices = await has_endpoint_slices(api)
+        log.info("starting", endpoint_slices=slices, identity=settings.identity)
+        store = Store(settings, Freshness(time.monotonic()))
+        metrics = Metrics()
+        leadership = Leadership(store.freshness.contact, lambda: reconciler.trigger.pull())
+        reconciler = Reconciler(settings, api, store, leadership.held, metrics, slices=slices)
+        app = health.application(reconciler, metrics, leadership.held)
+        runner = await health.serve(app, settings.host, settings.port)
+        lease = keep_lease(
+            leadership, client, settings.namespace, settings.lease_name, settings.identity
+        )
+        try:
+            await _together(_watch(settings, store, reconciler, slices), lease, reconciler.run())
+        finally:
+            await give_up(api, leadership, settings.namespace, settings.lease_name)
+            await runner.cleanup()
+    finally:
+        await client.close()  # type: ignore[no-untyped-call]
+
+
+async def _watch(settings: Settings, store: Store, reconciler: Reconciler, slices: bool) -> None:
+    await kopf.operator(
+        registry=watches.registry(store, reconciler.trigger, slices=slices),
+        settings=watches.settings(settings, slices=slices),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=_namespaces(settings),
+    )
+
+
+def _namespaces(settings: Settings) -> tuple[str, ...]:
+    """Agents run in the release's own namespace."""
+    if not settings.watch_namespaces:
+        return ()
+    return tuple(dict.fromkeys((*settings.watch_namespaces, settings.namespace)))
+
+
+async def _together(watch: Coroutine[Any, Any, None], *others: Coroutine[Any, Any, None]) -> None:
+    """The watch ends on a signal; whatever else ends first is a fault and ends all.
+
+    Kopf cancels every task that began after it, so it starts last.
+    """
+    tasks = [asyncio.create_task(other) for other in others]
+    await asyncio.sleep(0)
+    watching = asyncio.create_task(watch)
+    done, _ = await asyncio.wait({watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watching, *tasks):
+        if task not in done:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+    for task in done:
+        task.result()

@@ -1,0 +1,96 @@
+"""Kopf as event source: what is watched, and that every event ends up in the store.
+
+No finalizer, no annotation, no patch: only `on.event` handlers, which need none of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import kopf
+
+from omniserve_crds.group import GROUP, VERSION
+from omniserve_operator.api import (
+    ENDPOINT_SLICES,
+    ENDPOINTS,
+    LLM_SERVICES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    SERVICES,
+    SERVING_NODES,
+    Kind,
+)
+from omniserve_operator.reconcile import AGENT_LABELS, CHILD_LABELS, Trigger
+from omniserve_operator.settings import Settings
+from omniserve_operator.store import Store
+
+
+def registry(store: Store, trigger: Trigger, *, slices: bool) -> kopf.OperatorRegistry:
+    """Every kind the operator reacts to."""
+    found = kopf.OperatorRegistry()
+    kopf.on.login(registry=found)(_login)
+    _watch(found, store, trigger, LLM_SERVICES, (GROUP, VERSION, "llmservices"))
+    _watch(found, store, trigger, SERVING_NODES, (GROUP, VERSION, "servingnodes"))
+    _watch(found, store, trigger, NODES, ("", "v1", "nodes"))
+    _watch(found, store, trigger, NAMESPACES, ("", "v1", "namespaces"))
+    _watch(found, store, trigger, PODS, ("", "v1", "pods"))
+    _watch(found, store, trigger, SERVICES, ("", "v1", "services"))
+    if slices:
+        place = ("discovery.k8s.io", "v1", "endpointslices")
+        _watch(found, store, trigger, ENDPOINT_SLICES, place)
+    else:
+        _watch(found, store, trigger, ENDPOINTS, ("", "v1", "endpoints"))
+    return found
+
+
+def settings(given: Settings, *, slices: bool) -> kopf.OperatorSettings:
+    """Kopf's settings, each with its reason."""
+    found = kopf.OperatorSettings()
+    # Events are ours, one per transition, not one per log line.
+    found.posting.enabled = False
+    # The kinds are known; looking for more needs the right to watch CRDs.
+    found.scanning.disabled = True
+    # A silent connection must not stay so: watches end by themselves, and dead ones are noticed.
+    found.watching.server_timeout = 240
+    found.watching.client_timeout = 300
+    found.watching.connect_timeout = 10
+    found.watching.inactivity_timeout = 70
+    found.networking.request_timeout = 30
+    found.networking.connect_timeout = 10
+    # An API server that is away for ten minutes is waited for; then a restart is better.
+    found.networking.error_backoffs = (1, 1, 2, 3, 5, *([10] * 60))
+    # One event for an object is as good as many: none of them is remembered.
+    found.queueing.idle_timeout = 1.0
+    found.watching.label_selectors["v1", "pods"] = AGENT_LABELS
+    found.watching.label_selectors["v1", "services"] = CHILD_LABELS
+    if slices:
+        found.watching.label_selectors["discovery.k8s.io", "endpointslices"] = CHILD_LABELS
+    else:
+        found.watching.label_selectors["v1", "endpoints"] = CHILD_LABELS
+    return found
+
+
+def _login(**given: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  (Kopf's own keywords)
+    """KUBECONFIG first, as everywhere, else the pod's service account."""
+    return kopf.login_with_kubeconfig(**given) or kopf.login_with_service_account(**given)
+
+
+def _watch(
+    found: kopf.OperatorRegistry,
+    store: Store,
+    trigger: Trigger,
+    kind: Kind,
+    place: tuple[str, str, str],
+) -> None:
+    async def take_in(event: kopf.RawEvent, **_: object) -> None:
+        document = dict(event["object"])
+        if event["type"] == "DELETED":
+            store.drop(kind, document)
+            trigger.pull()
+        else:
+            urgent = store.put(kind, document, time.monotonic())
+            trigger.pull(urgent)
+
+    kopf.on.event(*place, registry=found, id=f"watch-{kind.plural}")(take_in)

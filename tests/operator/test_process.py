@@ -1,0 +1,255 @@
+"""Command line, health pages, Lease, triggers, the loop: without a cluster."""
+
+import asyncio
+import time
+
+import pytest
+import yaml
+from aiohttp.test_utils import TestClient, TestServer
+from kubernetes.aio.client.exceptions import ApiException
+from typer.testing import CliRunner
+
+from omniserve_operator import cli, health, lease, run, watches
+from omniserve_operator.api import ApiError
+from omniserve_operator.lease import Leadership, give_up
+from omniserve_operator.reconcile import Trigger
+from omniserve_operator.settings import Settings
+from support.fake_api import FakeApi
+from support.fake_cluster import RELEASE, Cluster, path
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def kubeconfig(tmp_path, monkeypatch):
+    """A server that refuses connections."""
+    place = tmp_path / "config"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    place.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(place))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "Missing option '--namespace'"),
+        (["run", "--namespace", "A"], "is 'A'; write a namespace such as omniserve"),
+        (["run", "--namespace", "a", "--watch-namespaces", "b,C"], "is 'C'; write a namespace"),
+        (["run", "--namespace", "a", "--default-classes", "LS,XX"], "write LS, BE or LS,BE"),
+        (["run", "--namespace", "a", "--log-level", "loud"], "write one of debug"),
+        (["run", "--namespace", "a", "--port", "0"], "--port"),
+        (["plan", "--namespace", "a", "-f", "x.yaml"], "write --dry-run: applying is"),
+        (["plan", "--namespace", "a", "--dry-run", "-f", "none.yaml"], "none.yaml: no such file"),
+    ],
+)
+def test_bad_input_ends_with_code_2(arguments, words):
+    result = runner.invoke(cli.app, arguments, env={"COLUMNS": "300", "TERM": "dumb"})
+    assert result.exit_code == cli.EXIT_BAD_INPUT
+    assert words in result.output
+
+
+def test_a_server_that_is_away_is_one_line(kubeconfig, tmp_path):
+    place = tmp_path / "x.yaml"
+    manifest = {
+        "apiVersion": "omniserve.io/v1alpha1",
+        "kind": "LLMService",
+        "metadata": {"name": "a"},
+        "spec": {"class": "BE", "model": {"uri": "hf://a/b"}},
+    }
+    place.write_text(yaml.safe_dump(manifest))
+    found = ["plan", "--namespace", "a", "--dry-run", "-f", str(place)]
+    result = runner.invoke(cli.app, found)
+    assert result.exit_code == cli.EXIT_UNREACHABLE
+    assert result.output.startswith("omniserve-operator: GET /api/v1/nodes: ")
+    assert len(result.output.splitlines()) == 1
+
+
+# ---- health -----------------------------------------------------------------------------------
+
+
+def pages(cluster, leads):
+    """(status, text) of the three pages."""
+
+    async def ask():
+        app = health.application(cluster.reconciler, cluster.metrics, lambda: leads)
+        async with TestClient(TestServer(app)) as client:
+            found = {}
+            for page in ("healthz", "readyz", "metrics"):
+                answer = await client.get(f"/{page}")
+                found[page] = (answer.status, await answer.text())
+            return found
+
+    return asyncio.run(ask())
+
+
+def test_pages():
+    cluster = Cluster(["n1"])
+    cluster.apply("chat")
+    found = pages(cluster, leads=True)
+    assert found["healthz"][0] == 200
+    assert found["readyz"] == (503, "no reconcile has succeeded yet")
+    cluster.settle()
+    cluster.reconciler.passed_s = time.monotonic()
+    found = pages(cluster, leads=True)
+    assert found["readyz"][0] == 200
+    assert (
+        'omniserve_operator_writes_total{resource="servingnodes",verb="create"} 1.0'
+        in (found["metrics"][1])
+    )
+    ready = 'omniserve_operator_services{condition="Ready",service_class="LS",status="True"} 1.0'
+    assert ready in found["metrics"][1]
+
+
+def test_a_loop_that_hangs_is_unhealthy():
+    cluster = Cluster([])
+    cluster.reconciler.turned_s -= health.UNHEALTHY_AFTER_S + 1
+    assert pages(cluster, leads=True)["healthz"][0] == 503
+
+
+def test_who_stands_by_is_ready():
+    assert pages(Cluster([]), leads=False)["readyz"][0] == 200
+
+
+# ---- lease ------------------------------------------------------------------------------------
+
+
+def leadership():
+    return Leadership(lambda now_s: None, lambda: None)
+
+
+def test_a_lease_is_held_for_less_than_others_wait():
+    held = leadership()
+    assert not held.held()
+    held.renewed(time.monotonic())
+    assert held.held()
+    held.renewed(time.monotonic() - lease.RENEW_WITHIN_S)
+    assert not held.held()
+    assert lease.RENEW_WITHIN_S < lease.DURATION_S
+
+
+def test_a_clean_end_gives_the_lease_up():
+    api, held = FakeApi(), leadership()
+    place = f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE}/leases/x"
+    api.put(place, {"metadata": {"name": "x"}, "spec": {"holderIdentity": "me"}})
+    asyncio.run(give_up(api, held, RELEASE, "x"))
+    assert api.objects[place]["spec"] == {"holderIdentity": "me"}  # not ours to give up
+    held.renewed(time.monotonic())
+    asyncio.run(give_up(api, held, RELEASE, "x"))
+    assert api.objects[place]["spec"] == {}
+    assert not held.held()
+
+
+class Gate:
+    """The library's lock in memory; `away` as when no server answers."""
+
+    def __init__(self):
+        self.holder = None
+        self.away = False
+
+
+def lock(gate, identity, held):
+    found = lease._Lock("x", RELEASE, identity, object(), held)
+
+    async def read(name, namespace):
+        if gate.away:
+            raise TimeoutError
+        return gate.holder
+
+    found.api_instance = type(
+        "Calls",
+        (),
+        {"read_namespaced_lease": staticmethod(read)},
+    )()
+    return found
+
+
+def test_a_server_that_is_away_is_a_failed_try():
+    gate, held = Gate(), leadership()
+    gate.away = True
+    done, error = asyncio.run(lock(gate, "me", held).get("x", RELEASE))
+    assert done is False
+    assert isinstance(error, ApiException)
+
+
+# ---- start-up ---------------------------------------------------------------------------------
+
+
+def served(api, *plurals):
+    api.objects["/apis/omniserve.io/v1alpha1"] = {"resources": [{"name": p} for p in plurals]}
+
+
+def test_the_crds_are_waited_for(monkeypatch):
+    monkeypatch.setattr(run, "CRD_RETRY_S", 0)
+    api = FakeApi()
+    served(api, "llmservices")
+    group = ("get", "/apis/omniserve.io/v1alpha1")
+    api.before[group] = lambda: api.before.update(
+        {group: lambda: served(api, "llmservices", "servingnodes")}
+    )
+    asyncio.run(run.kinds_served(api))
+
+
+def test_crds_that_never_come_are_named(monkeypatch):
+    monkeypatch.setattr(run, "CRD_RETRY_S", 0)
+    with pytest.raises(ApiError, match=r"CRD llmservices.omniserve.io and servingnodes"):
+        asyncio.run(run.kinds_served(FakeApi()))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_endpoint_slices_are_detected(there):
+    api = FakeApi()
+    if there:
+        api.objects["/apis/discovery.k8s.io/v1"] = {"resources": []}
+    assert asyncio.run(run.has_endpoint_slices(api)) is there
+
+
+# ---- the loop ---------------------------------------------------------------------------------
+
+
+def test_urgent_changes_do_not_wait_for_figures():
+    async def wait(urgent):
+        trigger = Trigger()
+        trigger.pull(urgent)
+        began = time.monotonic()
+        await trigger.wait(10)
+        return time.monotonic() - began
+
+    # Figures wait for two seconds by design; only that an urgent one does not is looked at.
+    assert asyncio.run(wait(True)) < 1.9
+
+
+def test_a_failing_pass_does_not_end_the_loop():
+    cluster = Cluster(["n1"])
+    cluster.apply("chat")
+    cluster.api.refusals["list", "/api/v1/nodes"] = ApiError(500, "no")
+
+    async def two_passes():
+        await cluster.reconciler._guarded_pass()
+        assert cluster.reconciler.passed_s is None
+        await cluster.reconciler._guarded_pass()
+
+    asyncio.run(two_passes())
+    assert cluster.reconciler.passed_s is not None
+    assert "status" in cluster.api.objects[path("chat")]
+
+
+def test_kopf_writes_nothing_and_watches_pods_by_label():
+    cluster = Cluster([])
+    given = watches.settings(Settings(RELEASE), slices=True)
+    assert given.posting.enabled is False
+    assert given.scanning.disabled is True
+    found = watches.registry(cluster.store, Trigger(), slices=True)
+    handlers = found._watching.get_all_handlers()
+    assert {h.selector.any_name for h in handlers} == {
+        *("llmservices", "servingnodes", "nodes", "namespaces"),
+        *("pods", "services", "endpointslices"),
+    }
+    assert not found._changing.get_all_handlers()
+    assert not found._spawning.get_all_handlers()

@@ -1,0 +1,138 @@
+"""Admission by projection: only load refuses, and more load never lets more in."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniserve_agent.scheduling.admission import AdmissionMode, Gate, Open
+from omniserve_agent.scheduling.costs import Costs
+from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.held_back import HeldBack
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
+from omniserve_agent.scheduling.plan import Caps
+
+LS = ServiceClass.LS
+NOW_S = 100.0
+# 10 layers: 10 ms for up to 8 rows, then 1 ms per row.
+MODEL = LatencyModel(10, Curve((1, 8, 1008), (1e-3, 1e-3, 101e-3)), Curve((1,), (0.0,)))
+CAPS = Caps(
+    layers=10,
+    block_tokens=16,
+    device_blocks=1000,
+    host_blocks=1000,
+    max_device_rows=64,
+    join_rows=8,
+    ls_prefill_rows=512,
+    be_prefill_rows=256,
+)
+
+
+def gate(mode=AdmissionMode.REJECT, caps=CAPS):
+    return Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+
+
+def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S):
+    due = Deadlines(arrival_s, ttft_s, tpot_s)
+    if stage is Stage.DECODE:
+        due.emitted(NOW_S)
+    return Job(
+        handle=handle,
+        service="default/chat",
+        service_class=LS,
+        priority=0,
+        arrival=handle,
+        tokens=tokens,
+        max_total_tokens=tokens + 200,
+        predicted_tokens=tokens + 100,
+        computed=tokens - 1 if stage is Stage.DECODE else 0,
+        stage=stage,
+        deadlines=due,
+    )
+
+
+def index(*jobs):
+    made = JobIndex()
+    for one in jobs:
+        made.add(one)
+    return made
+
+
+def test_an_idle_engine_admits_and_an_open_door_always_does():
+    assert gate().judge(index(), job(1), NOW_S).admitted
+    crowd = index(*(job(n, tokens=500) for n in range(60)))
+    assert not gate().judge(crowd, job(99), NOW_S).admitted
+    assert Open().judge(crowd, job(99), NOW_S).admitted
+    assert gate(AdmissionMode.OFF).judge(crowd, job(99), NOW_S).admitted
+
+
+def test_a_backlog_of_prompts_refuses_with_a_prediction():
+    # Chunks of 98 rows keep a pace of 100 ms: 1,000 rows before it take over a second.
+    verdict = gate().judge(index(*(job(n, tokens=100) for n in range(10))), job(99), NOW_S)
+    assert not verdict.admitted
+    assert "first token" in verdict.reason
+    assert verdict.retry_after_s >= 1.0
+
+
+def test_a_pace_that_cannot_be_kept_refuses():
+    decoding = [job(n, Stage.DECODE, tpot_s=0.03) for n in range(30)]  # 32 ms with one more
+    verdict = gate().judge(index(*decoding), job(99, tpot_s=0.03), NOW_S)
+    assert "the token would take" in verdict.reason
+
+
+def test_memory_that_lacks_refuses_with_figures():
+    decoding = [job(n, Stage.DECODE, tokens=1500, tpot_s=1.0) for n in range(10)]
+    verdict = gate().judge(index(*decoding), job(99, tpot_s=1.0), NOW_S)
+    assert "16000 that fit the device" in verdict.reason
+
+
+def test_a_request_that_no_idle_engine_could_serve_is_taken():
+    crowd = index(*(job(n, tokens=100) for n in range(10)))
+    assert gate().judge(crowd, job(99, tokens=3000), NOW_S).admitted
+
+
+def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
+    waiting = job(1, tokens=400, ttft_s=0.5)
+    urgent = job(2, tokens=100, ttft_s=0.2)
+    assert gate().judge(index(), urgent, NOW_S).admitted
+    assert not gate().judge(index(waiting), urgent, NOW_S).admitted
+
+
+LOAD = st.lists(
+    st.tuples(st.sampled_from([Stage.DECODE, Stage.WAITING]), st.integers(1, 400)), max_size=30
+)
+
+
+@given(LOAD, st.integers(0, 29), st.integers(1, 300), st.floats(0.1, 3), st.floats(0.02, 0.3))
+def test_admission_is_monotone_in_load(load, left_out, tokens, ttft_s, tpot_s):
+    """Whoever is admitted beside some jobs is admitted beside fewer of them."""
+    jobs = [job(n, stage, size, 10.0, 1.0) for n, (stage, size) in enumerate(load)]
+    new = job(99, tokens=tokens, ttft_s=ttft_s, tpot_s=tpot_s)
+    fewer = [one for one in jobs if one.handle != left_out]
+    if gate().judge(index(*jobs), new, NOW_S).admitted:
+        assert gate().judge(index(*fewer), new, NOW_S).admitted
+
+
+def test_those_held_back_keep_their_order_and_the_lost_come_last():
+    held = HeldBack[Job](gate(AdmissionMode.QUEUE), lambda one: one)
+    crowd = [job(n, tokens=100) for n in range(10)]
+    for number in (20, 21):
+        held.add(job(number, tokens=80, ttft_s=1.1))
+    assert list(held.ready(index(*crowd), NOW_S)) == []
+    jobs, taken = index(), []
+    for one in held.ready(jobs, NOW_S):
+        jobs.add(one)
+        taken.append(one.handle)
+    assert taken == [20, 21]
+
+    for number, arrival_s in ((30, NOW_S - 2.0), (31, NOW_S)):  # 30 has missed its TTFT
+        held.add(job(number, arrival_s=arrival_s))
+    assert [one.handle for one in held.ready(index(), NOW_S)] == [31, 30]
+    assert len(held) == 0
+
+
+def test_one_held_back_can_be_forgotten():
+    held = HeldBack[Job](gate(AdmissionMode.QUEUE), lambda one: one)
+    held.add(job(1))
+    assert held.remove(lambda one: one.handle == 1)
+    assert not held.remove(lambda one: one.handle == 1)
