@@ -132,7 +132,7 @@ def attention_error(
         arena.set_blocks(sequence, 0, range(blocks))
         arena.append(sequence, 0, 0, CONTEXT, k.ctypes.data, v.ctypes.data, dtype=DType.F32)
         o = np.zeros_like(q)
-        scale = 1 / (np.sqrt(SIZE) * max(1.0, float(np.std(k)) * float(np.std(q))))
+        scale = 1 / (SIZE**0.5 * max(1.0, float(np.std(k)) * float(np.std(q))))
         call = AttendCall(arena, HEADS, DType.F32, scale, 1)
         call.set_segments(np.array([sequence]), np.array([1]), np.array([CONTEXT - 1]))
         call.set_strides(HEADS * SIZE, SIZE, SIZE, HEADS * SIZE)

@@ -2,7 +2,7 @@
 
 Roof, kernel and peers take turns on the same cores; a ratio is the median over the turns. Every ISA
 path that this machine has runs in a process of its own. Results: bench/out/kernel.json, kernel.png
-and a table. --quick takes a minute or two, the whole grid some ten.
+and a table. --quick measures the short grid.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class NeoProblem:
             for _ in "kv"
         ]
         self._tables = random.permutation(per_row * rows).astype(np.int32).reshape(rows, per_row)
-        self._neo, self._rows = neo, []
+        self._neo = neo
+        self._rows: list[NeoRow] = []
         self._keep: list[npt.NDArray[Any]] = []
         for table in self._tables:
             q = random.standard_normal((kv_heads * group, head_size)).astype(np.float32)
