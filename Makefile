@@ -9,7 +9,7 @@ IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
 .PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine simulate sanitize clean
-.PHONY: chart-docs test-image lock-images
+.PHONY: chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ check: $(STAMP) ## ruff, mypy --strict, import contracts
 
 test: $(STAMP) ## all tests that need no cluster
 	$(BIN)/pytest
+
+e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
+	tests/e2e/sandbox $(BIN)/pytest --timeout 600 --durations 8 -rfEs tests/e2e
 
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
 	$(BIN)/pytest -m cuda -rs tests/engine
@@ -64,6 +67,9 @@ bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel
 
 bench-engine: $(STAMP) ## this engine beside vLLM on the CPU; bench/out/engine.json
 	$(BIN)/python bench/engine.py
+
+bench-operator: $(STAMP) ## the operator beside 200 fake nodes and 1,000 services; bench/out/operator.json
+	tests/e2e/sandbox $(BIN)/python bench/operator_scale.py
 
 simulate: $(STAMP) ## the paper's evaluation in virtual time; bench/out/paper.json and plots
 	$(BIN)/python bench/paper.py

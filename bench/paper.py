@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,13 @@ import report
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.simulation.experiment import Experiment, Setting
 from omniserve_agent.simulation.hardware import hardware
-from omniserve_agent.simulation.workload import BE_WORKLOADS, backlog, latency_sensitive
+from omniserve_agent.simulation.replay import would_attain
+from omniserve_agent.simulation.workload import (
+    BE_WORKLOADS,
+    Arrival,
+    backlog,
+    latency_sensitive,
+)
 
 SLOS = {"yi-34b": (2.0, 0.2), "llama-2-70b": (3.0, 0.25)}
 RATES = {"yi-34b": (1, 2, 4, 6, 8), "llama-2-70b": (1, 2, 3, 4, 5)}
@@ -106,8 +113,14 @@ def run(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     )
     setting = replace(setting, **ABLATIONS.get(case.ablation, {}))
     arrivals = latency_sensitive(case.rate / machine.engines, seconds, seed, case.arrivals)
-    figures = Experiment(machine, setting, arrivals, backlog(seed, BE_WORKLOADS[case.be])).run()
-    row = asdict(case) | figures.row()
+
+    def be() -> Iterator[Arrival]:
+        return backlog(seed, BE_WORKLOADS[case.be])
+
+    experiment = Experiment(machine, setting, arrivals, be())
+    row = asdict(case) | experiment.run().row()
+    if case.part == "admission" and case.policy == "omniserve":
+        row["refused_would_attain"] = would_attain(experiment, be)
     row["tpot_slo_ms"] = round(setting.tpot_slo_s * 1e3)
     row["be_workload"] = row.pop("be")
     return {"device": machine.name, "load": case.part, **row}

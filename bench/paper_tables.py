@@ -13,6 +13,8 @@ SHOWN = (
     ("offered", "offered"),
     ("attained_offered", "attained"),
     ("refused_share", "refused"),
+    ("refused_would_attain", "of them would attain"),
+    ("admitted_missed", "admitted, missed"),
     ("ttft_ms_p99", "TTFT p99"),
     ("tpot_ms_p50", "TPOT p50"),
     ("tpot_ms_p99", "TPOT p99"),
@@ -117,9 +119,9 @@ def _table(part: str, rows: list[Row]) -> Table:
     return table
 
 
-def _text(key: str, value: str | float) -> str:
-    if isinstance(value, str):
-        return value
-    if key in ("attained_offered", "refused_share"):
+def _text(key: str, value: str | float | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if key in ("attained_offered", "refused_share", "refused_would_attain"):
         return f"{value:.1%}"
     return f"{value:.0f}" if value >= 100 or isinstance(value, int) else f"{value:.1f}"

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,12 +160,10 @@ def enter(
     *,
     host_configuration: bool = False,
     read_only: bool = False,
-    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command in the image's root and namespaces of its own; all mounts end with it."""
     done = subprocess.run(
         entering(image, command, host_configuration=host_configuration, read_only=read_only),
-        env=_environment(image, host_configuration) | dict(environment or {}),
         timeout=STEP_TIMEOUT_S,
         check=False,
     )
@@ -196,7 +194,8 @@ def entering(
     identity = f"--userspec={image.user}" if read_only else "--userspec=0:0"
     script = "; ".join([*mounts, f'exec chroot {identity} {root} "$@"'])
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGTERM"]
-    return [*namespaces, "sh", "-ec", script, "sh", *command]
+    variables = [f"{k}={v}" for k, v in _environment(image, host_configuration).items()]
+    return [*namespaces, "sh", "-ec", script, "sh", "env", "-i", *variables, *command]
 
 
 def _host_paths() -> list[Path]:

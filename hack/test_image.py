@@ -91,7 +91,6 @@ def _serving(image: Image) -> Iterator[str]:
             host_configuration=False,
             read_only=True,
         ),
-        env=image.environment | {"HOME": "/tmp"},
     )
     url = f"http://127.0.0.1:{port}"
     try:

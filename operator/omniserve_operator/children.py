@@ -33,11 +33,14 @@ class Children:
         nodes: Mapping[str, Node],
         closing: frozenset[str],
         now_s: float,
-    ) -> None:
-        """The Service and the addresses of replicas that answer."""
+    ) -> bool:
+        """The Service and the addresses of replicas that answer.
+
+        False where the name belongs to somebody else: nobody tells when it becomes free.
+        """
         service, port = plan.service, plan.port
         if port is None:
-            return
+            return True
         found = addresses(plan, nodes, closing)
         if self._slices:
             kind, manifest = ENDPOINT_SLICES, endpoint_slice_manifest(service, port, found)
@@ -50,6 +53,7 @@ class Children:
         there = {node for _, node in found}
         gone = {replica.node for replica in plan.replicas} - there
         self._store.note_addresses(service.uid, gone, now_s)
+        return fault is None
 
     def _note(self, service: Service, fault: Verdict | None) -> None:
         if fault is not None:

@@ -125,6 +125,13 @@ def run(
     lease_name: Annotated[
         str, typer.Option(envvar="OMNISERVE_LEASE_NAME", callback=_namespace)
     ] = "omniserve-operator",
+    protect_nodes: Annotated[
+        bool,
+        typer.Option(
+            envvar="OMNISERVE_PROTECT_NODES",
+            help="Mark Nodes in use so that autoscalers leave them alone.",
+        ),
+    ] = False,
     log_format: Annotated[LogFormat, typer.Option(envvar="OMNISERVE_LOG_FORMAT")] = LogFormat.JSON,
     log_level: Annotated[str, typer.Option(envvar="OMNISERVE_LOG_LEVEL", callback=_level)] = "info",
 ) -> None:
@@ -139,6 +146,7 @@ def run(
         lease_name=lease_name,
         # The host's name tells people which pod it is, the rest tells two lives of it apart.
         identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+        protect_nodes=protect_nodes,
     )
     _guarded(run_operator(settings))
 

@@ -23,13 +23,24 @@ _WARNING = {
     ConditionType.SLO_ATTAINED: ConditionStatus.FALSE,
     ConditionType.NODES_REPORTING: ConditionStatus.FALSE,
 }
+_GOOD_NEWS = (ConditionType.SCHEDULED, ConditionType.READY, ConditionType.SLO_ATTAINED)
 _MAX_MESSAGE = 1024
 
 
 def transitions(before: Sequence[Condition], after: Sequence[Condition]) -> list[Condition]:
-    """Conditions that were there with another status; first sight is no transition."""
-    old = {condition.type: condition.status for condition in before}
-    return [c for c in after if c.type in old and old[c.type] != c.status]
+    """Conditions that were there with another status.
+
+    First sight is no transition, and what is found then is told only where somebody would want to
+    know: that it is placed, answers or attains, or what is wrong.
+    """
+    old = {condition.type: condition for condition in before}
+    changed = [c for c in after if c.type in old and old[c.type].status != c.status]
+    return [c for c in changed if old[c.type].reason != Reason.PENDING or _is_news(c)]
+
+
+def _is_news(condition: Condition) -> bool:
+    good = condition.type in _GOOD_NEWS and condition.status is ConditionStatus.TRUE
+    return good or _type(condition) == "Warning"
 
 
 def event(service: Service, condition: Condition, now: str) -> dict[str, Any]:

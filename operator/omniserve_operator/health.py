@@ -31,9 +31,9 @@ def application(
         if not leads():
             return web.Response(text="stands by: another one holds the Lease, or nobody yet")
         if reconciler.passed_s is None:
-            return web.Response(text="no reconcile has succeeded yet", status=503)
+            return web.Response(text="no reconcile has gone through yet", status=503)
         age_s = time.monotonic() - reconciler.passed_s
-        return web.Response(text=f"last good reconcile {age_s:.0f} s ago")
+        return web.Response(text=f"last reconcile {age_s:.0f} s ago")
 
     async def pages(_: web.Request) -> web.Response:
         text = generate_latest(metrics.registry)

@@ -63,6 +63,7 @@ class NodeObject:
     name: str
     uid: str
     labels: dict[str, str]
+    annotations: dict[str, str]
     taints: tuple[Taint, ...]
     cordoned: bool
     ready: bool
@@ -75,6 +76,7 @@ def node(document: Object) -> NodeObject:
         name=metadata["name"],
         uid=metadata["uid"],
         labels=metadata.get("labels") or {},
+        annotations=metadata.get("annotations") or {},
         taints=tuple(Taint(t["key"], t.get("value") or "", t["effect"]) for t in taints),
         cordoned=bool(spec.get("unschedulable")),
         ready=_condition(document, "Ready") == "True",
@@ -91,8 +93,9 @@ def agent_pod(document: Object) -> tuple[str, AgentPod] | None:
     metadata, status = document["metadata"], document.get("status") or {}
     node_name = (document.get("spec") or {}).get("nodeName")
     owners = metadata.get("ownerReferences") or []
-    daemon_set = next((o["name"] for o in owners if o["kind"] == "DaemonSet"), None)
-    if not node_name or daemon_set is None or status.get("phase") in ("Failed", "Succeeded"):
+    # Without a DaemonSet there is nothing that would make a new one: it is never upgraded.
+    daemon_set = next((o["name"] for o in owners if o["kind"] == "DaemonSet"), "")
+    if not node_name or status.get("phase") in ("Failed", "Succeeded"):
         return None
     return node_name, AgentPod(
         name=metadata["name"],

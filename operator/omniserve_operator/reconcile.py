@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -22,6 +22,7 @@ from omniserve_operator.api import (
     ApiError,
     Kind,
 )
+from omniserve_operator.autoscalers import NodeMarks
 from omniserve_operator.children import Children
 from omniserve_operator.endpoints import MANAGED_BY
 from omniserve_operator.metrics import Metrics
@@ -29,11 +30,12 @@ from omniserve_operator.mirror import Mirror, references
 from omniserve_operator.nodes import ServingNodes
 from omniserve_operator.parse import newest_templates
 from omniserve_operator.placement.plan import plan
-from omniserve_operator.placement.result import Plan
+from omniserve_operator.placement.result import Plan, ServicePlan
 from omniserve_operator.settings import WITHDRAWN_S, Settings
+from omniserve_operator.settled import Settled
 from omniserve_operator.statuses import Statuses
 from omniserve_operator.store import Store
-from omniserve_operator.world import World
+from omniserve_operator.world import Node, World
 from omniserve_operator.writer import NotLeaderError, Writer, all_of
 
 AGENT_LABELS = "app.kubernetes.io/name=omniserve,app.kubernetes.io/component=agent"
@@ -62,11 +64,11 @@ class Trigger:
         if urgent:
             self._urgent.set()
 
-    async def wait(self, at_most_s: float) -> None:
-        """Until a pass is due."""
+    async def wait(self, at_most_s: float, figures_s: float = FIGURES_PASS_EVERY_S) -> None:
+        """Until a pass is due: `at_most_s` without a change, `figures_s` after figures alone."""
         await _within(self._any, at_most_s)
         if self._any.is_set() and not self._urgent.is_set():
-            await _within(self._urgent, min(at_most_s, FIGURES_PASS_EVERY_S))
+            await _within(self._urgent, min(at_most_s, figures_s))
         await asyncio.sleep(SETTLE_S)
         self._any.clear()
         self._urgent.clear()
@@ -101,27 +103,34 @@ class Reconciler:
         self._metrics = metrics
         self._slices = slices
         self._nodes = ServingNodes(store, writer)
+        self._marks = NodeMarks(store, writer)
         self._children = Children(store, writer, slices)
         self._statuses = Statuses(store, writer)
         self._mirror = Mirror(settings, api, writer, store)
-        self._listed_s: float | None = None
+        self._settled = Settled(store, ENDPOINT_SLICES if slices else ENDPOINTS)
+        self._listed_s: dict[Kind, float] = {}
         self._revisions_s: float | None = None
+        self._took_s = 0.0
         self.trigger = Trigger()
         self.turned_s = time.monotonic()  # the loop's last turn, for liveness
-        self.passed_s: float | None = None  # the last pass without a failure, for readiness
+        self.passed_s: float | None = None  # the last pass that went through, for readiness
 
     async def run(self) -> None:
         """Passes, until cancelled; nothing is done without the Lease."""
         while True:
             waits = self._store.withdrawing(time.monotonic())
-            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S)
+            # Figures may take a fifth of the time at most, however many services there are.
+            figures_s = max(FIGURES_PASS_EVERY_S, 4 * self._took_s)
+            await self.trigger.wait(WITHDRAWN_S / 2 if waits else PASS_EVERY_S, figures_s)
+            began_s = time.monotonic()
             leads = self._holds_lease()
             self._metrics.leader.set(leads)
             if leads:
                 await self._guarded_pass()
             else:
-                self._listed_s = None
+                self.look_anew()
             self.turned_s = time.monotonic()
+            self._took_s = self.turned_s - began_s
 
     async def _guarded_pass(self) -> None:
         try:
@@ -137,10 +146,11 @@ class Reconciler:
             # A fault of ours in one pass must not end the operator: the next one sees more.
             log.exception("pass_failed")
             failures = 1
+        else:
+            # One object that cannot be written does not make the operator unready.
+            self.passed_s = time.monotonic()
         if failures:
             self._metrics.failures.inc()
-        else:
-            self.passed_s = time.monotonic()
 
     async def one_pass(self, now_s: float) -> int:
         """Gather, plan, write; the number of things that could not be carried out."""
@@ -153,17 +163,33 @@ class Reconciler:
         return failures + await self._write(world, done, now_s)
 
     async def gather(self, now_s: float) -> None:
-        """Full lists when they are due; the watches bring the rest."""
-        if self._listed_s is None or now_s - self._listed_s >= LISTS_EVERY_S:
-            for kind, labels in self._lists():
-                await self._list(kind, labels, now_s)
-            self._mirror.forget()
-            self._listed_s = now_s
+        """Full lists when they are due; the watches bring the rest.
+
+        At first all of them, then one in a pass: a change need not wait for seven lists.
+        """
+        for kind, labels in self._due_lists(now_s):
+            await self._list(kind, labels, now_s)
+            self._listed_s[kind] = now_s
+            if kind is LLM_SERVICES:
+                self._mirror.forget()
         if self._revisions_s is None or now_s - self._revisions_s >= REVISIONS_EVERY_S:
             path = CONTROLLER_REVISIONS.path(self._settings.namespace)
             found, _ = await self._api.list(path, AGENT_LABELS)
             self._store.newest_templates = newest_templates(found)
             self._revisions_s = now_s
+
+    def look_anew(self) -> None:
+        """Take nothing for known: others may have written meanwhile."""
+        self._settled.forget_others(set())
+        self._listed_s.clear()
+        self._revisions_s = None
+
+    def _due_lists(self, now_s: float) -> list[tuple[Kind, str]]:
+        new = [entry for entry in self._lists() if entry[0] not in self._listed_s]
+        if new:
+            return new
+        kind, labels = min(self._lists(), key=lambda entry: self._listed_s[entry[0]])
+        return [(kind, labels)] if now_s - self._listed_s[kind] >= LISTS_EVERY_S else []
 
     def _lists(self) -> list[tuple[Kind, str]]:
         return [
@@ -187,20 +213,42 @@ class Reconciler:
         self._store.replace(kind, items, version, now_s)
 
     async def _write(self, world: World, done: Plan, now_s: float) -> int:
-        """Addresses go before the replicas they lead to; statuses say what has been done."""
+        """Nodes first, since a change is waited for there; nobody is drained at once anyway."""
         nodes = {node.name: node for node in world.nodes}
-        services = done.services.values()
         failures = await all_of(
-            self._children.carry_out(s, nodes, done.closing, now_s) for s in services
-        )
-        failures += await all_of(
-            self._nodes.carry_out(nodes[name], spec, now_s) for name, spec in done.nodes.items()
+            self._nodes.carry_out(nodes[name], spec, now_s)
+            for name, spec in done.nodes.items()
+            if spec != nodes[name].spec
         )
         self._statuses.forget_others(set(done.services))
         self._store.forget_others(set(done.services))
-        failures += await all_of(self._statuses.carry_out(s, nodes, now_s) for s in services)
+        self._settled.forget_others(set(done.services))
+        in_turn = self._statuses.in_turn(done.services.values(), now_s)
+        failures += await all_of(
+            self._service(s, nodes, done.closing, now_s)
+            for s in in_turn
+            if not self._settled.is_settled(s, nodes, done.closing)
+        )
         failures += await all_of(self._nodes.restart(pod) for pod in done.restarts)
+        if self._settings.protect_nodes:
+            failures += await all_of(
+                self._marks.carry_out(name, bool(spec.assignments), now_s)
+                for name, spec in done.nodes.items()
+            )
         return failures + await self._mirror.clean_up(_copies_in_use(world, done))
+
+    async def _service(
+        self,
+        service: ServicePlan,
+        nodes: Mapping[str, Node],
+        closing: frozenset[str],
+        now_s: float,
+    ) -> None:
+        """What it owns, then what is said of it."""
+        owned = await self._children.carry_out(service, nodes, closing, now_s)
+        told = await self._statuses.carry_out(service, nodes, now_s)
+        if owned and told:
+            self._settled.note(service, nodes, closing)
 
 
 def _copies_in_use(world: World, done: Plan) -> set[str]:

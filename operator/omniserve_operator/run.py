@@ -95,6 +95,8 @@ async def _watch(settings: Settings, store: Store, reconciler: Reconciler, slice
         registry=watches.registry(store, reconciler.trigger, slices=slices),
         settings=watches.settings(settings, slices=slices),
         standalone=True,
+        # Kopf would ask for the user's name, and a container's uid need not have one.
+        identity=settings.identity,  # type: ignore[arg-type]  # a NewType kopf does not export
         clusterwide=not settings.watch_namespaces,
         namespaces=_namespaces(settings),
     )

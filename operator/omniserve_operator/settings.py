@@ -17,6 +17,9 @@ WITHDRAWN_S = 3.0
 DRAIN_LIMIT_S = 30.0
 # Figures in a status are refreshed at most this often; states at once.
 FIGURES_EVERY_S = 15.0
+# All services together get so many of them: a thousand busy ones are refreshed in turn.
+FIGURES_PER_S = 4.0
+FIGURES_BURST = 20.0
 
 CLASSES_LABEL = "omniserve.io/classes"
 MAX_REPLICAS_ANNOTATION = "omniserve.io/max-replicas"
@@ -42,3 +45,4 @@ class Settings:
     tenancy: Tenancy = field(default_factory=Tenancy)
     lease_name: str = "omniserve-operator"
     identity: str = "omniserve-operator"
+    protect_nodes: bool = False  # from autoscalers, while they are in use

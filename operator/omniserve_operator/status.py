@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from omniserve_crds.conditions import ConditionStatus, ConditionType, Reason
 from omniserve_crds.llmservice import Slo
@@ -60,35 +61,43 @@ def status_of(
     plan: ServicePlan, nodes: Mapping[str, Node], memory: Memory, now_s: float, now: str
 ) -> tuple[LLMServiceStatus, Memory]:
     """The status to be written, if it differs, and what to remember."""
-    service = plan.service
-    replicas = seen(plan, nodes)
+    service, replicas = plan.service, seen(plan, nodes)
+    # The words of the day a replica was placed are found in its placement later.
+    placements = [_placement(s) for s in replicas]
     if not service.status.conditions:
-        found = first_sight(service.is_ls)
-        fresh = conditions(found, (), service.generation, now)
-        # With the places: the words of the day a replica was placed are found here later.
-        placements = [_placement(s) for s in replicas]
+        fresh = conditions(first_sight(service.is_ls), (), service.generation, now)
         return LLMServiceStatus(port=plan.port, conditions=fresh, placements=placements), memory
     measured, memory, slo, best_effort = _measured(plan, replicas, memory, now_s)
     found = findings(plan, replicas, measured)
-    staying = plan.staying
-    ready = sum(r.ready for r in staying)
     return LLMServiceStatus(
         observed_generation=service.generation,
         conditions=conditions(found, service.status.conditions, service.generation, now),
-        url=f"http://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
-        port=plan.port,
-        replicas=len(staying),
-        ready_replicas=ready,
-        ready_summary=f"{ready}/{plan.service.wanted}",
-        selector=AGENT_SELECTOR,
-        placements=[_placement(s) for s in replicas],
-        refusals=[
-            Refusal(node=r.node, device=r.device, reason=r.reason, message=r.message[:1024])
-            for r in plan.refusals[:MAX_REFUSALS]
-        ],
+        placements=placements,
+        refusals=_refusals(plan),
         slo=slo,
         best_effort=best_effort,
+        **_counts(plan),
     ), memory
+
+
+def _counts(plan: ServicePlan) -> dict[str, Any]:
+    """Where it is found, and how many replicas there are of how many."""
+    service, ready = plan.service, sum(r.ready for r in plan.staying)
+    return {
+        "url": f"http://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
+        "port": plan.port,
+        "replicas": len(plan.staying),
+        "ready_replicas": ready,
+        "ready_summary": f"{ready}/{service.wanted}",
+        "selector": AGENT_SELECTOR,
+    }
+
+
+def _refusals(plan: ServicePlan) -> list[Refusal]:
+    return [
+        Refusal(node=r.node, device=r.device, reason=r.reason, message=r.message[:1024])
+        for r in plan.refusals[:MAX_REFUSALS]
+    ]
 
 
 def _placement(replica: Seen) -> PlacementStatus:

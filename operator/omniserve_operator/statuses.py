@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from omniserve_crds.status import LLMServiceStatus
 from omniserve_operator.api import EVENTS, LLM_SERVICES, ApiError, Object
 from omniserve_operator.events import event, transitions
 from omniserve_operator.placement.result import ServicePlan
-from omniserve_operator.settings import FIGURES_EVERY_S
+from omniserve_operator.settings import FIGURES_BURST, FIGURES_EVERY_S, FIGURES_PER_S
 from omniserve_operator.status import Memory, only_figures_differ, remembered, status_of
 from omniserve_operator.store import Store
 from omniserve_operator.world import Node, Service
@@ -24,6 +24,15 @@ class Statuses:
         self._writer = writer
         self._memories: dict[str, Memory] = {}
         self._written_s: dict[str, float] = {}
+        self._figures = FIGURES_BURST  # how many may be refreshed now
+        self._counted_s: float | None = None
+
+    def in_turn(self, plans: Iterable[ServicePlan], now_s: float) -> list[ServicePlan]:
+        """The services in the order in which their figures are to be refreshed: oldest first."""
+        elapsed_s = now_s - (self._counted_s if self._counted_s is not None else now_s)
+        self._figures = min(FIGURES_BURST, self._figures + elapsed_s * FIGURES_PER_S)
+        self._counted_s = now_s
+        return sorted(plans, key=lambda plan: self._written_s.get(plan.service.uid, 0.0))
 
     def forget_others(self, uids: set[str]) -> None:
         """Services that are gone."""
@@ -31,14 +40,19 @@ class Statuses:
             for uid in set(memory) - uids:
                 del memory[uid]
 
-    async def carry_out(self, plan: ServicePlan, nodes: Mapping[str, Node], now_s: float) -> None:
-        """Write the status if it differs; figures alone may wait."""
+    async def carry_out(self, plan: ServicePlan, nodes: Mapping[str, Node], now_s: float) -> bool:
+        """Write the status if it differs; figures alone may wait.
+
+        True where the same plan and reports would give nothing to write later either.
+        """
         service = plan.service
         memory = self._memories.get(service.uid) or remembered(service)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         status, self._memories[service.uid] = status_of(plan, nodes, memory, now_s, now)
-        if status == service.status or self._may_wait(service, status, now_s):
-            return
+        if status == service.status:
+            return self._memories[service.uid].slo.contrary_since_s is None
+        if self._may_wait(service, status, now_s):
+            return False
         body = {"metadata": {"resourceVersion": service.resource_version}, "status": _body(status)}
         try:
             written = await self._writer.patch(
@@ -46,17 +60,22 @@ class Statuses:
             )
         except ApiError as error:
             if error.conflict or error.not_found:
-                return  # it has just been edited or deleted: its event brings it back
+                return False  # it has just been edited or deleted: its event brings it back
             raise
         self._written_s[service.uid] = now_s
         self._store.put(LLM_SERVICES, written, now_s)
         for condition in transitions(service.status.conditions, status.conditions):
             await self._tell(service, event(service, condition, now))
+        return False
 
     def _may_wait(self, service: Service, status: LLMServiceStatus, now_s: float) -> bool:
+        if not only_figures_differ(service.status, status):
+            return False
         last = self._written_s.get(service.uid)
-        recent = last is not None and now_s - last < FIGURES_EVERY_S
-        return recent and only_figures_differ(service.status, status)
+        if self._figures < 1 or (last is not None and now_s - last < FIGURES_EVERY_S):
+            return True
+        self._figures -= 1
+        return False
 
     async def _tell(self, service: Service, body: Object) -> None:
         try:

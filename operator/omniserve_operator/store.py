@@ -186,6 +186,9 @@ class Store:
     def serving_node(self, name: str) -> ServingNodeObject | None:
         return self._serving_nodes.values.get(("", name))
 
+    def node(self, name: str) -> NodeObject | None:
+        return self._nodes.values.get(("", name))
+
     def child(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """A Service, EndpointSlice or Endpoints of ours."""
         return self._children[kind].values.get((namespace, name))

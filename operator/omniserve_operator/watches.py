@@ -5,7 +5,9 @@ No finalizer, no annotation, no patch: only `on.event` handlers, which need none
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -74,7 +76,16 @@ def settings(given: Settings, *, slices: bool) -> kopf.OperatorSettings:
 
 def _login(**given: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  (Kopf's own keywords)
     """KUBECONFIG first, as everywhere, else the pod's service account."""
-    return kopf.login_with_kubeconfig(**given) or kopf.login_with_service_account(**given)
+    return kopf.login_with_kubeconfig(**given) or _login_in_cluster(**given)
+
+
+def _login_in_cluster(**given: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401
+    """Where the pod's environment says, as the other half of our calls: Kopf would need DNS."""
+    found = kopf.login_with_service_account(**given)
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
+    if found is None or not host or not port:
+        return found
+    return replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def _watch(

@@ -157,7 +157,7 @@ def test_agents_learn_where_they_are_from_the_downward_api(render):
         assert environment[name] == {"fieldRef": {"fieldPath": path}}, name
     assert environment["OMNISERVE_DRAFTS"] == "prompt_lookup"
     assert environment["OMNISERVE_POLICY"] == "omniserve"
-    assert environment["OMNISERVE_ADMISSION"] == "off"
+    assert environment["OMNISERVE_ADMISSION"] == "reject"
     assert environment["OMNISERVE_CACHE_DIR"] == "/var/cache/omniserve"
     assert _container(daemonset)["command"] == [
         "omniserve-agent",
@@ -173,10 +173,13 @@ def test_an_agent_is_given_longer_than_its_requests(render):
     assert daemonset["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 330
 
 
-def test_the_node_cache_may_have_a_limit(render):
-    values = {"agentPools": POOLS, "agent": {"cache": {"size": "20Gi"}}}
-    volumes = _agent(render(values), "cpu")["spec"]["template"]["spec"]["volumes"]
-    assert {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}} in volumes
+def test_the_node_cache_may_have_a_limit_that_the_agent_keeps(render):
+    """Not a sizeLimit: the kubelet would evict the pod."""
+    assert "OMNISERVE_CACHE_SIZE" not in _environment(_agent(render(), "gpu"))
+    daemonset = _agent(render({"agent": {"cache": {"size": "20Gi"}}}), "gpu")
+    assert _environment(daemonset)["OMNISERVE_CACHE_SIZE"] == "20Gi"
+    volumes = daemonset["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "cache", "emptyDir": {}} in volumes
 
 
 def test_the_node_cache_may_be_a_directory_of_the_node(render):
@@ -194,14 +197,17 @@ def test_the_operator_is_told_its_tenancy_and_namespaces(render):
     assert environment["OMNISERVE_DEFAULT_CLASSES"] == "LS,BE"
     assert "OMNISERVE_WATCH_NAMESPACES" not in environment
     assert "OMNISERVE_DEFAULT_MAX_REPLICAS" not in environment
+    assert "OMNISERVE_PROTECT_NODES" not in environment
     values = {
         "watchNamespaces": ["a", "b"],
+        "autoscaler": {"protectNodes": True},
         "tenancy": {"defaultClasses": ["BE"], "defaultMaxReplicas": 0},
     }
     environment = _environment(render(values).one("Deployment", "omniserve-operator"))
     assert environment["OMNISERVE_WATCH_NAMESPACES"] == "a,b"
     assert environment["OMNISERVE_DEFAULT_CLASSES"] == "BE"
     assert environment["OMNISERVE_DEFAULT_MAX_REPLICAS"] == "0"
+    assert environment["OMNISERVE_PROTECT_NODES"] == "true"
 
 
 def test_images_by_digest(render):
@@ -326,3 +332,18 @@ def test_names_follow_the_release(render):
     for kind in ("Deployment", "DaemonSet", "ClusterRole", "ServiceAccount", "PriorityClass"):
         for object_ in rendered.of(kind):
             assert object_["metadata"]["name"].startswith("prod-omniserve-")
+
+
+def test_every_port_names_its_protocol(render):
+    """Server-side apply on old servers refuses one without: it is part of the list's key."""
+    rendered = render(EVERYTHING)
+    services = [p for o in rendered.of("Service") for p in o["spec"]["ports"]]
+    containers = [
+        port
+        for spec in rendered.pod_specs().values()
+        for container in spec["containers"]
+        for port in container.get("ports", [])
+    ]
+    assert services
+    assert containers
+    assert all("protocol" in port for port in (*services, *containers))

@@ -103,6 +103,13 @@ def test_watched_namespaces_narrow_the_operators_rights(render):
     assert rights[("omniserve-operator", NAMESPACE)] == own
 
 
+def test_patching_nodes_is_a_right_that_has_to_be_asked_for(render):
+    rights = _rights(render({"autoscaler": {"protectNodes": True}}))
+    assert rights[("omniserve-operator", ALL)] == (
+        OPERATOR_CLUSTER | OPERATOR_SERVICES | {"/nodes": WATCH | {"patch"}}
+    )
+
+
 def test_the_test_reads_endpoints_only_where_it_goes_there(render):
     rights = _rights(render({"tests": {"through": "Endpoints"}}))
     more = {

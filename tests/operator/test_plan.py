@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from omniserve_crds.conditions import Reason
 from omniserve_crds.llmservice import ServiceClass
-from omniserve_crds.servingnode import DeviceReport, LsWindow
+from omniserve_crds.servingnode import DeviceReport, LsWindow, ServiceRunState
 from omniserve_operator.placement.plan import plan
 from omniserve_operator.placement.result import Phase
 from omniserve_operator.settings import Tenancy
@@ -253,6 +253,22 @@ def test_quota_is_given_to_the_oldest():
     assert verdict.message.startswith("1 of 2 replicas: namespace default may have 3 in all")
 
 
+def test_what_is_not_accepted_uses_up_no_quota():
+    only_be = Tenancy(classes=frozenset({ServiceClass.BE}), max_replicas=1)
+    result = plan(world([CHAT, BATCH], [node("n1")], default_tenancy=only_be))
+    assert places(result, BATCH)
+
+
+def test_a_failed_replica_is_no_change_that_goes_on():
+    before = settled(world([CHAT], [node("n1")]), plan)
+    failed = with_node(before, window(named(before, "n1"), CHAT.uid, state=ServiceRunState.FAILED))
+    assert progressing(plan(failed), CHAT).reason is Reason.COMPLETE
+    loading = with_node(
+        before, window(named(before, "n1"), CHAT.uid, state=ServiceRunState.LOADING)
+    )
+    assert progressing(plan(loading), CHAT).reason is Reason.ROLLING_OUT
+
+
 def test_a_class_that_is_not_allowed():
     only_be = Tenancy(classes=frozenset({ServiceClass.BE}))
     result = plan(world([CHAT], [node("n1")], tenancies={"default": only_be}))
@@ -344,7 +360,7 @@ def named_service(before, subject):
 def test_scaling_down_takes_replicas_that_do_not_answer_first():
     chat = service("chat", replicas=2)
     before = settled(world([chat], [node("n1"), node("n2")]), plan)
-    broken = window(named(before, "n1"), chat.uid, state="Failed")
+    broken = window(named(before, "n1"), chat.uid, state=ServiceRunState.FAILED)
     result = plan(with_service(with_node(before, broken), changed(chat, replicas=1)))
     assert phases(result, chat) == {"n1": Phase.DRAINS, "n2": Phase.STAYS}
 

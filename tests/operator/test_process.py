@@ -7,12 +7,15 @@ import pytest
 import yaml
 from aiohttp.test_utils import TestClient, TestServer
 from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from omniserve_operator import cli, health, lease, run, watches
 from omniserve_operator.api import ApiError
 from omniserve_operator.lease import Leadership, give_up
-from omniserve_operator.reconcile import Trigger
+from omniserve_operator.reconcile import LISTS_EVERY_S, Trigger
 from omniserve_operator.settings import Settings
 from support.fake_api import FakeApi
 from support.fake_cluster import RELEASE, Cluster, path
@@ -94,7 +97,7 @@ def test_pages():
     cluster.apply("chat")
     found = pages(cluster, leads=True)
     assert found["healthz"][0] == 200
-    assert found["readyz"] == (503, "no reconcile has succeeded yet")
+    assert found["readyz"] == (503, "no reconcile has gone through yet")
     cluster.settle()
     cluster.reconciler.passed_s = time.monotonic()
     found = pages(cluster, leads=True)
@@ -146,36 +149,93 @@ def test_a_clean_end_gives_the_lease_up():
     assert not held.held()
 
 
-class Gate:
-    """The library's lock in memory; `away` as when no server answers."""
+class Leases:
+    """One Lease in memory, as the library's calls see it; `away`: no server answers."""
 
     def __init__(self):
-        self.holder = None
+        self.lease = None
+        self.version = 0
         self.away = False
 
+    async def read_namespaced_lease(self, name, namespace):
+        self._meet()
+        if self.lease is None:
+            refusal = ApiException(status=404, reason="Not Found")
+            refusal.body = '{"code": 404}'
+            raise refusal
+        return self.lease.model_copy(deep=True)
 
-def lock(gate, identity, held):
-    found = lease._Lock("x", RELEASE, identity, object(), held)
+    async def create_namespaced_lease(self, namespace, body):
+        self._meet()
+        if self.lease is not None:
+            raise ApiException(status=409, reason="Conflict")
+        self._keep(body)
 
-    async def read(name, namespace):
-        if gate.away:
+    async def replace_namespaced_lease(self, name, namespace, body):
+        self._meet()
+        if body.metadata.resource_version != self.lease.metadata.resource_version:
+            raise ApiException(status=409, reason="Conflict")
+        self._keep(body)
+
+    def _keep(self, body):
+        self.version += 1
+        self.lease = body.model_copy(deep=True)
+        self.lease.metadata.resource_version = str(self.version)
+
+    def _meet(self):
+        if self.away:
             raise TimeoutError
-        return gate.holder
 
-    found.api_instance = type(
-        "Calls",
-        (),
-        {"read_namespaced_lease": staticmethod(read)},
-    )()
-    return found
+
+def candidate(leases, identity):
+    """(election, what it holds); the library's own state machine, one step at a call."""
+    held = leadership()
+    lock = lease._Lock("x", RELEASE, identity, object(), held)
+    lock.api_instance = leases
+    found = Config(
+        lock,
+        lease_duration=lease.DURATION_S,
+        renew_deadline=lease.RENEW_WITHIN_S,
+        retry_period=lease.RETRY_S,
+        onstarted_leading=lease._nothing,
+        onstopped_leading=lease._nothing,
+    )
+    return LeaderElection(found), held
+
+
+def step(election):
+    return asyncio.run(election.try_acquire_or_renew())
+
+
+def test_of_two_candidates_one_holds_the_lease():
+    leases = Leases()
+    (first, first_held), (second, second_held) = candidate(leases, "a"), candidate(leases, "b")
+    assert step(first)
+    assert not step(second)
+    assert step(first)
+    assert (first_held.held(), second_held.held()) == (True, False)
 
 
 def test_a_server_that_is_away_is_a_failed_try():
-    gate, held = Gate(), leadership()
-    gate.away = True
-    done, error = asyncio.run(lock(gate, "me", held).get("x", RELEASE))
-    assert done is False
-    assert isinstance(error, ApiException)
+    leases = Leases()
+    election, held = candidate(leases, "a")
+    leases.away = True
+    assert not step(election)
+    leases.away = False
+    assert step(election)
+    leases.away = True
+    assert not step(election)
+    assert held.held()  # until the renewal that was accepted has run out
+
+
+def test_a_lease_that_was_given_up_is_taken_at_once():
+    leases = Leases()
+    (first, _), (second, second_held) = candidate(leases, "a"), candidate(leases, "b")
+    assert step(first)
+    assert not step(second)
+    leases.lease.spec.holder_identity = None  # as `give_up` leaves it
+    assert step(second)
+    assert second_held.held()
 
 
 # ---- start-up ---------------------------------------------------------------------------------
@@ -225,6 +285,20 @@ def test_urgent_changes_do_not_wait_for_figures():
     assert asyncio.run(wait(True)) < 1.9
 
 
+def test_lists_are_made_all_at_first_and_then_one_in_a_pass():
+    cluster = Cluster(["n1"])
+    asyncio.run(cluster.reconciler.gather(1000.0))
+    assert cluster.reconciler._due_lists(1000.0) == []
+    due = []
+    for step in range(10):
+        now_s = 1000.0 + LISTS_EVERY_S + step
+        found = cluster.reconciler._due_lists(now_s)
+        assert len(found) <= 1
+        due += [kind.plural for kind, _ in found]
+        asyncio.run(cluster.reconciler.gather(now_s))
+    assert len(due) == len(set(due)) == 7
+
+
 def test_a_failing_pass_does_not_end_the_loop():
     cluster = Cluster(["n1"])
     cluster.apply("chat")
@@ -237,6 +311,7 @@ def test_a_failing_pass_does_not_end_the_loop():
 
     asyncio.run(two_passes())
     assert cluster.reconciler.passed_s is not None
+    assert b"failures_total 1.0" in generate_latest(cluster.metrics.registry)
     assert "status" in cluster.api.objects[path("chat")]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from omniserve_operator.api import ApiError
 from omniserve_operator.mirror import INDEX
-from omniserve_operator.settings import Settings, Tenancy
+from omniserve_operator.settings import FIGURES_BURST, FIGURES_PER_S, Settings, Tenancy
 from omniserve_operator.writer import NotLeaderError
 from support.fake_cluster import OMNISERVE, RELEASE, Cluster, address, path
 
@@ -56,7 +56,9 @@ def test_from_manifest_to_ready(slices):
         assert service["spec"]["ports"][0]["targetPort"] == cluster.status(name)["port"]
         assert "selector" not in service["spec"]
         assert service["metadata"]["ownerReferences"][0]["kind"] == "LLMService"
-        assert cluster.events(name, "Ready") == [("Normal", "Loading"), ("Normal", "ReplicasReady")]
+        assert cluster.events(name, "Ready") == [("Normal", "ReplicasReady")]
+        assert cluster.events(name, "Scheduled") == [("Normal", "Placed")]
+        assert cluster.events(name, "Accepted") == []
     status = cluster.status("chat")
     assert status["readySummary"] == "1/1"
     assert status["url"] == "http://chat.default.svc/v1"
@@ -325,6 +327,23 @@ def test_only_watched_namespaces_count():
     assert cluster.status("chat") == {}
 
 
+def test_a_pod_elsewhere_with_an_agents_labels_is_no_agent():
+    cluster = Cluster([])
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    cluster.api.put("/api/v1/nodes/n9", {"metadata": {"name": "n9"}, "status": ready})
+    cluster.agent("n9")
+    place = f"/api/v1/namespaces/{RELEASE}/pods/agent-n9"
+    pod = cluster.api.objects.pop(place)
+    cluster.api.put("/api/v1/namespaces/default/pods/agent-n9", pod)
+    cluster.apply("chat")
+    cluster.settle()
+    assert f"{OMNISERVE}/servingnodes/n9" not in cluster.api.objects
+    cluster.api.remove("/api/v1/namespaces/default/pods/agent-n9")
+    cluster.agent("n9")
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("True", "ReplicasReady")
+
+
 # ---- conflicts ------------------------------------------------------------------------------
 
 
@@ -506,6 +525,25 @@ def test_figures_are_written_at_most_every_15_s():
         cluster.one_pass()
         written += len(cluster.api.writes())
     assert 1 <= written <= 3
+
+
+def test_figures_of_many_services_are_refreshed_in_turn():
+    cluster = Cluster(["n1"])
+    names = [f"s{number}" for number in range(60)]
+    for name in names:
+        cluster.apply(name)
+        cluster.figures[name] = ls(1000, 998)
+    cluster.settle()
+    refreshed = []
+    for step in range(1, 31):
+        for name in names:
+            cluster.figures[name] = ls(1000 + 100 * step, 998 + 100 * step)
+        cluster.later(1)
+        cluster.api.writes()
+        cluster.one_pass()
+        refreshed += [place for _, place in cluster.api.writes()]
+    assert len(refreshed) <= FIGURES_BURST + 30 * FIGURES_PER_S
+    assert {place.split("/")[-2] for place in refreshed} == set(names)
 
 
 def test_throttled_names_the_ls_services():

@@ -105,7 +105,7 @@ class Cluster:
 
     def one_pass(self):
         """What the watches bring, then one pass; the number of failures."""
-        self.reconciler._listed_s = None
+        self.reconciler._listed_s.clear()  # the full lists stand for what watches bring
         self.reconciler._revisions_s = None
         self.store.freshness.contact(self.now_s)
         return asyncio.run(self.reconciler.one_pass(self.now_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from omniserve_agent.engine.intake import IntakeLimits
@@ -27,6 +28,8 @@ def make_engine(
     max_waiting=64,
     slots=8,
     exact_host=True,
+    gate=None,
+    clock=time.monotonic,
     **caps,
 ):
     device_store, host_store = FakeStore(device_blocks), FakeStore(host_blocks)
@@ -65,6 +68,8 @@ def make_engine(
         limits,
         layers,
         drafts,
+        clock,
+        gate,
     )
 
 

@@ -157,7 +157,7 @@ class Gate:
         )
         if rows <= at_once:
             return self.costs.expected(decode.prompt(rows))
-        return rows / at_once * max(tpot_s, self.costs.expected(decode.prompt(at_once)))
+        return rows / at_once * self.costs.expected(decode.prompt(at_once))
 
     def _pace(self, state: _State) -> Verdict:
         """An iteration once the newcomer and all prompts decode beside the others."""

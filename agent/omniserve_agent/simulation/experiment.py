@@ -45,6 +45,8 @@ class Setting:
     ls_prefill_rows: int = 2048
     be_prefill_rows: int = 2048
     int8_kv: bool = False
+    overflow: bool = True  # whether `static_headroom` has its CPU-only engine
+    be_open: int | None = None  # BE requests kept open at once; None: there are always more
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def machine_for(hardware: Hardware, setting: Setting) -> policies.Machine:
         model=hardware.latency,
         host_bytes_per_s=hardware.host_bytes_per_s,
         kv_bytes=float(hardware.model.kv_bytes),
-        overflow_jobs=4 * len(hardware.hosts),
+        overflow_jobs=4 * len(hardware.hosts) if setting.overflow else 0,
     )
 
 
@@ -134,6 +136,8 @@ class Experiment:
     backlog: Iterator[Arrival] | None = None
     refused: list[Arrival] = field(default_factory=list)
     rows_seen: float = 0.0
+    let_in: Arrival | None = None  # admitted whatever admission says
+    let_in_attained: bool = False
 
     def run(self) -> Figures:
         """Until the setting's time is over."""
@@ -158,7 +162,7 @@ class Experiment:
             before_s = node.now_s
             overflow = node.step(pending[-1].arrival_s if pending else setting.seconds)
             self.rows_seen += node.flights.count * (node.now_s - before_s)
-            if setting.policy == "static_headroom":
+            if setting.policy == "static_headroom" and setting.overflow:
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
         return self._figures(node, cpu, start, held)
 
@@ -168,15 +172,22 @@ class Experiment:
         for arrival, _ in held.ready(node.jobs, node.now_s):
             node.submit(arrival)
         if self.backlog is not None and self.setting.policy != "ls_alone":
-            while node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS:
+            while self._wants_be(node):
                 node.submit(next(self.backlog))
+
+    def _wants_be(self, node: Node) -> bool:
+        """A backlog without end, or a client that keeps so many requests open."""
+        if self.setting.be_open is None:
+            return node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS
+        ls = sum(node.jobs.count(LS, stage) for stage in Stage)
+        return len(node.runs) - ls < self.setting.be_open
 
     def _offer(self, node: Node, gate: Gate, arrival: Arrival, held: Held) -> None:
         if arrival.service_class is BE:
             node.submit(arrival)
             return
         job = node.job_for(arrival)
-        if gate.judge(node.jobs, job, node.now_s).admitted:
+        if arrival is self.let_in or gate.judge(node.jobs, job, node.now_s).admitted:
             node.submit(arrival)
         elif self.setting.admission is AdmissionMode.QUEUE:
             held.add((arrival, job))
@@ -214,6 +225,7 @@ class Experiment:
         refused = [a for a in self.refused if a.arrival_s >= setting.warm_up_s]
         overdue = [a for a, _ in held if setting.warm_up_s <= a.arrival_s < due_before_s]
         attained = sum(self._attains(run) for run in judged)
+        self.let_in_attained = any(r.arrival is self.let_in and self._attains(r) for r in judged)
         missed = len(late) + len(overdue)
         offered = len(judged) + missed + len(refused)
         ttft = [_ttft(run) for run in judged] or [float("nan")]

@@ -3,7 +3,7 @@
 The policies, the exhaustion rules, deadlines and output-length estimates are the engine's own; what
 is modelled is the device (a latency model with noise), the hosts (`hosts.py`) and the rows between
 them (`flights.py`). Not modelled: the copies between the tiers, which the engine makes in the
-background, and prefix sharing.
+background. A prefix that is found costs neither time nor blocks.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class Node:
         if job.stage is not Stage.WAITING:
             return
         if self._grow(tier, job, job.tokens + 1):
-            job.computed = 0
+            job.computed = self.runs[job.handle].arrival.cached_tokens
             self._settle(tier, job)
 
     def _move(self, job: Job, to: Tier) -> None:
@@ -348,7 +348,8 @@ class Node:
 
     def _extend(self, tier: Tier, job: Job, tokens: int) -> bool:
         held = job.device_blocks if tier is Tier.DEVICE else job.host_blocks
-        missing = max(0, blocks_for(tokens, BLOCK_TOKENS) - held)
+        own = tokens - self.runs[job.handle].arrival.cached_tokens
+        missing = max(0, blocks_for(own, BLOCK_TOKENS) - held)
         free = self.device_free if tier is Tier.DEVICE else self.host_free
         if missing > free:
             return False

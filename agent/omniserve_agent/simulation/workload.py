@@ -24,6 +24,7 @@ class Arrival:
     prompt_tokens: int
     output_tokens: int
     service: str = ""
+    cached_tokens: int = 0  # of its prompt, found in the prefix cache: neither computed nor held
 
 
 @dataclass(frozen=True, slots=True)

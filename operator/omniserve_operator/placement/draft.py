@@ -144,7 +144,7 @@ class Draft:
         return Verdict(Reason.COMPLETE, "nothing is being changed")
 
     def _starting(self) -> list[str]:
-        return [*self.new, *(e.node.name for e in self.good if not e.ready)]
+        return [*self.new, *(e.node.name for e in self.good if e.starting)]
 
     def _still_recreating(self) -> bool:
         """A replica that replaced its predecessor does not answer yet."""

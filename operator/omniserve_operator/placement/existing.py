@@ -42,6 +42,13 @@ class Existing:
         return same and self.node.reporting
 
     @property
+    def starting(self) -> bool:
+        """It does not answer yet; one that has failed is no change that goes on."""
+        report = self.node.report(self.assignment.uid)
+        failed = report is not None and report.state is ServiceRunState.FAILED
+        return not self.ready and not failed
+
+    @property
     def drained(self) -> bool:
         """Its agent has been told to drain it and takes nothing new, or cannot be reached."""
         if not self.assignment.drain:

@@ -19,7 +19,7 @@ from omniserve_operator.placement.search import Search, with_alternatives
 from omniserve_operator.placement.specs import node_spec
 from omniserve_operator.placement.upgrade import keeps_drain, to_restart, upgrading_node
 from omniserve_operator.ports import ports
-from omniserve_operator.tenancy import acceptance, allowances
+from omniserve_operator.tenancy import ACCEPTED, acceptance, allowances
 from omniserve_operator.world import Node, World
 
 
@@ -46,9 +46,9 @@ def plan(world: World) -> Plan:
 def _drafts(world: World) -> dict[str, Draft]:
     """In the order of placement."""
     accepted = {s.uid: acceptance(s, world.tenancy(s.namespace)) for s in world.services}
-    granted = allowances(world, world.services)
+    granted = allowances(world, [s for s in world.services if accepted[s.uid] is ACCEPTED])
     ranked = sorted(world.services, key=lambda service: service.rank)
-    return {s.uid: Draft(s, accepted[s.uid], granted[s.uid]) for s in ranked}
+    return {s.uid: Draft(s, accepted[s.uid], granted.get(s.uid, s.wanted)) for s in ranked}
 
 
 def _take_stock(

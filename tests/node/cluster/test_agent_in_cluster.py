@@ -242,6 +242,32 @@ def test_two_services_of_one_engine_answer_on_their_own_ports(run, cluster):
     assert children() == []
 
 
+def test_figures_come_with_the_next_report(run, cluster, commands, submit):
+    async def scenario():
+        async with cluster() as there:
+            there.api.set_spec(there.spec())
+            await there.both_ready()
+            assert there.api.service("u-chat")["ls"]["offered"] == 0
+            for _ in range(2):
+                assert await there.status(LS, "chat") == 200
+            assert await there.status(LS, "chat", prompt=[commands.FULL]) == 429
+            assert await there.status(BE, "batch") == 200
+            gated = await there.gated(commands)
+            there.api.set_spec(there.spec(ls={"generation": 2}))
+            await there.until(lambda: there.api.service("u-chat")["observedGeneration"] == 2)
+            window = there.api.service("u-chat")["ls"]
+            assert (window["offered"], window["attained"], window["refused"]) == (3, 2, 1)
+            assert window["ttftMsP50"] <= window["ttftMsP99"] <= 5000
+            best_effort = there.api.service("u-batch")["be"]
+            assert best_effort["tokensPerMinute"] > 0
+            assert (best_effort["queued"], best_effort["running"]) == (1, 0)
+            assert best_effort["predictedFinish"].endswith("Z")
+            await there.open_gate(submit, commands)
+            assert (await gated)[0] == 200
+
+    run(scenario())
+
+
 def test_states_are_told_on_the_way(run, cluster):
     async def scenario():
         async with cluster() as there:
@@ -587,6 +613,23 @@ def test_an_admin_port_that_is_taken_ends_the_agent(run, tmp_path):
         pytest.raises(NodeError, match=r"--admin-port 18081: .* on 127\.66\.0\.1; choose another"),
     ):
         run(serve_node(settings, SimpleNamespace(read_secret=None)))
+
+
+def test_a_part_that_fails_ends_the_agent_in_good_order(run, cluster, monkeypatch):
+    async def scenario():
+        async with cluster() as there:
+            there.api.set_spec(there.spec())
+            await there.both_ready()
+
+            def fail():
+                raise ValueError("a bug")
+
+            monkeypatch.setattr(there.agent.reporter, "_sample", fail)
+            await asyncio.wait({there.task})
+
+    with pytest.raises(ValueError, match="a bug"):
+        run(scenario())
+    assert children() == []
 
 
 @pytest.mark.parametrize(

@@ -19,17 +19,23 @@ def made(rows, fixed_us=5000.0, ls_us=300.0, be_us=100.0):
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 64), st.floats(0, 64)), min_size=8, max_size=40),
-    st.integers(0, 2000),
-    st.integers(0, 2000),
+    st.lists(st.tuples(st.floats(1, 64), st.floats(0, 64)), min_size=8, max_size=40),
+    st.integers(1, 2000),
+    st.integers(1, 2000),
 )
 def test_exact_costs_are_found(rows, ls_us, be_us):
     # Corners of the square make both costs visible whatever the rest is.
-    rows = [*rows, *[(0, 0), (64, 0), (0, 64), (64, 64)] * 3]
+    rows = [*rows, *[(1, 0), (64, 0), (1, 64), (64, 64)] * 3]
     costs = row_costs(made(rows, ls_us=ls_us, be_us=be_us))
     assert costs.ls_row_us == pytest.approx(ls_us, abs=1)
     mean_be = sum(be for _, be in rows) / len(rows)
     assert costs.be_us == pytest.approx(be_us * mean_be, abs=1 + mean_be * 0.01)
+
+
+def test_sweeps_of_be_alone_do_not_count():
+    rows = made([(ls, ls % 5) for ls in range(1, 30)])
+    sweeps = [RowSample(400_000.0, 0.0, 9.0)] * 50
+    assert row_costs([*rows, *sweeps]) == row_costs(rows)
 
 
 def test_few_samples_tell_nothing():
@@ -37,12 +43,13 @@ def test_few_samples_tell_nothing():
 
 
 def test_rows_that_never_vary_tell_nothing_of_themselves():
-    costs = row_costs(made([(ls, 4) for ls in range(20)]))
+    costs = row_costs(made([(ls, 4) for ls in range(1, 21)]))
     assert costs == RowCosts(ls_row_us=300, be_us=None)
 
 
-def test_a_cost_is_never_negative():
-    assert row_costs(made([(ls, ls % 3) for ls in range(30)], ls_us=-50)).ls_row_us == 0
+def test_a_cost_below_nothing_is_not_told():
+    costs = row_costs(made([(ls, ls % 3) for ls in range(1, 31)], ls_us=-50))
+    assert costs == RowCosts(ls_row_us=None, be_us=100)
 
 
 def test_samples_are_means_per_iteration():

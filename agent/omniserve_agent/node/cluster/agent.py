@@ -24,7 +24,7 @@ from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.cluster.admin import AdminView, admin_app
 from omniserve_agent.node.cluster.api import NodeApi
-from omniserve_agent.node.cluster.diff import ambiguities
+from omniserve_agent.node.cluster.assigned import ambiguities
 from omniserve_agent.node.cluster.engine_unit import RESTS, EngineTools
 from omniserve_agent.node.cluster.executor import Executor, Listening, node_registry
 from omniserve_agent.node.cluster.figures import rfc3339
@@ -102,19 +102,19 @@ class ClusterAgent:
         acting = [asyncio.create_task(part.run()) for part in (self.executor, self.watch)]
         serving = [asyncio.create_task(part.run()) for part in (self.keys, self.reporter)]
         stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({*acting, *serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            self._draining = True
-            await _ended(acting)
-            structlog.get_logger().info("draining", grace_s=self._grace_s)
-            await self.executor.drain()
-        finally:
-            await _ended([*acting, *serving, stopped])
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WRITE_S):
-                    await self.reporter.write_if_due()
-            await self.executor.end()
-            self.executor.http.tokenizing.close()
+        await asyncio.wait({*acting, *serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        self._draining = True
+        failures = await _ended(acting)
+        structlog.get_logger().info("draining", grace_s=self._grace_s)
+        await self.executor.drain()
+        failures += await _ended([*serving, stopped])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITE_S):
+                await self.reporter.write_if_due()
+        await self.executor.end()
+        self.executor.http.tokenizing.close()
+        if failures:
+            raise failures[0]
 
     def _object_changed(self) -> None:
         """Another spec is in force, or none."""
@@ -248,10 +248,9 @@ async def _admin(settings: NodeSettings, agent: ClusterAgent) -> AsyncIterator[S
         await server.stop(0.0)
 
 
-async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks and wait; what one of them failed of is raised."""
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> list[Exception]:
+    """Cancel the tasks and wait; what they failed of."""
     for task in tasks:
         task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, Exception):
-            raise result
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [result for result in results if isinstance(result, Exception)]

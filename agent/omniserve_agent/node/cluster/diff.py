@@ -10,42 +10,18 @@ the old one has drained where both can be.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from omniserve_agent.node.cluster.assigned import (
+    EngineIdentity,
+    Room,
+    first_per_device,
+    first_per_uid,
+    identity,
+    refused_engines,
+    refused_services,
+)
 from omniserve_crds.servingnode import EngineAssignment, ServiceAssignment, ServingNodeSpec
-
-MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class EngineIdentity:
-    """What an engine cannot change while it runs."""
-
-    device: str
-    key: str
-    uri: str
-    revision: str | None
-    dtype: str
-    kv_cache_dtype: str
-    max_model_len: int | None
-    host_cores: int
-    host_kv_bytes: int
-
-
-def identity(engine: EngineAssignment) -> EngineIdentity:
-    """`weightsBytes` and `credentialsSecret` are not part of it: they matter before loading."""
-    return EngineIdentity(
-        device=engine.device,
-        key=engine.key,
-        uri=engine.uri,
-        revision=engine.revision,
-        dtype=str(engine.dtype),
-        kv_cache_dtype=str(engine.kv_cache_dtype),
-        max_model_len=engine.max_model_len,
-        host_cores=engine.host_cores,
-        host_kv_bytes=engine.host_kv_bytes,
-    )
 
 
 @dataclass(frozen=True)
@@ -65,15 +41,6 @@ class Door:
     engine: EngineIdentity
     listening: bool = True
     closing: bool = False
-
-
-@dataclass(frozen=True)
-class Room:
-    """What the node has for all engines together, and the devices it has found."""
-
-    devices: tuple[str, ...]
-    host_cores: int
-    host_kv_bytes: int
 
 
 @dataclass(frozen=True)
@@ -131,10 +98,10 @@ def diff(
 ) -> Steps:
     """The next steps towards `spec`."""
     engines, doors = tuple(engines), tuple(doors)
-    refused = _refused_engines(spec, room, {engine.identity for engine in engines})
-    wanted = {e.device: e for e in _first_per_device(spec) if e.device not in refused}
-    refused_services = _refused_services(spec)
-    services = tuple(s for s in _first_per_uid(spec) if s.uid not in refused_services)
+    refused = refused_engines(spec, room, {engine.identity for engine in engines})
+    wanted = {e.device: e for e in first_per_device(spec) if e.device not in refused}
+    shut = refused_services(spec)
+    services = tuple(s for s in first_per_uid(spec) if s.uid not in shut)
     waiting, starts = _starts(engines, wanted, room)
     steps = (
         *_closings(doors, services, wanted),
@@ -143,7 +110,7 @@ def diff(
         *starts,
         *_openings(engines, doors, services, wanted),
     )
-    return Steps(steps, waiting, refused, refused_services)
+    return Steps(steps, waiting, refused, shut)
 
 
 def _closings(
@@ -243,75 +210,3 @@ def _place(
 
 def _door_place(door: Door) -> tuple[str, int, EngineIdentity | None]:
     return door.assignment.uid, door.assignment.port, door.engine
-
-
-# ---- what cannot be carried out --------------------------------------------------------------
-
-
-def _first_per_device(spec: ServingNodeSpec) -> list[EngineAssignment]:
-    return list({engine.device: engine for engine in reversed(spec.engines)}.values())[::-1]
-
-
-def _first_per_uid(spec: ServingNodeSpec) -> list[ServiceAssignment]:
-    return list({s.uid: s for s in reversed(spec.assignments)}.values())[::-1]
-
-
-def _refused_engines(
-    spec: ServingNodeSpec, room: Room, running: AbstractSet[EngineIdentity]
-) -> dict[str, str]:
-    """By device. What runs keeps what it has; of the rest the first ones get what is left."""
-    refused: dict[str, str] = {}
-    cores, kv_bytes = room.host_cores, room.host_kv_bytes
-    for engine in sorted(_first_per_device(spec), key=lambda e: identity(e) not in running):
-        fault = _fault(engine, room, cores, kv_bytes)
-        if fault is not None:
-            refused[engine.device] = fault
-            continue
-        cores -= engine.host_cores
-        kv_bytes -= engine.host_kv_bytes
-    return refused
-
-
-def _fault(engine: EngineAssignment, room: Room, cores: int, kv_bytes: int) -> str | None:
-    if engine.device not in room.devices:
-        return f"device {engine.device!r} is not here; there are {', '.join(room.devices)}"
-    if not 1 <= engine.host_cores <= cores:
-        return (
-            f"hostCores is {engine.host_cores}; 1 to {cores} can be had ({room.host_cores} in all)"
-        )
-    if not MIB <= engine.host_kv_bytes <= kv_bytes:
-        return (
-            f"hostKvBytes is {engine.host_kv_bytes}; {MIB} to {kv_bytes} can be had "
-            f"({room.host_kv_bytes} in all)"
-        )
-    return None
-
-
-def _refused_services(spec: ServingNodeSpec) -> dict[str, str]:
-    """By uid: no such engine, or a port that an earlier service has."""
-    devices = {engine.device for engine in spec.engines}
-    ports: dict[int, str] = {}
-    refused: dict[str, str] = {}
-    for service in _first_per_uid(spec):
-        if service.device not in devices:
-            refused[service.uid] = f"no engine is assigned to device {service.device!r}"
-        elif service.port in ports:
-            refused[service.uid] = f"port {service.port} is {ports[service.port]}'s on this node"
-        else:
-            ports[service.port] = f"{service.namespace}/{service.name}"
-    return refused
-
-
-def ambiguities(spec: ServingNodeSpec) -> list[str]:
-    """What is said twice: the first is taken, and each line says so."""
-    devices, uids = [e.device for e in spec.engines], [s.uid for s in spec.assignments]
-    lines = [
-        f"device {device} has {devices.count(device)} engines; the first is taken"
-        for device in sorted(set(devices))
-        if devices.count(device) > 1
-    ]
-    return lines + [
-        f"service {uid} is assigned {uids.count(uid)} times; the first is taken"
-        for uid in sorted(set(uids))
-        if uids.count(uid) > 1
-    ]

@@ -15,8 +15,9 @@ import zmq.asyncio
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node.assignments import Assignment, EngineKey
 from omniserve_agent.node.backoff import Backoff, RestartPolicy
+from omniserve_agent.node.cluster.assigned import EngineIdentity, identity
 from omniserve_agent.node.cluster.credentials import ReadSecret, hub_token
-from omniserve_agent.node.cluster.diff import EngineIdentity, RunningEngine, identity
+from omniserve_agent.node.cluster.diff import RunningEngine
 from omniserve_agent.node.cluster.model_cache import ModelCache
 from omniserve_agent.node.cluster.node_memory import NodeMemory
 from omniserve_agent.node.cluster.run_state import EngineFacts

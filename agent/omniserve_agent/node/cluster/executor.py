@@ -11,10 +11,10 @@ import structlog
 
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.state import State
+from omniserve_agent.node.cluster.assigned import EngineIdentity
 from omniserve_agent.node.cluster.diff import (
     ChangeDoor,
     CloseDoor,
-    EngineIdentity,
     OpenDoor,
     StartEngine,
     Step,

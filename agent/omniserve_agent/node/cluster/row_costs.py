@@ -1,7 +1,8 @@
 """What a row costs an iteration, from an engine's own figures. Pure.
 
 Least squares over samples of half a second: time per iteration = fixed + ls·LS rows + be·BE rows.
-Placement asks for it before another service comes to the engine.
+Placement asks for it before another service comes to the engine. Only intervals with LS rows count:
+sweeps of BE alone are as long as they like.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 MOST_SAMPLES = 600
 LEAST_SAMPLES = 20
+LEAST_LS_ROWS = 0.5  # below it most iterations of the interval held none
 LEAST_SPREAD_ROWS = 0.25  # standard deviation; below it a slope would be noise
 
 
@@ -55,20 +57,21 @@ def sample(before: Counters, after: Counters, layers: int, iteration_us: float) 
 
 
 def row_costs(samples: Sequence[RowSample]) -> RowCosts:
-    """The fitted costs, never below nothing."""
+    """The fitted costs; a cost below nothing is none that was told."""
+    samples = [s for s in samples if s.ls_rows >= LEAST_LS_ROWS]
     if len(samples) < LEAST_SAMPLES:
         return RowCosts()
     times = np.array([s.iteration_us for s in samples])
     rows = np.array([(s.ls_rows, s.be_rows) for s in samples])
     told = rows.std(axis=0) >= LEAST_SPREAD_ROWS
     design = np.column_stack([np.ones(len(samples)), rows[:, told]])
-    slopes = np.zeros(2)
+    slopes = np.full(2, -1.0)
     slopes[told] = np.linalg.lstsq(design, times, rcond=None)[0][1:]
-    ls_us, be_row_us = np.maximum(slopes, 0.0)
+    ls_us, be_row_us = (float(slope) for slope in slopes)
     mean_be_rows = float(rows[:, 1].mean())
     return RowCosts(
-        ls_row_us=round(float(ls_us)) if told[0] else None,
-        be_us=round(float(be_row_us) * mean_be_rows) if told[1] else None,
+        ls_row_us=round(ls_us) if ls_us > 0 else None,
+        be_us=round(be_row_us * mean_be_rows) if be_row_us > 0 else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from omniserve_agent.node.capacity import Capacity
-from omniserve_agent.node.cluster.diff import Room
+from omniserve_agent.node.cluster.assigned import Room
 from omniserve_agent.node.cores import CoreWishes, Division, EngineCores, divide
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import (

@@ -12,6 +12,10 @@
   value: "8081"
 - name: OMNISERVE_CACHE_DIR
   value: /var/cache/omniserve
+{{- with .Values.agent.cache.size }}
+- name: OMNISERVE_CACHE_SIZE
+  value: {{ . }}
+{{- end }}
 - name: OMNISERVE_DRAIN_GRACE
   value: {{ .Values.agent.drainGraceSeconds | quote }}
 - name: OMNISERVE_POLICY

@@ -16,6 +16,10 @@
 - name: OMNISERVE_WATCH_NAMESPACES
   value: {{ join "," . | quote }}
 {{- end }}
+{{- if .Values.autoscaler.protectNodes }}
+- name: OMNISERVE_PROTECT_NODES
+  value: "true"
+{{- end }}
 - name: OMNISERVE_LOG_FORMAT
   value: {{ .Values.operator.logFormat }}
 - name: OMNISERVE_LOG_LEVEL

@@ -8,6 +8,11 @@
 - apiGroups: [""]
   resources: [nodes, namespaces]
   verbs: [list, watch]
+{{- if .Values.autoscaler.protectNodes }}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [patch]
+{{- end }}
 {{- end -}}
 
 {{/* What Kopf watches: in every namespace, or in those of watchNamespaces and the release's. */}}

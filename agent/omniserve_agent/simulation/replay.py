@@ -1,0 +1,38 @@
+"""What would have become of requests that admission refused: the same run with one let in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from omniserve_agent.simulation.experiment import Experiment
+from omniserve_agent.simulation.workload import Arrival
+
+SAMPLE = 8  # refused requests that are tried, spread over the run
+
+
+def would_attain(done: Experiment, backlog: Callable[[], Iterator[Arrival] | None]) -> float | None:
+    """Share of the sampled refusals of a finished run that would have attained; None: none.
+
+    `backlog` makes the run's BE requests anew. The run is the same up to the refusal.
+    """
+    after_s = done.setting.warm_up_s
+    refused = [arrival for arrival in done.refused if arrival.arrival_s >= after_s]
+    chosen = _spread(refused, SAMPLE)
+    if not chosen:
+        return None
+    return sum(_attains(done, arrival, backlog()) for arrival in chosen) / len(chosen)
+
+
+def _attains(done: Experiment, arrival: Arrival, backlog: Iterator[Arrival] | None) -> bool:
+    setting = done.setting
+    longest_s = setting.ttft_slo_s + arrival.output_tokens * setting.tpot_slo_s
+    setting = replace(setting, seconds=arrival.arrival_s + longest_s + 1.0)
+    again = Experiment(done.hardware, setting, done.arrivals, backlog, let_in=arrival)
+    again.run()
+    return again.let_in_attained
+
+
+def _spread(items: Sequence[Arrival], most: int) -> list[Arrival]:
+    step = max(1, len(items) // most)
+    return list(items[::step])[:most]

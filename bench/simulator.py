@@ -1,0 +1,185 @@
+"""The simulator against a measured co-location run: the same requests, policies and profile.
+
+Reads the cells that `make bench-colocation` kept (bench/out/colocation.rounds.jsonl, device
+`emulated`) and drives the simulator through the same sessions: BE alone, then the loads in their
+order. Prints attainment and BE tokens per second of each heavy cell beside what was measured;
+bench/out/simulator.json. Not modelled: HTTP and tokenising, whose time is part of every measured
+TTFT; the CPU-only engine of `static_headroom`, whose tokens are left out on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import report
+from colocation_client import CellFigures
+from colocation_setup import DEVICES
+from colocation_traces import be_backlog, ls_trace
+from omniserve_agent.scheduling.jobs import ServiceClass
+from omniserve_agent.simulation.experiment import Experiment, Setting
+from omniserve_agent.simulation.hardware import Hardware, hardware
+from omniserve_agent.simulation.workload import Arrival
+
+LS, BE = ServiceClass.LS, ServiceClass.BE
+DEVICE = DEVICES["emulated"]
+BE_ALONE_S, LS_WARM_S = 15.0, 5.0
+BLOCK = 16
+POLICIES = ("ls_alone", "omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload")
+
+
+class Line(msgspec.Struct):
+    """One kept cell."""
+
+    key: dict[str, Any]
+    figures: CellFigures
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One cell, measured and simulated."""
+
+    policy: str
+    cell: str
+    number: int
+    measured: tuple[float, float]  # attained/offered, BE tokens per second
+    simulated: tuple[float, float]
+
+
+def engine() -> Hardware:
+    """The profile, with the limits that the benchmark's flags set."""
+    flags = dict(zip(DEVICE.flags[::2], DEVICE.flags[1::2], strict=True))
+    return replace(
+        hardware("gpu-emulated", "smollm2-135m"),
+        slots=int(flags["--slots"]),
+        join_rows=int(flags["--join-lanes"]),
+        max_device_rows=int(flags["--max-device-rows"]),
+    )
+
+
+def best_effort(seed: int) -> Iterator[Arrival]:
+    """The benchmark's backlog; choices after the first find their prompt's full blocks."""
+    for request in be_backlog(DEVICE.sizes, seed, DEVICE.be_places):
+        tokens = len(request.prompt)
+        for choice in range(request.choices):
+            cached = (tokens - 1) // BLOCK * BLOCK if choice else 0
+            yield Arrival(0.0, BE, tokens, request.output, "batch", cached)
+
+
+def open_jobs() -> int:
+    """What the places of the benchmark's client come to in choices, on the average."""
+    return round(DEVICE.be_places * (7 + DEVICE.sizes.long_choices) / 8)
+
+
+def session(cells: Sequence[Line]) -> tuple[list[Arrival], list[tuple[float, float]]]:
+    """LS arrivals of a session, and when each cell begins and ends."""
+    at_s, arrivals, spans = BE_ALONE_S + LS_WARM_S, [], []
+    for cell in cells:
+        key = cell.key
+        kind = "bursty" if "bursty" in key["cell"] else "poisson"
+        seed = (key["seed"], key["round"], int(1000 * key["rate"]), int(key["seconds"]), len(kind))
+        arrivals += [
+            Arrival(at_s + one.at_s, LS, len(one.prompt), one.output, "chat")
+            for one in ls_trace(DEVICE.sizes, kind, key["rate"], key["seconds"], seed)
+        ]
+        spans.append((at_s, at_s + cell.figures.seconds))
+        at_s += cell.figures.seconds
+    return arrivals, spans
+
+
+def simulate(cells: Sequence[Line], which: int, policy: str) -> tuple[float, float]:
+    """One cell of a session: attained/offered and BE tokens per second."""
+    arrivals, spans = session(cells)
+    start_s, end_s = spans[which]
+    ttft_ms, tpot_ms = cells[which].key["slo"]
+    setting = Setting(
+        policy=policy,
+        ttft_slo_s=ttft_ms / 1e3,
+        tpot_slo_s=tpot_ms / 1e3,
+        seconds=end_s,
+        warm_up_s=start_s,
+        seed=cells[which].key["round"],
+        ls_prefill_rows=512,
+        be_prefill_rows=256,
+        be_open=open_jobs(),
+        overflow=False,
+    )
+    seed = cells[which].key["seed"] + cells[which].key["round"]
+    figures = Experiment(engine(), setting, arrivals, best_effort(seed)).run()
+    return figures.attained_offered, figures.be_tokens_per_s
+
+
+def measured(line: Line) -> tuple[float, float]:
+    """The same of a kept cell."""
+    ttft_ms, tpot_ms = line.key["slo"]
+    requests = line.figures.requests
+    good = [
+        r
+        for r in requests
+        if r.status == 200
+        and r.ttft_ms is not None
+        and r.ttft_ms <= ttft_ms
+        and (r.tpot_ms is None or r.tpot_ms <= tpot_ms)
+    ]
+    own = line.figures.be_tokens - line.figures.overflow_tokens
+    return len(good) / max(1, len(requests)), own / line.figures.seconds
+
+
+def read(path: Path) -> dict[tuple[str, int], list[Line]]:
+    """Cells by session, in the order in which they ran; the last session of each kind counts."""
+    found: dict[tuple[str, int], list[Line]] = {}
+    for text in path.read_bytes().splitlines():
+        line = msgspec.json.decode(text, type=Line)
+        of_a_session = line.key["device"] == "emulated" and "slo" in line.key
+        if of_a_session and line.key["policy"] in POLICIES:
+            found.setdefault((line.key["policy"], line.key["round"]), []).append(line)
+    return found
+
+
+def pairs(path: Path) -> list[Pair]:
+    """Every heavy cell."""
+    found = []
+    for (policy, number), cells in sorted(read(path).items()):
+        for which, cell in enumerate(cells):
+            if cell.key["cell"] == "heavy":
+                simulated = simulate(cells[: which + 1], which, policy)
+                found.append(Pair(policy, "heavy", number, measured(cell), simulated))
+    return found
+
+
+def main() -> None:
+    """Simulate, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds-file", type=Path, default=report.OUT / "colocation.rounds.jsonl")
+    options = parser.parse_args()
+    found = pairs(options.rounds_file)
+    table = Table("policy", "round", "attained measured", "simulated", "BE tok/s measured", "sim.")
+    for p in found:
+        table.add_row(
+            *(p.policy, str(p.number), f"{p.measured[0]:.1%}", f"{p.simulated[0]:.1%}"),
+            *(f"{p.measured[1]:.0f}", f"{p.simulated[1]:.0f}"),
+        )
+    Console().print(table)
+    rows = []
+    for policy in dict.fromkeys(p.policy for p in found):
+        mine = [p for p in found if p.policy == policy]
+        row = {"device": "emulated", "load": "heavy", "policy": policy}
+        for name, part in (("measured", "measured"), ("simulated", "simulated")):
+            values = [getattr(p, part) for p in mine]
+            row[f"attained_offered_{name}"] = statistics.fmean(v[0] for v in values)
+            row[f"be_tokens_per_s_{name}"] = statistics.fmean(v[1] for v in values)
+        rows.append(row)
+        Console().print(row)
+    report.write("simulator", {"rows": rows}, seed=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The real engine on the CPU behind the whole chain: chart, operator, agent, SmolLM2, clients.
+
+One installation for all tests of this file, in order: what an earlier one set up, later ones use.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from e2e.harness.api import Object
+from e2e.harness.cluster import MODEL, Cluster
+from e2e.harness.control_plane import ControlPlane
+from e2e.harness.install import installed, kubelet_running, values
+from e2e.harness.specs import be, ls
+from e2e.harness.traffic import Traffic
+from e2e.harness.waiting import eventually
+
+NODE = "real"
+START_S = 240
+FLIP_S = 90
+OUTAGE_S = 60
+NAMESPACE = "tenant"
+DELAY_FILE = "/tmp/delay-ms"
+ENVIRONMENT = {
+    "OMNISERVE_TESTING": "1",
+    "OMNISERVE_TEST_ITERATION_DELAY_FILE": DELAY_FILE,
+    "OMNISERVE_BE_RESIDENCY": "false",  # BE on the host at once: piggybacking must be seen
+    "OMNISERVE_SHARE_CORES": "true",
+}
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """`chat` (LS) and `batch` (BE) of one model, each with keys of its own, on one node."""
+
+    cluster: Cluster
+
+    def url(self, name: str) -> str:
+        return self.cluster.url(NAMESPACE, name)
+
+    def complete(
+        self, name: str, key: str | None, *, model: str | None = None, tokens: int = 8
+    ) -> requests.Response:
+        """One completion through the service's own endpoint."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        body = {"model": model or name, "prompt": "One, two, three,", "max_tokens": tokens}
+        return requests.post(
+            f"{self.url(name)}/v1/completions", json=body, headers=headers, timeout=120
+        )
+
+    def metrics(self) -> str:
+        address = self.cluster.agent_pod(NODE)["status"]["podIP"]
+        return requests.get(f"http://{address}:8081/metrics", timeout=30).text
+
+    def metric(self, name: str) -> float:
+        """The sum over all labels."""
+        found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", self.metrics(), re.MULTILINE)
+        return sum(map(float, found))
+
+    def engine_pids(self) -> set[int]:
+        """Processes of the engine, as this machine numbers them."""
+        worker = self.cluster.worker(self.cluster.agent_pod(NODE))
+        processes = [p for c in worker.containers for p in c.processes()]
+        return {p.pid for p in processes if "omniserve_agent.engine" in " ".join(_command(p))}
+
+    def delay(self, milliseconds: int) -> None:
+        """The engine adds so much to every iteration from now on."""
+        worker = self.cluster.worker(self.cluster.agent_pod(NODE))
+        worker.volume_file("tmp", "delay-ms").write_text(str(milliseconds))
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: ControlPlane, workspace: Path) -> Iterator[Cluster]:
+    folder = workspace / "test_engine"
+    with kubelet_running(control_plane, folder, fake_agents=False) as kubelet:
+        chart = values(gpus=0, agent_env=ENVIRONMENT)
+        chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
+        with installed(control_plane, kubelet, folder, chart) as cluster:
+            cluster.api.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+            try:
+                yield cluster
+            finally:
+                cluster.api.delete(f"/api/v1/namespaces/{NAMESPACE}")
+
+
+@pytest.fixture(scope="module")
+def hybrid(cluster: Cluster) -> Hybrid:
+    cluster.add_node(NODE, gpus=0)
+    cluster.ready("agent", 1)
+    for name in ("chat", "batch"):
+        secret = {"metadata": {"name": f"{name}-keys"}, "stringData": {"key": f"key-of-{name}"}}
+        cluster.api.create(f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
+        spec = ls(MODEL) if name == "chat" else be(MODEL)
+        spec["model"]["maxModelLen"] = 2048
+        spec["auth"] = {"apiKeysSecretRef": {"name": f"{name}-keys"}}
+        if name == "chat":  # loose on a shared machine; the injected delay is far beyond it
+            spec["slo"] |= {"ttftMs": 20_000, "tpotMs": 1000}
+        cluster.apply(NAMESPACE, name, spec)
+    for name in ("chat", "batch"):
+        cluster.wait_condition(NAMESPACE, name, "Ready", "True", timeout_s=START_S)
+    return Hybrid(cluster)
+
+
+def test_both_are_ready_on_one_node_with_one_engine(hybrid: Hybrid) -> None:
+    found = hybrid.cluster.condition(NAMESPACE, "chat", "SLOAttained")
+    assert (found["status"], found["reason"]) == ("Unknown", "NoTraffic")
+    places = hybrid.cluster.assignments()
+    assert places == {f"{NAMESPACE}/chat": [NODE], f"{NAMESPACE}/batch": [NODE]}
+    assert len(hybrid.cluster.serving_node(NODE)["status"]["engines"]) == 1
+    assert len(hybrid.engine_pids()) == 1
+
+
+@pytest.mark.parametrize("name", ["chat", "batch"])
+def test_each_answers_through_its_own_endpoint_with_its_own_keys(hybrid: Hybrid, name: str) -> None:
+    other = "batch" if name == "chat" else "chat"
+    answer = hybrid.complete(name, f"key-of-{name}")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 8
+    assert hybrid.complete(name, f"key-of-{other}").status_code == 401
+    assert hybrid.complete(name, None).status_code == 401
+    assert hybrid.complete(name, f"key-of-{name}", model=other).status_code == 404
+
+
+def test_be_rows_piggyback_on_ls_iterations(hybrid: Hybrid) -> None:
+    before = hybrid.metric("omniserve_engine_joins_total")
+    with ThreadPoolExecutor(4) as pool:
+        batch = [pool.submit(hybrid.complete, "batch", "key-of-batch", tokens=48) for _ in range(3)]
+        chat = pool.submit(hybrid.complete, "chat", "key-of-chat", tokens=48)
+        answers = [future.result() for future in [*batch, chat]]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert hybrid.metric("omniserve_engine_joins_total") > before
+    reports = hybrid.cluster.serving_node(NODE)["status"]["engines"]
+    eventually(
+        lambda: hybrid.cluster.serving_node(NODE)["status"]["engines"][0]["piggybackedRows"] > 0,
+        FLIP_S,
+        f"piggybacked rows reported: {reports}",
+    )
+
+
+def _send_chat(session: requests.Session, url: str) -> None:
+    body = {"model": "chat", "prompt": "One, two, three,", "max_tokens": 6}
+    headers = {"Authorization": "Bearer key-of-chat"}
+    answer = session.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+    answer.raise_for_status()
+
+
+def test_slo_attained_is_measured_missed_under_a_delay_and_back(hybrid: Hybrid) -> None:
+    cluster = hybrid.cluster
+
+    def told(status: str, reason: str) -> Object:
+        return cluster.wait_condition(NAMESPACE, "chat", "SLOAttained", status, reason, FLIP_S)
+
+    with Traffic(cluster, NAMESPACE, "chat", _send_chat) as traffic:
+        assert re.search(r"\d", told("True", "Attained")["message"])
+        hybrid.delay(1500)
+        missed = told("False", "TPOTMissed")
+        assert NODE in missed["message"]
+        assert cluster.condition(NAMESPACE, "chat", "Ready")["status"] == "True"
+        hybrid.delay(0)
+        told("True", "Attained")
+    assert traffic.failures == []
+    events = [e["reason"] for e in cluster.events(NAMESPACE, "chat") if "SLO" in e["message"]]
+    assert events.count("TPOTMissed") == 1, events
+
+
+def test_api_server_away_for_a_minute_disturbs_no_request(hybrid: Hybrid) -> None:
+    cluster = hybrid.cluster
+    before = cluster.condition(NAMESPACE, "chat", "Ready")
+    pids = hybrid.engine_pids()
+    with Traffic(cluster, NAMESPACE, "chat", _send_chat) as traffic:
+        cluster.plane.stop_apiserver()
+        try:
+            threading.Event().wait(OUTAGE_S)
+            answered = traffic.answered
+        finally:
+            cluster.plane.start_apiserver()
+            cluster.plane.restart_controllers()
+        assert answered > 0
+        cluster.apply(NAMESPACE, "batch", {"priority": 7})
+        cluster.wait_condition(NAMESPACE, "batch", "Ready", "True")
+        after = cluster.wait_condition(NAMESPACE, "chat", "Ready", "True")
+    assert traffic.failures == []
+    assert after["lastTransitionTime"] == before["lastTransitionTime"], "it was Ready throughout"
+    assert hybrid.engine_pids() == pids
+
+
+def test_chart_upgrade_under_traffic_restarts_no_engine(hybrid: Hybrid) -> None:
+    cluster = hybrid.cluster
+    pids = hybrid.engine_pids()
+    operators = {p["metadata"]["uid"] for p in cluster.pods("operator")}
+    chart = values(gpus=0, agent_env=ENVIRONMENT)
+    chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
+    chart["operator"]["logLevel"] = "debug"
+    with Traffic(cluster, NAMESPACE, "chat", _send_chat) as traffic:
+        cluster.helm.install(chart)
+        eventually(
+            lambda: {p["metadata"]["uid"] for p in cluster.pods("operator")}.isdisjoint(operators),
+            FLIP_S,
+            "a new operator",
+        )
+        cluster.ready("operator", 1)
+        cluster.apply(NAMESPACE, "chat", {"priority": 3})
+        cluster.wait_condition(NAMESPACE, "chat", "Ready", "True")
+    assert hybrid.engine_pids() == pids
+    assert traffic.answered > 0
+    assert traffic.failures == []
+
+
+def test_helm_test_passes(hybrid: Hybrid) -> None:
+    assert "Succeeded" in hybrid.cluster.helm.test(START_S)
+
+
+def test_killed_agent_comes_back_with_its_services(hybrid: Hybrid) -> None:
+    cluster = hybrid.cluster
+    pids = hybrid.engine_pids()
+    worker = cluster.worker(cluster.agent_pod(NODE))
+    for container in worker.containers:
+        container.kill()
+    assert not any(psutil.pid_exists(pid) for pid in pids), "no engine outlives its agent"
+    cluster.wait_condition(NAMESPACE, "chat", "Ready", "False", timeout_s=FLIP_S)
+    assert cluster.endpoints(NAMESPACE, "chat") == []
+    for name in ("chat", "batch"):
+        cluster.wait_condition(NAMESPACE, name, "Ready", "True", timeout_s=START_S)
+    assert hybrid.complete("chat", "key-of-chat").status_code == 200
+
+
+def test_deleted_services_stop_the_engine(hybrid: Hybrid) -> None:
+    for name in ("chat", "batch"):
+        hybrid.cluster.api.delete(
+            f"/apis/omniserve.io/v1alpha1/namespaces/{NAMESPACE}/llmservices/{name}"
+        )
+    eventually(lambda: not hybrid.engine_pids(), FLIP_S, "no engine runs")
+    assert hybrid.cluster.serving_node(NODE)["spec"].get("engines", []) == []

@@ -1,0 +1,84 @@
+"""Admission in the loop: refusals, requests held back, what is counted; on a clock of our own."""
+
+from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.scheduling.admission import AdmissionMode, Gate
+from omniserve_agent.scheduling.costs import Costs
+from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
+from omniserve_agent.scheduling.plan import Caps
+from support.fake_engine import check_no_leak, make_engine, run, submit
+
+LAYERS = 3
+# A prompt row takes 100 ms, a decode next to nothing beside it.
+MODEL = LatencyModel(LAYERS, Curve((1, 101), (0.1 / 3, 10.1 / 3)), Curve((1,), (0.0,)))
+SLO = {"ttft_slo_ms": 1000, "tpot_slo_ms": 10_000}
+
+
+class Clock:
+    now_s = 50.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def engine_with(mode, clock, **more):
+    caps = Caps(
+        layers=LAYERS,
+        block_tokens=4,
+        device_blocks=12,
+        host_blocks=20,
+        max_device_rows=6,
+        join_rows=8,
+        ls_prefill_rows=8,
+        be_prefill_rows=6,
+    )
+    gate = Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+    return make_engine(gate=gate, clock=clock, **more)
+
+
+def test_a_request_that_would_miss_is_refused_with_a_prediction():
+    engine = engine_with(AdmissionMode.REJECT, Clock())
+    assert engine.submit(submit("first", [1, 2, 3, 4, 5], **SLO)) is None
+    refused = engine.submit(submit("second", [6, 7, 8, 9, 10], **SLO))
+    assert (refused.reason, refused.retry_after_s) == ("slo", 1.0)
+    assert "default/ls could not attain its SLO now" in refused.message
+    assert engine.submit(submit("be", [1] * 9, "BE")) is None  # BE is never judged
+    assert engine.submit(submit("free", [1] * 9)) is None  # nor is LS without an SLO
+    assert set(run(engine).finished) == {"first", "be", "free"}
+    assert engine.door.refused == {"default/ls": 1}
+    check_no_leak(engine)
+
+
+def test_one_that_is_held_back_is_taken_when_its_time_comes_and_none_is_lost():
+    clock = Clock()
+    engine = engine_with(AdmissionMode.QUEUE, clock)
+    for name in ("first", "second", "third"):
+        assert engine.submit(submit(name, [1, 2, 3, 4, 5], **SLO)) is None
+    assert engine.door.held == 2
+    assert not engine.idle
+    clock.now_s += 5.0  # both held back have lost their TTFT, and come when nobody else waits
+    assert set(run(engine).finished) == {"first", "second", "third"}
+    assert engine.door.held == 0
+    assert engine.missed["default/ls"] == 3
+    check_no_leak(engine)
+
+
+def test_one_that_is_held_back_can_be_cancelled_and_the_line_has_an_end():
+    engine = engine_with(AdmissionMode.QUEUE, Clock(), max_waiting=2)
+    for number in range(3):
+        assert engine.submit(submit(f"n{number}", [1, 2, 3, 4, 5], **SLO)) is None
+    assert engine.submit(submit("late", [1, 2, 3, 4, 5], **SLO)).reason == "slo"
+    engine.cancel("n1")
+    assert engine.door.held == 1
+    assert set(run(engine).finished) == {"n0", "n2"}
+
+
+def test_deadlines_begin_when_the_request_was_received():
+    clock = Clock()
+    engine = engine_with(AdmissionMode.OFF, clock)
+    engine.submit(submit("late", [1, 2], received_s=clock.now_s - 3.0, **SLO))
+    engine.submit(submit("now", [1, 2], received_s=clock.now_s + 3.0, **SLO))  # another clock
+    run(engine)
+    assert engine.missed["default/ls"] == 1
+    assert engine.services["default/ls"].finished == 2
+    assert engine.counts.output_tokens[ServiceClass.LS] == 10
