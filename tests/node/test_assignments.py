@@ -189,6 +189,14 @@ def test_settings_reach_the_engine():
     assert node.http_cores == (1,)
 
 
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_the_kv_cache_dtype_reaches_the_engine(kind):
+    services = [service("a", model={"kvCacheDtype": kind})]
+    assert review(services, "fixed_caps") == []
+    (config,) = plan(prepared(*services)).configs
+    assert config.kv_cache_dtype == kind
+
+
 def test_an_emulated_device_holds_kv_without_memory_and_leaves_its_core_to_http(tmp_path):
     shape = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     (tmp_path / "config.json").write_text(json.dumps(shape | {"hidden_size": 576}))
