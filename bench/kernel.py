@@ -1,16 +1,23 @@
 """`make bench-kernel`: decode attention's GB/s, each KV byte counted once, against the read roof.
 
-Roof and kernel take turns on the same cores; a fraction is the median over the turns. Peers come
-with the kernel issue: their ratios are null. Results: bench/out/kernel.json and a table.
+Roof, kernel and peers take turns on the same cores; a ratio is the median over the turns. Every ISA
+path that this machine has runs in a process of its own. Results: bench/out/kernel.json, kernel.png
+and a table. --quick measures the short grid.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +26,17 @@ from rich.console import Console
 from rich.table import Table
 
 import joins
+import kernel_plot
 import report
+from kernel_peers import NO_VLLM, NeoLike, NeoProblem, TorchProblem
 from omniserve_native import Arena, ArenaConfig, AttendCall, DType, Workers, isa_name
 from roof import Roof
 
-KV_BYTES = 256 << 20  # of one shape: far beyond L3
+KV_BYTES = 192 << 20  # of one shape: its cache lines do not survive a turn of the roof's buffers
+PATHS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
+PEERS = ("torch", "neo_like")
+PATH_TIMEOUT_S = 1200
+MIXED_ROWS = 256
 STORAGE = {DType.F32: np.float32, DType.BF16: np.uint16, DType.F16: np.float16}
 
 
@@ -35,34 +48,64 @@ class Shape:
     head_size: int
     kv_heads: int
     dtype: DType = DType.BF16
-    context: int = 1024
+    context: int = 2048
     q_len: int = 1
+    most_rows: int = 1 << 20
+    mixed: bool = False  # row i has about (i % 8 + 1) / 8 of the context
 
     @property
     def bytes_per_row(self) -> int:
-        """KV bytes that one row reads."""
-        tokens = self.context + self.q_len
-        return tokens * self.kv_heads * self.head_size * 2 * self.dtype.bytes
+        """KV bytes that the longest row reads."""
+        return self.bytes_of(self.context)
+
+    def bytes_of(self, context: int) -> int:
+        """KV bytes that a row reads, its own tokens and int8's scales included."""
+        tokens = context + self.q_len
+        return tokens * self.kv_heads * 2 * self.dtype.head_bytes(self.head_size)
+
+    @property
+    def contexts(self) -> list[int]:
+        """Of every row."""
+        eighths = [(i % 8 + 1) if self.mixed else 8 for i in range(self.rows)]
+        return [self.context * n // 8 for n in eighths]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of one call."""
+        return sum(self.bytes_of(context) for context in self.contexts)
+
+    @property
+    def row_dtype(self) -> DType:
+        """Of q, k, v and o."""
+        return DType.BF16 if self.dtype is DType.I8 else self.dtype
 
     @property
     def rows(self) -> int:
-        """As many as make KV_BYTES."""
-        return max(1, KV_BYTES // self.bytes_per_row)
+        """As many as make KV_BYTES, at most `most_rows`."""
+        return min(self.most_rows, max(1, KV_BYTES // self.bytes_per_row))
 
 
-GRID = [
-    Shape(3, 64, 3),
-    Shape(3, 64, 3, q_len=4),
-    Shape(3, 64, 3, context=8000),
-    Shape(1, 128, 8),
-    Shape(4, 128, 8),
-    Shape(4, 128, 8, q_len=4),
-    Shape(4, 128, 8, context=8192),
-    Shape(7, 128, 4),
-    Shape(8, 128, 8),
-    Shape(4, 128, 8, dtype=DType.F16),
-    Shape(4, 128, 8, dtype=DType.F32),
-]
+def grid() -> list[Shape]:
+    """Every dimension of the issue around one shape: group 4, head size 128, context 2048, bf16."""
+    shapes = [Shape(group, 128, 8) for group in (1, 3, 4, 5, 7, 8, 16)]
+    shapes += [Shape(g, 128, 8, q_len=n) for g in (3, 4, 8) for n in (2, 4, 8)]
+    shapes += [Shape(g, size, 8) for g in (1, 4, 8) for size in (64, 96, 256)]
+    shapes += [Shape(3, 64, 3), Shape(3, 64, 3, q_len=4)]  # SmolLM2
+    shapes += [Shape(4, 128, 8, context=n) for n in (128, 512, 8192, 32768)]
+    shapes += [Shape(4, 128, 8, context=8192, most_rows=n) for n in (1, 4)]
+    shapes += [Shape(4, 128, 2, context=1024, most_rows=MIXED_ROWS, mixed=True)]
+    kinds = DType.F16, DType.I8, DType.F32
+    shapes += [Shape(g, 128, 8, dtype=kind) for kind in kinds for g in (1, 4, 8)]
+    shapes += [Shape(g, 64, 8, dtype=DType.I8) for g in (1, 4, 8)]
+    shapes += [Shape(4, 128, 8, dtype=kind, q_len=4) for kind in kinds[:2]]
+    return shapes
+
+
+def short_grid() -> list[Shape]:
+    """What the other paths and --quick measure."""
+    kinds = DType.BF16, DType.I8
+    shapes = [Shape(group, 128, 8, dtype=kind) for kind in kinds for group in (1, 4, 8)]
+    return [*shapes, Shape(4, 128, 8, q_len=4), Shape(4, 128, 8, dtype=DType.F16)]
 
 
 def encode(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
@@ -86,20 +129,22 @@ class Problem:
         self.shape = shape
         random = np.random.default_rng(seed)
         per_row = -(-(shape.context + shape.q_len) // 16)
-        blocks = per_row * shape.rows
+        blocks = -(-per_row // 8) * 8 * shape.rows
         heads = (shape.kv_heads, shape.head_size)
         config = ArenaConfig(1, *heads, blocks, shape.rows, per_row, shape.dtype)
         self.arena = Arena(config)
         self.arena.prefault()
         tokens = shape.context + shape.q_len
         draw = [random.standard_normal((tokens, *heads)).astype(np.float32) for _ in "kv"]
-        self.k, self.v = (encode(values, shape.dtype) for values in draw)
-        order = random.permutation(blocks).astype(np.int32).reshape(shape.rows, per_row)
-        for table in order:
+        self.k, self.v = (encode(values, shape.row_dtype) for values in draw)
+        runs = -(-per_row // 8)  # the engine's pool gives out blocks in runs of eight
+        order = random.permutation(runs * shape.rows)
+        table = (order[:, None] * 8 + np.arange(8)).reshape(shape.rows, -1)
+        for row in np.ascontiguousarray(table[:, :per_row], np.int32):
             sequence = self.arena.open_sequence()
-            self.arena.set_blocks(sequence, 0, table)
+            self.arena.set_blocks(sequence, 0, row)
             addresses = self.k.ctypes.data, self.v.ctypes.data
-            self.arena.import_tokens(sequence, 0, 0, shape.context, *addresses)
+            self.arena.append(sequence, 0, 0, tokens, *addresses, dtype=shape.row_dtype)
         self._make_call(random, workers)
 
     def _make_call(self, random: np.random.Generator, workers: Workers | None) -> None:
@@ -107,48 +152,71 @@ class Problem:
         q_heads = shape.kv_heads * shape.group
         count = shape.rows * shape.q_len
         q = random.standard_normal((count, q_heads, shape.head_size)).astype(np.float32)
-        own = [np.tile(side[shape.context :], (shape.rows, 1, 1)) for side in (self.k, self.v)]
-        self.q = encode(q, shape.dtype)
+        self.q = encode(q, shape.row_dtype)
         self.o = np.zeros_like(self.q)
-        self._own = own
         self.scale = shape.head_size**-0.5
-        self.call = AttendCall(self.arena, q_heads, shape.dtype, self.scale, shape.rows, workers)
-        rows = np.arange(shape.rows)
-        self.call.set_segments(
-            rows, np.full_like(rows, shape.q_len), np.full_like(rows, shape.context)
+        self.call = AttendCall(
+            self.arena, q_heads, shape.row_dtype, self.scale, shape.rows, workers
         )
+        rows = np.arange(shape.rows)
+        self.call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts))
         width = shape.kv_heads * shape.head_size
         self.call.set_strides(width * shape.group, width, width, width * shape.group)
 
     def gbps(self) -> float:
         """Of one call over all rows."""
-        addresses = [array.ctypes.data for array in (self.q, *self._own, self.o)]
         begin = time.perf_counter()
-        self.call.run(0, *addresses)
-        return self.shape.rows * self.shape.bytes_per_row / (time.perf_counter() - begin) / 1e9
+        self.call.run(0, self.q.ctypes.data, 0, 0, self.o.ctypes.data)
+        return self.shape.total_bytes / (time.perf_counter() - begin) / 1e9
 
     def max_error(self) -> float:
-        """Of the last row's last query against float64, over max |V|."""
+        """Of the last row's last query against float64 over what was appended, over max |V|; for
+        int8 the quantisation's error is part of it."""
         shape = self.shape
-        q = decode(self.q[-1], shape.dtype)
-        k, v = (decode(side, shape.dtype) for side in (self.k, self.v))
+        tokens = shape.contexts[-1] + shape.q_len
+        q = decode(self.q[-1], shape.row_dtype)
+        k, v = (decode(side[:tokens], shape.row_dtype) for side in (self.k, self.v))
         k, v = (np.repeat(side, shape.group, axis=1) for side in (k, v))
         scores = self.scale * np.einsum("hd,khd->hk", q, k)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         right = np.einsum("hk,khd->hd", weights / weights.sum(axis=-1, keepdims=True), v)
-        return float(np.abs(decode(self.o[-1], shape.dtype) - right).max() / np.abs(v).max())
+        return float(np.abs(decode(self.o[-1], shape.row_dtype) - right).max() / np.abs(v).max())
 
 
-def measure(
-    shape: Shape, roof: Roof, workers: Workers | None, args: argparse.Namespace
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Bench:
+    """What every shape of one process is measured with."""
+
+    roof: Roof
+    neo: NeoLike
+    pools: dict[int, ThreadPoolExecutor]  # pinned, by number of threads
+    args: argparse.Namespace
+
+    def peers(self, shape: Shape, threads: int) -> dict[str, Any]:
+        """Calls that give GB/s, by name; decode of equal rows in bf16 only."""
+        if shape.dtype is not DType.BF16 or shape.q_len > 1 or shape.mixed:
+            return {}
+        size = (shape.group, shape.kv_heads, shape.head_size, shape.context + 1, shape.rows)
+        neo, sdpa = NeoProblem(self.neo, *size), TorchProblem(*size)
+        return {
+            "neo_like": lambda: neo.gbps(self.pools[threads]),
+            "torch": lambda: sdpa.gbps(threads),
+        }
+
+
+def measure(shape: Shape, bench: Bench, workers: Workers | None) -> dict[str, Any]:
     """One row of the result file."""
+    args = bench.args
     problem = Problem(shape, workers, args.seed)
     threads = 1 + (workers.count if workers else 0)
-    problem.gbps()  # warm
-    turns = [(roof.gbps(threads), problem.gbps()) for _ in range(args.turns)]
+    peers = bench.peers(shape, threads) if args.peers else {}
+    sides = {"roof": lambda: bench.roof.gbps(threads), "own": problem.gbps} | peers
+    for side in sides.values():
+        side()  # warm
+    turns = [{name: side() for name, side in sides.items()} for _ in range(args.turns)]
     error = problem.max_error()
     problem.arena.close()
+    own = [turn["own"] for turn in turns]
     return {
         "isa": isa_name(),
         "group": shape.group,
@@ -158,46 +226,98 @@ def measure(
         "rows": shape.rows,
         "dtype": shape.dtype.name.lower(),
         "threads": threads,
-        "gbps": statistics.median(own for _, own in turns),
-        "roof_fraction": statistics.median(own / top for top, own in turns),
+        "mixed": shape.mixed,
+        "gbps": statistics.median(own),
+        "gbps_range": [min(own), max(own)],
+        "mtokens_per_s": statistics.median(own) * 1e3 / (shape.bytes_of(0) / shape.q_len),
+        "roof_fraction": ratio(turns, "roof"),
         "ratio_vllm": None,
-        "ratio_torch": None,
-        "ratio_neo_like": None,
+        "ratio_torch": ratio(turns, "torch"),
+        "ratio_neo_like": ratio(turns, "neo_like"),
         "max_error": error,
     }
 
 
+def ratio(turns: list[dict[str, float]], peer: str) -> float | None:
+    """Median over the turns of ours over the peer's; None where it did not run."""
+    if peer not in turns[0]:
+        return None
+    return statistics.median(turn["own"] / turn[peer] for turn in turns)
+
+
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """What the terminal shows."""
-    table = Table(title=f"decode attention, {isa_name()}")
-    columns = ["dtype", "group", "head_size", "q_len", "context", "rows", "threads"]
-    for name in [*columns, "GB/s", "of roof", "error"]:
+    table = Table(title="decode attention, KV GB/s")
+    columns = ["isa", "dtype", "group", "head_size", "q_len", "context", "rows", "threads"]
+    for name in [*columns, "GB/s", "of roof", "/torch", "/NEO-like", "error"]:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        figures = f"{row['gbps']:.1f}", f"{row['roof_fraction']:.0%}", f"{row['max_error']:.0e}"
-        table.add_row(*(str(row[name]) for name in columns), *figures)
+        times = ["-" if row[f"ratio_{p}"] is None else f"{row[f'ratio_{p}']:.1f}" for p in PEERS]
+        figures = f"{row['gbps']:.1f}", f"{row['roof_fraction']:.0%}", *times
+        table.add_row(*(str(row[name]) for name in columns), *figures, f"{row['max_error']:.0e}")
     return table
 
 
-def measure_all(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
-    """Everything that kernel.json holds beside its head."""
+def pinned(cores: list[int]) -> ThreadPoolExecutor:
+    """A pool with one thread on each core."""
+    waiting = list(cores)
+    return ThreadPoolExecutor(
+        len(cores), initializer=lambda: os.sched_setaffinity(0, {waiting.pop()})
+    )
+
+
+def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
+    """Roofs and rows of the path that this process runs."""
     os.sched_setaffinity(0, {cores[0]})
     others = Workers(len(cores) - 1, cores=cores[1:]) if len(cores) > 1 else None
     sides = [None, others] if others else [None]
-    grid = GRID[:3] if args.quick else GRID
+    pools = {n: pinned(cores[:n]) for n in {1, len(cores)}}
     with Roof(cores) as roof:
         one, every = ([roof.gbps(n) for _ in range(args.turns)] for n in (1, len(cores)))
-        rows = [measure(shape, roof, side, args) for shape in grid for side in sides]
+        bench = Bench(roof, NeoLike(), pools, args)
+        shapes = short_grid() if args.quick else grid()
+        rows = [measure(shape, bench, side) for shape in shapes for side in sides]
+        bench.neo.close()
     if others:
         others.close()
-    with Workers(1, cores=[cores[-1]]) as host:
-        costs = joins.measure(host, args.iterations)
+    for pool in pools.values():
+        pool.shutdown()
     return {
         "roof_gbps_one": statistics.median(one),
         "roof_gbps_all": statistics.median(every),
         "rows": rows,
-        "joins": costs.json(),
     }
+
+
+def other_paths(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the short grid on every other path that the machine has."""
+    rows: list[dict[str, Any]] = []
+    for path in PATHS:
+        if path == isa_name():
+            continue
+        with tempfile.NamedTemporaryFile(suffix=".json") as answer:
+            command = [sys.executable, __file__, "--quick", "--no-peers", "--rows", answer.name]
+            command += ["--turns", str(args.turns), "--seed", str(args.seed)]
+            environment = os.environ | {"OMNISERVE_ISA": path}
+            done = subprocess.run(
+                command, env=environment, timeout=PATH_TIMEOUT_S, capture_output=True, check=False
+            )
+            if done.returncode == 0:
+                rows += json.loads(Path(answer.name).read_text())
+            else:  # such as a path that this machine lacks
+                print(f"{path}: {done.stderr.decode().strip().splitlines()[-1]}", file=sys.stderr)
+    return rows
+
+
+def measure_all(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
+    """Everything that kernel.json holds beside its head."""
+    figures = measure_path(args, cores)
+    os.sched_setaffinity(0, cores)
+    figures["rows"] += other_paths(args)
+    os.sched_setaffinity(0, {cores[0]})
+    with Workers(1, cores=[cores[-1]]) as host:
+        costs = joins.measure(host, args.iterations)
+    return figures | {"joins": costs.json(), "vllm": NO_VLLM}
 
 
 def parse() -> argparse.Namespace:
@@ -206,22 +326,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="roof and kernel alternate this often")
     parser.add_argument("--iterations", type=int, default=100, help="iterations of the join loop")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three shapes only")
+    parser.add_argument("--quick", action="store_true", help="the short grid")
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--rows", type=Path, help="write the rows of this path there and end")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measures, prints, writes."""
     args = parse()
-    figures = measure_all(args, sorted(os.sched_getaffinity(0)))
-    console = Console()
+    cores = sorted(os.sched_getaffinity(0))
+    if args.rows:
+        args.rows.write_text(json.dumps(measure_path(args, cores)["rows"]))
+        return
+    figures = measure_all(args, cores)
+    console = Console(width=140)
     console.print(table_of(figures["rows"]))
     console.print(
         f"read roof: {figures['roof_gbps_one']:.1f} GB/s one core, "
         f"{figures['roof_gbps_all']:.1f} GB/s all"
     )
     console.print("joins over 30 layers:", figures["joins"])
-    console.print(f"written: {report.write('kernel', figures, seed=args.seed)}")
+    written = report.write("kernel", figures, seed=args.seed)
+    kernel_plot.draw(figures, written.with_suffix(".png"))
+    console.print(f"written: {written}, {written.with_suffix('.png').name}")
 
 
 if __name__ == "__main__":

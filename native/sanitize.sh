@@ -14,8 +14,10 @@ avx512="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq"
 isa_flags() {
   case "$(uname -m)/$1" in
     x86_64/kernel_avx2) echo "$avx2" ;;
-    x86_64/kernel_avx512) echo "$avx512" ;;
-    x86_64/kernel_avx512_bf16 | x86_64/dense_avx512_bf16) echo "$avx512 -mavx512bf16" ;;
+    x86_64/kernel_avx512 | x86_64/dense_avx512) echo "$avx512" ;;
+    x86_64/kernel_avx512_vnni) echo "$avx512 -mavx512vnni" ;;
+    x86_64/kernel_avx512_bf16) echo "$avx512 -mavx512vnni -mavx512bf16" ;;
+    x86_64/dense_avx512_bf16) echo "$avx512 -mavx512bf16" ;;
   esac
 }
 
@@ -56,6 +58,8 @@ for kind in $kinds; do
   esac
   compile "$kind" "$flags"
   for source in "$tests"/*.c; do
+    # `arguments` writes KV that workers read: one thread may not, and this one does so on purpose.
+    [ "$kind/$(basename "$source")" = thread/arguments.c ] && continue
     echo "$kind: $(basename "$source" .c)"
     TSAN_OPTIONS="halt_on_error=1" timeout 120 "$build/$kind/$(basename "$source" .c)"
   done

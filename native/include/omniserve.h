@@ -18,7 +18,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { OS_F32 = 0, OS_BF16 = 1, OS_F16 = 2 } os_dtype;
+/* OS_I8: of stored KV only. A token's K (or V) of one kv head is head_size signed bytes and one
+ * bfloat16 scale. Rows of that dtype, where import and export take them, hold the bytes, then the
+ * scale: head_size + 2 bytes per head. */
+typedef enum { OS_F32 = 0, OS_BF16 = 1, OS_F16 = 2, OS_I8 = 3 } os_dtype;
 
 typedef enum {
   OS_OK = 0,
@@ -36,7 +39,7 @@ const char *os_last_error(void);
 /* Its os_status: for the functions that return NULL. */
 int os_last_status(void);
 
-/* ISA path in use: "avx512_bf16", "avx512", "avx2" or "portable". The best this machine has, or
+/* ISA path in use: "avx512_bf16", "avx512_vnni", "avx512", "avx2" or "portable". The best this machine has, or
  * the one named by OMNISERVE_ISA at the first call; NULL (and os_last_error) when that names an
  * unknown path or one this machine lacks. */
 const char *os_isa_name(void);
@@ -77,13 +80,13 @@ typedef struct {
                                           from 16 to 256 through a generic path */
   int32_t blocks;                      /* of OS_BLOCK_TOKENS tokens, over all layers */
   int32_t max_sequences, max_blocks_per_sequence;
-  int32_t dtype; /* os_dtype of the stored KV */
+  int32_t dtype;                       /* os_dtype of the stored KV */
 } os_arena_config;
 
 /* How bytes lie inside one (block, layer, kv head) tile; equal descriptors may exchange raw tiles. */
 typedef struct {
   int32_t version, dtype, block_tokens, kv_heads, head_size;
-  int64_t tile_bytes; /* K and V of one (block, layer, kv head) */
+  int64_t tile_bytes; /* K and V of one (block, layer, kv head), and for int8 their scales */
   char isa[16], k_order[32], v_order[32];
 } os_layout;
 
@@ -115,8 +118,12 @@ int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
                     const void *k, const void *v);
 int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t start,
                     int32_t count, void *k, void *v);
+/* The inverse of append: rows of `dtype`, converted from what is stored. */
+int os_arena_read(const os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                  void *k, void *v, int64_t stride, int32_t dtype);
 /* Copy tokens [start, start+count) of every layer between two arenas of the same shape (layers, kv
- * heads, head size, dtype): whole tiles by memcpy where both ranges are block-aligned. */
+ * heads, head size): whole tiles by memcpy where the dtypes are equal and the range is
+ * block-aligned, else token by token, converted where the dtypes differ. */
 int os_arena_copy(os_arena *to, int32_t to_seq, const os_arena *from, int32_t from_seq,
                   int64_t start, int64_t count);
 
@@ -229,7 +236,7 @@ int os_layer(os_exchange *exchange, os_layer_args *args);
 
 /* ---- dense modules (CPU device, bfloat16) --------------------------------------------------- */
 
-/* 1 where the ISA path in use has bf16 dot products; else 0, and the calls below fail. */
+/* 1 where the ISA path in use is one of AVX-512; else 0, and the calls below fail. */
 int os_dense_supported(void);
 
 typedef struct {

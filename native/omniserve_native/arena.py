@@ -125,7 +125,8 @@ class Arena(Closing):
         dtype: DType | None = None,
     ) -> None:
         """Writes `count` tokens of one layer from addresses of rows of `dtype` (the arena's own by
-        default), `stride` elements apart (default: dense). Raises the length."""
+        default; int8 arenas need one), `stride` elements apart (default: dense). Raises the
+        length."""
         width = self.config.kv_heads * self.config.head_size
         row = stride if stride is not None else width
         kind = dtype if dtype is not None else self.config.dtype
@@ -137,7 +138,8 @@ class Arena(Closing):
     def import_tokens(
         self, sequence: int, layer: int, start: int, count: int, k: int, v: int
     ) -> None:
-        """Writes dense rows of the arena's dtype; exporting gives the same bytes again."""
+        """Writes dense rows of the arena's dtype (`DType.head_bytes` per kv head); exporting gives
+        the same bytes again."""
         addresses = pointer(k), pointer(v)
         checked(lib.os_arena_import(self.handle, sequence, layer, start, count, *addresses))
 
@@ -148,8 +150,25 @@ class Arena(Closing):
         addresses = pointer(k), pointer(v)
         checked(lib.os_arena_export(self.handle, sequence, layer, start, count, *addresses))
 
+    def read(
+        self,
+        sequence: int,
+        layer: int,
+        start: int,
+        count: int,
+        k: int,
+        v: int,
+        dtype: DType,
+        stride: int | None = None,
+    ) -> None:
+        """The inverse of `append`: writes rows of `dtype` to k and v."""
+        row = stride if stride is not None else self.config.kv_heads * self.config.head_size
+        where = sequence, layer, start, count
+        checked(lib.os_arena_read(self.handle, *where, pointer(k), pointer(v), row, dtype))
+
     def copy_to(self, to: Arena, sequence: int, to_sequence: int, start: int, count: int) -> None:
-        """Copies tokens [start, start + count) of every layer into a sequence of another arena."""
+        """Copies tokens [start, start + count) of every layer into a sequence of another arena,
+        which may store another dtype."""
         checked(
             lib.os_arena_copy(to.handle, to_sequence, self.handle, sequence, start, count),
         )

@@ -21,10 +21,13 @@ COMMON_FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=fast", "-fvis
 WARNING_FLAGS = ["-Wall", "-Wextra"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+VNNI_FLAGS = [*AVX512_FLAGS, "-mavx512vnni"]
 ISA_FLAGS = {
     "kernel_avx2.c": AVX2_FLAGS,
     "kernel_avx512.c": AVX512_FLAGS,
-    "kernel_avx512_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
+    "kernel_avx512_vnni.c": VNNI_FLAGS,
+    "kernel_avx512_bf16.c": [*VNNI_FLAGS, "-mavx512bf16"],
+    "dense_avx512.c": AVX512_FLAGS,
     "dense_avx512_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 

@@ -22,19 +22,25 @@ Pointer: TypeAlias = Any  # a cffi pointer; cffi has no static types for them
 BLOCK_TOKENS: int = lib.OS_BLOCK_TOKENS
 MAX_Q_LEN: int = lib.OS_MAX_Q_LEN
 MAX_GROUP: int = lib.OS_MAX_GROUP
+SCALE_BYTES = 2  # of int8 KV
 
 
 class DType(IntEnum):
-    """Element types of KV and activations."""
+    """Element types of KV and, but for I8, of activations."""
 
     F32 = 0
     BF16 = 1
     F16 = 2
+    I8 = 3  # a signed byte each, and one bfloat16 scale for a token's K (or V) of one kv head
 
     @property
     def bytes(self) -> int:
         """Bytes of one element."""
-        return 4 if self is DType.F32 else 2
+        return {DType.F32: 4, DType.I8: 1}.get(self, 2)
+
+    def head_bytes(self, head_size: int) -> int:
+        """Bytes of one token's K (or V) of one kv head: as stored, imported and exported."""
+        return head_size * self.bytes + (SCALE_BYTES if self is DType.I8 else 0)
 
 
 class Status(IntEnum):

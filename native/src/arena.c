@@ -7,6 +7,7 @@
 #include "convert.h"
 #include "error.h"
 #include "memory.h"
+#include "tile.h"
 
 enum { PREFAULT_CHUNK = 2 << 20, PAGE = 4096 };
 
@@ -27,11 +28,11 @@ static int check_config(const os_arena_config *c) {
   if (tiles * c->head_size > 1e15)
     return os_fail(OS_EINVAL, "blocks is %d; that many of %d layers can never be mapped", c->blocks,
                    c->layers);
-  return os_check_range("dtype", c->dtype, OS_F32, OS_F16);
+  return os_check_range("dtype", c->dtype, OS_F32, OS_I8);
 }
 
 static size_t tile_bytes(const os_arena_config *c) {
-  return 2 * OS_BLOCK_TOKENS * (size_t)c->head_size * os_dtype_bytes(c->dtype);
+  return os_tile_bytes(c->dtype, c->head_size);
 }
 
 static size_t tiles_bytes(const os_arena_config *c) {
@@ -122,8 +123,12 @@ int os_arena_layout(const os_arena *arena, os_layout *out) {
                      .head_size = c->head_size,
                      .tile_bytes = (int64_t)arena->tile_bytes};
   snprintf(out->isa, sizeof out->isa, "any");
-  snprintf(out->k_order, sizeof out->k_order, c->dtype == OS_F32 ? "dim,token" : "dim/2,token,2");
-  snprintf(out->v_order, sizeof out->v_order, c->dtype == OS_F32 ? "token,dim" : "token/2,dim,2");
+  static const char *const k_orders[] = {"dim,token", "dim/2,token,2", "dim/2,token,2",
+                                         "dim/4,token,4 +128"};
+  static const char *const v_orders[] = {"token,dim", "token/2,dim,2", "token/2,dim,2",
+                                         "token/4,dim,4 k,v scales"};
+  snprintf(out->k_order, sizeof out->k_order, "%s", k_orders[c->dtype]);
+  snprintf(out->v_order, sizeof out->v_order, "%s", v_orders[c->dtype]);
   return OS_OK;
 }
 
@@ -211,71 +216,31 @@ static uint8_t *tile_of(const os_arena *arena, int32_t layer, int32_t block, int
          (size_t)block * arena->tile_bytes;
 }
 
-/* Floats lie by tokens; 2-byte values of two tokens alternate, as the dot products want them. */
-static void put_values(const os_arena *arena, uint8_t *tile, int32_t lane, const void *v) {
-  const int32_t size = arena->config.head_size;
-  uint8_t *half = tile + arena->tile_bytes / 2;
-  if (arena->config.dtype == OS_F32) {
-    memcpy(half + lane * size * 4, v, (size_t)size * 4);
-    return;
-  }
-  uint16_t *to = (uint16_t *)half + lane / 2 * 2 * size + lane % 2;
-  for (int32_t d = 0; d < size; d++) memcpy(to + 2 * d, (const uint16_t *)v + d, 2);
-}
-
-static void get_values(const os_arena *arena, const uint8_t *tile, int32_t lane, void *v) {
-  const int32_t size = arena->config.head_size;
-  const uint8_t *half = tile + arena->tile_bytes / 2;
-  if (arena->config.dtype == OS_F32) {
-    memcpy(v, half + lane * size * 4, (size_t)size * 4);
-    return;
-  }
-  const uint16_t *from = (const uint16_t *)half + lane / 2 * 2 * size + lane % 2;
-  for (int32_t d = 0; d < size; d++) memcpy((uint16_t *)v + d, from + 2 * d, 2);
-}
-
-/* K units of 4 bytes (a float, or a pair of 2-byte dims) lie 16 lanes apart. */
-static int32_t key_units(const os_arena_config *c) {
-  return c->dtype == OS_F32 ? c->head_size : c->head_size / 2;
-}
-
-static void put_token(const os_arena *arena, uint8_t *tile, int32_t lane, const void *k,
-                      const void *v) {
-  const os_arena_config *c = &arena->config;
-  const int32_t units = key_units(c);
-  for (int32_t u = 0; u < units; u++)
-    memcpy(tile + (u * OS_BLOCK_TOKENS + lane) * 4, (const uint8_t *)k + u * 4, 4);
-  put_values(arena, tile, lane, v);
-}
-
-static void get_token(const os_arena *arena, uint8_t *tile, int32_t lane, void *k, void *v) {
-  const os_arena_config *c = &arena->config;
-  const int32_t units = key_units(c);
-  for (int32_t u = 0; u < units; u++)
-    memcpy((uint8_t *)k + u * 4, tile + (u * OS_BLOCK_TOKENS + lane) * 4, 4);
-  get_values(arena, tile, lane, v);
-}
-
-static const void *as_stored(const os_arena *arena, const void *from, int32_t dtype, void *room) {
-  if (dtype == arena->config.dtype) return from;
-  float wide[OS_MAX_HEAD_SIZE];
-  os_to_f32(wide, from, dtype, arena->config.head_size);
-  os_from_f32(room, wide, arena->config.dtype, arena->config.head_size);
+static const void *as_record(const os_arena *arena, const void *values, int32_t dtype,
+                             void *room) {
+  if (dtype == arena->config.dtype) return values;
+  os_record_from(arena->config.dtype, arena->config.head_size, room, values, dtype);
   return room;
+}
+
+static uint8_t *token_tile(const os_arena *arena, const os_sequence *sequence, int32_t layer,
+                           int64_t token, int32_t head) {
+  return tile_of(arena, layer, sequence->blocks[token / OS_BLOCK_TOKENS], head);
 }
 
 void os_append_head(const os_attention *a, const os_row *row, int32_t head) {
   const os_arena *arena = a->arena;
   const size_t element = os_dtype_bytes(a->dtype);
   const int64_t column = (int64_t)head * arena->config.head_size;
-  float k_room[OS_MAX_HEAD_SIZE], v_room[OS_MAX_HEAD_SIZE];
+  const int32_t dtype = arena->config.dtype, size = arena->config.head_size;
+  uint8_t k_room[OS_RECORD_BYTES_MAX], v_room[OS_RECORD_BYTES_MAX];
   for (int32_t i = 0; i < row->q_len; i++) {
     const int64_t token = row->start + i;
     const void *k = row->k + (size_t)(i * row->k_stride + column) * element;
     const void *v = row->v + (size_t)(i * row->v_stride + column) * element;
     uint8_t *tile = tile_of(arena, a->layer, row->blocks[token / OS_BLOCK_TOKENS], head);
-    put_token(arena, tile, (int32_t)(token % OS_BLOCK_TOKENS),
-              as_stored(arena, k, a->dtype, k_room), as_stored(arena, v, a->dtype, v_room));
+    os_tile_put(dtype, size, tile, (int32_t)(token % OS_BLOCK_TOKENS),
+                as_record(arena, k, a->dtype, k_room), as_record(arena, v, a->dtype, v_room));
   }
 }
 
@@ -289,22 +254,25 @@ static int check_tokens(int64_t start, int64_t count, int64_t limit) {
   return os_check_range("count", count, 0, limit - start);
 }
 
-static int check_write(const os_arena *arena, const os_sequence *sequence, int64_t start,
-                       int64_t count) {
-  (void)arena;
+static int check_write(const os_sequence *sequence, int64_t start, int64_t count) {
   if (os_check_range("start", start, 0, sequence->length)) return OS_EINVAL; /* no holes */
   return check_tokens(start, count, (int64_t)sequence->block_count * OS_BLOCK_TOKENS);
+}
+
+static int check_rows(const void *k, const void *v, int32_t count) {
+  if (k && v) return OS_OK;
+  return os_fail(OS_EINVAL, "%s is NULL; it must hold %d rows", k ? "v" : "k", count);
 }
 
 int os_arena_append(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
                     const void *k, const void *v, int64_t stride, int32_t source_dtype) {
   os_sequence *sequence = os_seq_get(arena, seq);
   if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
-  if (check_write(arena, sequence, start, count)) return OS_EINVAL;
+  if (check_write(sequence, start, count)) return OS_EINVAL;
   if (os_check_range("source_dtype", source_dtype, OS_F32, OS_F16)) return OS_EINVAL;
   const int64_t width = (int64_t)arena->config.kv_heads * arena->config.head_size;
   if (os_check_range("stride", stride, width, INT32_MAX)) return OS_EINVAL;
-  if (!k || !v) return os_fail(OS_EINVAL, "%s is NULL; it must hold %d rows", k ? "v" : "k", count);
+  if (check_rows(k, v, count)) return OS_EINVAL;
   os_attention attention = {.arena = arena, .layer = layer, .dtype = source_dtype};
   os_row row = {.blocks = sequence->blocks, .start = start, .q_len = count, .k = k, .v = v};
   row.k_stride = row.v_stride = stride;
@@ -314,28 +282,69 @@ int os_arena_append(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
   return OS_OK;
 }
 
+/* Bytes of one token's K (or V) of all kv heads as import and export hold it. */
+static size_t row_bytes(const os_arena_config *c) {
+  return (size_t)c->kv_heads * os_record_bytes(c->dtype, c->head_size);
+}
+
 int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
                     const void *k, const void *v) {
-  if (!os_seq_get(arena, seq)) return OS_EINVAL;
-  const int64_t width = (int64_t)arena->config.kv_heads * arena->config.head_size;
-  return os_arena_append(arena, seq, layer, start, count, k, v, width, arena->config.dtype);
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
+  if (check_write(sequence, start, count) || check_rows(k, v, count)) return OS_EINVAL;
+  const os_arena_config *c = &arena->config;
+  const size_t record = os_record_bytes(c->dtype, c->head_size);
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t head = 0; head < c->kv_heads; head++) {
+      const size_t at = (size_t)i * row_bytes(c) + (size_t)head * record;
+      os_tile_put(c->dtype, c->head_size, token_tile(arena, sequence, layer, start + i, head),
+                  (int32_t)((start + i) % OS_BLOCK_TOKENS), (const uint8_t *)k + at,
+                  (const uint8_t *)v + at);
+    }
+  if (start + count > sequence->length) sequence->length = start + count;
+  return OS_OK;
 }
 
 int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t start,
                     int32_t count, void *k, void *v) {
   const os_sequence *sequence = os_seq_get(arena, seq);
   if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
-  if (check_tokens(start, count, sequence->length)) return OS_EINVAL;
-  if (!k || !v) return os_fail(OS_EINVAL, "%s is NULL; it must hold %d rows", k ? "v" : "k", count);
+  if (check_tokens(start, count, sequence->length) || check_rows(k, v, count)) return OS_EINVAL;
   const os_arena_config *c = &arena->config;
-  const size_t head_bytes = (size_t)c->head_size * os_dtype_bytes(c->dtype);
+  const size_t record = os_record_bytes(c->dtype, c->head_size);
   for (int32_t i = 0; i < count; i++)
     for (int32_t head = 0; head < c->kv_heads; head++) {
-      const int64_t token = start + i;
-      const size_t at = ((size_t)i * (size_t)c->kv_heads + (size_t)head) * head_bytes;
-      uint8_t *tile = tile_of(arena, layer, sequence->blocks[token / OS_BLOCK_TOKENS], head);
-      get_token(arena, tile, (int32_t)(token % OS_BLOCK_TOKENS), (uint8_t *)k + at,
-                (uint8_t *)v + at);
+      const size_t at = (size_t)i * row_bytes(c) + (size_t)head * record;
+      os_tile_get(c->dtype, c->head_size, token_tile(arena, sequence, layer, start + i, head),
+                  (int32_t)((start + i) % OS_BLOCK_TOKENS), (uint8_t *)k + at, (uint8_t *)v + at);
+    }
+  return OS_OK;
+}
+
+static void read_token(const os_arena *arena, const uint8_t *tile, int64_t token, void *k, void *v,
+                       int32_t dtype) {
+  const os_arena_config *c = &arena->config;
+  uint8_t k_room[OS_RECORD_BYTES_MAX], v_room[OS_RECORD_BYTES_MAX];
+  os_tile_get(c->dtype, c->head_size, tile, (int32_t)(token % OS_BLOCK_TOKENS), k_room, v_room);
+  os_record_to(c->dtype, c->head_size, k_room, k, dtype);
+  os_record_to(c->dtype, c->head_size, v_room, v, dtype);
+}
+
+int os_arena_read(const os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                  void *k, void *v, int64_t stride, int32_t dtype) {
+  const os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
+  if (check_tokens(start, count, sequence->length) || check_rows(k, v, count)) return OS_EINVAL;
+  if (os_check_range("dtype", dtype, OS_F32, OS_F16)) return OS_EINVAL;
+  const os_arena_config *c = &arena->config;
+  const int64_t width = (int64_t)c->kv_heads * c->head_size;
+  if (os_check_range("stride", stride, width, INT32_MAX)) return OS_EINVAL;
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t head = 0; head < c->kv_heads; head++) {
+      const size_t at =
+          (size_t)(i * stride + (int64_t)head * c->head_size) * os_dtype_bytes(dtype);
+      read_token(arena, token_tile(arena, sequence, layer, start + i, head), start + i,
+                 (uint8_t *)k + at, (uint8_t *)v + at, dtype);
     }
   return OS_OK;
 }
@@ -344,31 +353,41 @@ int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t s
 
 static int check_same_shape(const os_arena *to, const os_arena *from) {
   const os_arena_config *a = &to->config, *b = &from->config;
-  if (a->layers == b->layers && a->kv_heads == b->kv_heads && a->head_size == b->head_size &&
-      a->dtype == b->dtype)
+  if (a->layers == b->layers && a->kv_heads == b->kv_heads && a->head_size == b->head_size)
     return OS_OK;
   return os_fail(OS_EINVAL,
-                 "to is an arena of %d layers, %d kv heads, head size %d, dtype %d; it must have "
-                 "the shape of from: %d, %d, %d, %d",
-                 a->layers, a->kv_heads, a->head_size, a->dtype, b->layers, b->kv_heads,
-                 b->head_size, b->dtype);
+                 "to is an arena of %d layers, %d kv heads, head size %d; it must have the shape "
+                 "of from: %d, %d, %d",
+                 a->layers, a->kv_heads, a->head_size, b->layers, b->kv_heads, b->head_size);
 }
 
-static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from, uint8_t *from_tile,
-                       int32_t lane) {
-  float k[OS_MAX_HEAD_SIZE], v[OS_MAX_HEAD_SIZE];
-  get_token(from, from_tile, lane, k, v);
-  put_token(to, to_tile, lane, k, v);
+static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from,
+                       const uint8_t *from_tile, int32_t lane) {
+  const int32_t size = to->config.head_size, from_dtype = from->config.dtype;
+  float wide[OS_MAX_HEAD_SIZE];
+  uint8_t rows[2][OS_RECORD_BYTES_MAX], records[2][OS_RECORD_BYTES_MAX];
+  os_tile_get(from_dtype, size, from_tile, lane, rows[0], rows[1]);
+  if (from_dtype == to->config.dtype) {
+    os_tile_put(from_dtype, size, to_tile, lane, rows[0], rows[1]);
+    return;
+  }
+  for (int side = 0; side < 2; side++) {
+    os_record_to(from_dtype, size, rows[side], wide, OS_F32);
+    os_record_from(to->config.dtype, size, records[side], wide, OS_F32);
+  }
+  os_tile_put(to->config.dtype, size, to_tile, lane, records[0], records[1]);
 }
 
 /* Lanes [first, end) of one block, all layers and heads. */
 static void copy_block(os_arena *to, int32_t to_block, const os_arena *from, int32_t from_block,
                        int32_t first, int32_t end) {
+  const bool whole =
+      first == 0 && end == OS_BLOCK_TOKENS && to->config.dtype == from->config.dtype;
   for (int32_t layer = 0; layer < to->config.layers; layer++)
     for (int32_t head = 0; head < to->config.kv_heads; head++) {
       uint8_t *to_tile = tile_of(to, layer, to_block, head);
-      uint8_t *from_tile = tile_of(from, layer, from_block, head);
-      if (first == 0 && end == OS_BLOCK_TOKENS)
+      const uint8_t *from_tile = tile_of(from, layer, from_block, head);
+      if (whole)
         memcpy(to_tile, from_tile, to->tile_bytes);
       else
         for (int32_t lane = first; lane < end; lane++) copy_token(to, to_tile, from, from_tile, lane);
@@ -381,7 +400,7 @@ int os_arena_copy(os_arena *to, int32_t to_seq, const os_arena *from, int32_t fr
   const os_sequence *source = target ? os_seq_get(from, from_seq) : NULL;
   if (!source || check_same_shape(to, from)) return OS_EINVAL;
   if (check_tokens(start, count, source->length)) return OS_EINVAL;
-  if (check_write(to, target, start, count)) return OS_EINVAL;
+  if (check_write(target, start, count)) return OS_EINVAL;
   for (int64_t t = start; t < start + count;) {
     int64_t block = t / OS_BLOCK_TOKENS, base = block * OS_BLOCK_TOKENS;
     int64_t end = base + OS_BLOCK_TOKENS < start + count ? base + OS_BLOCK_TOKENS : start + count;

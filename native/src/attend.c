@@ -68,7 +68,7 @@ void os_attend_item(const os_attention *a, const os_row *row, int32_t head, int3
   if (row->append && range == ranges - 1) os_append_head(a, row, head);
   a->arena->kernel->attend(&x, partials[0], hand->scratch);
   atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
-  const int64_t bytes = (x.end - x.first) * 2 * c->head_size * (int64_t)os_dtype_bytes(c->dtype);
+  const int64_t bytes = (x.end - x.first) * (int64_t)a->arena->tile_bytes / OS_BLOCK_TOKENS;
   atomic_fetch_add_explicit(&hand->kv_bytes, bytes, memory_order_relaxed);
   if (split) { /* the last finisher merges: it sees the others' partials through this counter */
     if (atomic_fetch_sub_explicit(split->left, 1, memory_order_acq_rel) > 1) return;

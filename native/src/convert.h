@@ -6,7 +6,9 @@
 
 #include "omniserve.h"
 
-static inline size_t os_dtype_bytes(int32_t dtype) { return dtype == OS_F32 ? 4 : 2; }
+static inline size_t os_dtype_bytes(int32_t dtype) {
+  return dtype == OS_F32 ? 4 : dtype == OS_I8 ? 1 : 2;
+}
 
 static inline float os_bf16_to_f32(uint16_t bits) {
   uint32_t wide = (uint32_t)bits << 16;

@@ -31,7 +31,9 @@ struct os_dense {
 
 static const os_dense_kernel *kernel(void) {
 #if defined(__x86_64__)
-  if (os_kernel_get() == &os_kernel_avx512_bf16) return &os_dense_avx512_bf16;
+  const os_kernel *path = os_kernel_get();
+  if (path == &os_kernel_avx512_bf16) return &os_dense_avx512_bf16;
+  if (path == &os_kernel_avx512_vnni || path == &os_kernel_avx512) return &os_dense_avx512;
 #endif
   return NULL;
 }
@@ -86,7 +88,7 @@ static os_packed pack(store *to, const os_weight *weight, int32_t outputs, int32
 
 static int check_supported(void) {
   if (kernel()) return OS_OK;
-  return os_fail(OS_ESTATE, "dense modules need the ISA path avx512_bf16; see os_dense_supported");
+  return os_fail(OS_ESTATE, "dense modules need an ISA path with AVX-512; see os_dense_supported");
 }
 
 static int check_weight(const char *name, const os_weight *weight) {

@@ -66,7 +66,8 @@ enum {
 
 extern const os_kernel os_kernel_portable;
 #if defined(__x86_64__)
-extern const os_kernel os_kernel_avx2, os_kernel_avx512, os_kernel_avx512_bf16;
+extern const os_kernel os_kernel_avx2, os_kernel_avx512, os_kernel_avx512_vnni,
+    os_kernel_avx512_bf16;
 #endif
 
 /* The kernel in use (see os_isa_name), or NULL with the error set. */

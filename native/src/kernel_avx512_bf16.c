@@ -1,6 +1,6 @@
-/* AVX-512 with bf16 dot products. Empty where the target is not x86-64. */
+/* AVX-512 with dot products of bf16 and of bytes. Empty where the target is not x86-64. */
 #if defined(__x86_64__)
-#include "traits_avx512.h"
+#include "traits_vnni.h"
 
 #define HAVE_BF16_DOT 1
 

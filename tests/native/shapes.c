@@ -46,7 +46,10 @@ static void attend(os_arena *arena, int32_t head_size, int32_t dtype, int32_t to
 
 static void try_shape(int32_t head_size, int32_t kv_dtype, int32_t dtype) {
   os_arena *arena = make_arena(head_size, kv_dtype), *other = make_arena(head_size, kv_dtype);
-  const size_t row = (size_t)KV_HEADS * (size_t)head_size * (kv_dtype == OS_F32 ? 4 : 2);
+  const size_t record = kv_dtype == OS_I8    ? (size_t)head_size + 2
+                        : kv_dtype == OS_F32 ? 4 * (size_t)head_size
+                                             : 2 * (size_t)head_size;
+  const size_t row = KV_HEADS * record;
   uint8_t *k = calloc(TOKENS, row), *v = calloc(TOKENS, row);
   uint8_t *k_back = malloc(TOKENS * row), *v_back = malloc(TOKENS * row);
   void *rows = calloc(Q_LEN * GROUP, (size_t)KV_HEADS * MAX_SIZE * 4);
@@ -73,7 +76,7 @@ static void try_shape(int32_t head_size, int32_t kv_dtype, int32_t dtype) {
 int main(void) {
   const int32_t sizes[] = {16, 24, 64, 80, 96, 128, 256};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-    for (int32_t kv_dtype = OS_F32; kv_dtype <= OS_F16; kv_dtype++)
+    for (int32_t kv_dtype = OS_F32; kv_dtype <= OS_I8; kv_dtype++)
       for (int32_t dtype = OS_F32; dtype <= OS_F16; dtype++) try_shape(sizes[i], kv_dtype, dtype);
   return 0;
 }

@@ -12,13 +12,13 @@ from omniserve_native import Arena, ArenaConfig, AttendCall, DType, NativeError,
 
 def random_bytes(count: int, arena: Arena, seed: int) -> tuple[np.ndarray, np.ndarray]:
     config = arena.config
-    shape = count, config.kv_heads * config.head_size * config.dtype.bytes
+    shape = count, config.kv_heads * config.dtype.head_bytes(config.head_size)
     random = np.random.default_rng(seed)
     return tuple(random.integers(0, 256, shape).astype(np.uint8) for _ in "kv")
 
 
 def exported(arena: Arena, sequence: int, layer: int, start: int, count: int):
-    width = arena.config.kv_heads * arena.config.head_size * arena.config.dtype.bytes
+    width = arena.config.kv_heads * arena.config.dtype.head_bytes(arena.config.head_size)
     k, v = np.zeros((2, count, width), np.uint8)
     arena.export_tokens(sequence, layer, start, count, k.ctypes.data, v.ctypes.data)
     return k, v
@@ -123,7 +123,7 @@ BAD_CONFIGS = [
     ({"blocks": 0}, "blocks is 0"),
     ({"blocks": 2**31 - 1, "layers": 1024, "kv_heads": 1024}, "can never be mapped"),
     ({"max_sequences": 0}, "max_sequences is 0"),
-    ({"dtype": 3}, "dtype is 3; it must lie between 0 and 2"),
+    ({"dtype": 4}, "dtype is 4; it must lie between 0 and 3"),
 ]
 
 

@@ -75,11 +75,6 @@ def test_salts_differ_by_namespace():
     ("fields", "message"),
     [
         (
-            {"model": {"kvCacheDtype": "int8"}},
-            "LLMService default/a: spec.model.kvCacheDtype: int8 is not supported by this "
-            "version yet; use auto",
-        ),
-        (
             {"model": {"uri": "hf://org/name", "credentialsSecretRef": {"name": "token"}}},
             "credentialsSecretRef: 'token' cannot be read outside a cluster",
         ),
@@ -192,6 +187,14 @@ def test_settings_reach_the_engine():
     assert (config.be_prefill_rows, config.max_waiting, config.max_device_rows) == (4, 3, 2)
     assert (config.be_device_residency, config.max_model_len) == (False, 512)
     assert node.http_cores == (1,)
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_the_kv_cache_dtype_reaches_the_engine(kind):
+    services = [service("a", model={"kvCacheDtype": kind})]
+    assert review(services, "fixed_caps") == []
+    (config,) = plan(prepared(*services)).configs
+    assert config.kv_cache_dtype == kind
 
 
 def test_an_emulated_device_holds_kv_without_memory_and_leaves_its_core_to_http(tmp_path):

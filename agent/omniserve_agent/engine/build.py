@@ -26,6 +26,7 @@ from omniserve_agent.engine.execution.torch_stage import TorchStageAttention
 from omniserve_agent.engine.intake import IntakeLimits
 from omniserve_agent.engine.kv.arena_copies import ArenaCopies
 from omniserve_agent.engine.kv.blocks import BlockPool
+from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.engine.kv.host_store import ArenaStore
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
@@ -55,12 +56,6 @@ HOST_READ_BYTES_PER_S = 10e9  # per worker, where `synchronous_offload` has seen
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
-
-_KV_TYPES = {
-    torch.float32: native.DType.F32,
-    torch.bfloat16: native.DType.BF16,
-    torch.float16: native.DType.F16,
-}
 
 
 class EngineSetupError(Exception):
@@ -153,15 +148,16 @@ class Parts:
     @classmethod
     def of(cls, config: EngineConfig, model: Model, helpers: native.Workers | None) -> Parts:
         """Arenas and workers of the configured sizes."""
-        device_blocks = _blocks("device", config.device_kv_bytes, model)
-        host_blocks = _blocks("host", config.host_kv_bytes, model)
+        kv_type, host_type = NATIVE_DTYPES[model.dtype], host_kv_type(config, model)
+        device_blocks = _blocks("device", config.device_kv_bytes, model, kv_type)
+        host_blocks = _blocks("host", config.host_kv_bytes, model, host_type)
         workers = native.Workers(
             config.host_workers,
             cores=config.host_cores or None,
             spin_ns=1000 * config.host_spin_us,
             batch_priority=config.host_batch_priority,
         )
-        host = _arena(model, host_blocks)
+        host = _arena(model, host_blocks, host_type)
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
@@ -173,12 +169,16 @@ class Parts:
             policy,
             executor,
             device,
-            KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host)),
+            self._host_tier(),
             self._limits(),
             self.model.config.layers,
             drafts or self._drafts(),
             gate=gate,
         )
+
+    def _host_tier(self) -> KvTier:
+        exact = self.host.config.dtype is not native.DType.I8
+        return KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host), exact)
 
     def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
         if latency is None:
@@ -209,8 +209,8 @@ class Parts:
         return executor, KvTier(pool, executor.device_kv)
 
     def _native(self) -> tuple[LayerLoopExecutor, KvTier]:
-        arena, shape = _arena(self.model, self.device_blocks), self.model.config
-        dtype, buffers = _KV_TYPES[self.model.dtype], self._buffers()
+        dtype, buffers = NATIVE_DTYPES[self.model.dtype], self._buffers()
+        arena, shape = _arena(self.model, self.device_blocks, dtype), self.model.config
         executor = LayerLoopExecutor(
             self.model,
             NativeBatchAttention(
@@ -241,7 +241,7 @@ class Parts:
             model.device,
             self.device_blocks + SPARE_SEQUENCES,
         )
-        copies = TorchCopies(kv, self.host)
+        copies = TorchCopies(kv, self.host, NATIVE_DTYPES[model.dtype])
         executor = LayerLoopExecutor(
             model,
             TorchBatchAttention(kv, self.exchange, self.config.slots, buffers),
@@ -352,7 +352,8 @@ def machine_of(
 ) -> policies.Machine:
     """What policies and admission know of this engine."""
     host_rate = config.host_workers * HOST_READ_BYTES_PER_S
-    return policies.Machine(caps, latency, host_rate, block_bytes(model) / BLOCK_TOKENS)
+    kv_bytes = block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
+    return policies.Machine(caps, latency, host_rate, kv_bytes)
 
 
 def profile(
@@ -360,10 +361,11 @@ def profile(
 ) -> LatencyModel:
     """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
     base = base_model(model, progress)
+    block = block_bytes(model, NATIVE_DTYPES[model.dtype])
     small = msgspec.structs.replace(
         config,
-        device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block_bytes(model)),
-        host_kv_bytes=min(config.host_kv_bytes, PROFILE_HOST_BLOCKS * block_bytes(model)),
+        device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block),
+        host_kv_bytes=min(config.host_kv_bytes, PROFILE_HOST_BLOCKS * block),
         pipeline_depth=0,
         drafts="off",
     )
@@ -400,29 +402,35 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         slots=config.slots,
         q_heads=model.config.q_heads,
         hidden_size=model.config.hidden_size,
-        dtype=_KV_TYPES[model.dtype],
+        dtype=NATIVE_DTYPES[model.dtype],
         scale=model.config.head_size**-0.5,
         host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
     )
 
 
-def block_bytes(model: Model) -> int:
+def host_kv_type(config: EngineConfig, model: Model) -> native.DType:
+    """How host KV is stored."""
+    return native.DType.I8 if config.kv_cache_dtype == "int8" else NATIVE_DTYPES[model.dtype]
+
+
+def block_bytes(model: Model, kv_type: native.DType) -> int:
     """Bytes of one block over all layers."""
     shape = model.config
-    return 2 * shape.layers * shape.kv_heads * shape.head_size * BLOCK_TOKENS * model.dtype.itemsize
+    return 2 * shape.layers * shape.kv_heads * BLOCK_TOKENS * kv_type.head_bytes(shape.head_size)
 
 
-def _blocks(tier: str, size_bytes: int, model: Model) -> int:
-    blocks = size_bytes // block_bytes(model)
+def _blocks(tier: str, size_bytes: int, model: Model, kv_type: native.DType) -> int:
+    each = block_bytes(model, kv_type)
+    blocks = size_bytes // each
     if blocks < MIN_BLOCKS:
         raise EngineSetupError(
-            f"{tier} KV of {size_bytes} bytes holds {blocks} blocks of {block_bytes(model)} bytes; "
+            f"{tier} KV of {size_bytes} bytes holds {blocks} blocks of {each} bytes; "
             f"at least {MIN_BLOCKS} are needed"
         )
     return blocks
 
 
-def _arena(model: Model, blocks: int) -> native.Arena:
+def _arena(model: Model, blocks: int, kv_type: native.DType) -> native.Arena:
     shape = model.config
     per_sequence = min(blocks, -(-(model.positions + BLOCK_TOKENS) // BLOCK_TOKENS))
     return native.Arena(
@@ -433,6 +441,6 @@ def _arena(model: Model, blocks: int) -> native.Arena:
             blocks=blocks,
             max_sequences=blocks + SPARE_SEQUENCES,
             max_blocks_per_sequence=per_sequence,
-            dtype=_KV_TYPES[model.dtype],
+            dtype=kv_type,
         )
     )

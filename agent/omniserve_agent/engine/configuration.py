@@ -24,6 +24,7 @@ POSITIVE = (
 )
 
 CHOICES: dict[str, tuple[object, ...]] = {
+    "kv_cache_dtype": ("auto", "int8"),
     "attention": ("auto", "native", "torch"),
     "pipeline_depth": (None, 0, 1),
     "drafts": ("off", "prompt_lookup"),

@@ -197,6 +197,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_dir: str  # safetensors, config.json, tokenizer
     device: str = "cpu"  # "cpu", "cuda", "cuda:N", "emulated:PROFILE"
     dtype: str = "auto"  # auto, float32, bfloat16, float16
+    kv_cache_dtype: str = "auto"  # auto: `dtype`; int8: host KV of BE; LS is then never swapped
     attention: str = "auto"  # auto, native, torch: device attention on a CPU device
     max_model_len: int | None = None
     device_kv_bytes: int = 256 << 20

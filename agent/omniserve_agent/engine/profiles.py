@@ -28,6 +28,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
         "shape": asdict(model.config) | {"rope": ""},
         "device": _device_name(model),
         "dtype": str(model.dtype),
+        "kv_cache_dtype": config.kv_cache_dtype,
         "attention": config.attention,
         "device_cores": len(config.device_cores),
         "host_workers": config.host_workers,

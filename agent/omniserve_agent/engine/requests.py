@@ -26,6 +26,7 @@ class Request:
     device: KvTable | None = None
     host: KvTable | None = None
     copied_tokens: int = 0  # device-resident BE: host KV is valid up to here
+    rounded: bool = False  # its device KV came back from an inexact host tier
     slot: int | None = None
     draft: list[int] = field(default_factory=list)
     pending: int = 0  # rows launched whose token is not known yet

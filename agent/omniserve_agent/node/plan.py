@@ -76,6 +76,7 @@ def engine_config(
         model_dir=str(engine.model_dir),
         device=engine.device.name,
         dtype=wanted_dtype(settings, engine.assignment),
+        kv_cache_dtype=key.kv_cache_dtype,
         max_model_len=key.max_model_len,
         device_kv_bytes=memory.device_kv_bytes,
         host_kv_bytes=memory.host_kv_bytes,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.node.errors import NodeError
-from omniserve_crds.llmservice import KvCacheDtype, LLMService
+from omniserve_crds.llmservice import LLMService
 
 FLOOR_POLICY = "omniserve"  # the one that keeps minSharePercent
 
@@ -31,8 +31,6 @@ def review(services: Iterable[LLMService], policy: str) -> list[str]:
 
 def _refusal(service: LLMService) -> str | None:
     model = service.spec.model
-    if model.kv_cache_dtype is KvCacheDtype.INT8:
-        return "spec.model.kvCacheDtype: int8 is not supported by this version yet; use auto"
     if model.credentials_secret_ref is not None:
         return (
             f"spec.model.credentialsSecretRef: {model.credentials_secret_ref.name!r} cannot be "

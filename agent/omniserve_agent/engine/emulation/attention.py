@@ -18,6 +18,7 @@ from omniserve_agent.engine.execution.iteration import (
     StagedPrefill,
 )
 from omniserve_agent.engine.execution.rows import Rows, device_work
+from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.scheduling.latency import pairs
 from omniserve_native import Arena, Exchange
 
@@ -141,7 +142,8 @@ class EmulatedStageAttention:
     def finish_layer(self, layer: int, staged: StagedPrefill) -> None:
         """See `StageAttention`. A copy engine does this beside the device's work: no time of it."""
         at, count = self._kv.data_ptr(), len(staged.token_ids)
-        self._host.import_tokens(staged.sequence, layer, staged.start, count, at, at)
+        kind = NATIVE_DTYPES[self._kv.dtype]
+        self._host.append(staged.sequence, layer, staged.start, count, at, at, dtype=kind)
 
     def discard(self, staged: StagedPrefill) -> None:
         """See `StageAttention`; nothing is kept here."""

@@ -56,9 +56,7 @@ class TorchStageAttention:
         """See `StageAttention`."""
         area_k, area_v = self._areas[staged.handle]
         k, v = area_k[staged.start :].cpu(), area_v[staged.start :].cpu()
-        self.copies.host.import_tokens(
-            staged.sequence, layer, staged.start, len(k), k.data_ptr(), v.data_ptr()
-        )
+        self.copies.write(staged.sequence, layer, staged.start, k, v)
         if layer == self.copies.device.config.layers - 1:
             del self._areas[staged.handle]
 

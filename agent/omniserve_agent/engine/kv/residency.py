@@ -2,6 +2,9 @@
 
 Host KV is primary for BE: a device-resident BE request writes filled blocks through, so that
 leaving the device costs only its tail. Moves happen at token boundaries and take the whole request.
+
+An inexact host tier (int8) is for BE alone: LS that gives way is recomputed instead of swapped, and
+device KV that came back from there is shared with nobody.
 """
 
 from __future__ import annotations
@@ -131,6 +134,9 @@ class Residency:
             self.release(request)
             self.jobs.move(request.job, Stage.WAITING)
             return
+        if not self.host.exact:
+            self.drop(request)
+            return
         if not self.grow(Tier.HOST, request, request.job.computed):
             self._drop_from_device(request)
             return
@@ -163,6 +169,7 @@ class Residency:
     def _copy_in(self, request: Request) -> None:
         device, host = self._both(request)
         if request.job.computed:
+            request.rounded = not self.host.exact
             self.executor.copy_to_device(host.sequence, device.sequence, 0, request.job.computed)
 
     def write_through(self, blocks: int) -> None:
@@ -234,7 +241,7 @@ class Residency:
     def register(self, request: Request) -> None:
         """Let others find the full, computed blocks of this request."""
         known = min(request.job.computed, len(request.tokens))
-        if request.device is not None:
+        if request.device is not None and not request.rounded:
             self._register(self.device, request.device, request, known)
         if request.host is not None:
             on_host = min(known, request.copied_tokens) if request.device is not None else known
@@ -274,6 +281,8 @@ class Residency:
             self._kv(tier).close(table)
         if tier is Tier.HOST:
             request.copied_tokens = 0
+        else:
+            request.rounded = False
         self._set_table(tier, request, None)
 
     def _both(self, request: Request) -> tuple[KvTable, KvTable]:

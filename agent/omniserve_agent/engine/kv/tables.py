@@ -59,6 +59,7 @@ class KvTier:
 
     pool: BlockPool
     store: KvStore
+    exact: bool = True  # what comes back out is what went in; False: int8
     hit_tokens: int = 0  # not computed because an admitted request's prefix was found
 
     @property

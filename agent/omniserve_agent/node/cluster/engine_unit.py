@@ -145,7 +145,6 @@ class EngineUnit:
 
     async def _prepared(self) -> EngineConfig | None:
         """The configuration, with the model on disk and the memory reserved; None: stopped."""
-        self._refuse_unsupported()
         device, known_bytes = self.assignment.device, self.assignment.weights_bytes or 0
         self._tools.memory.reserve(device, self._demand(known_bytes))
         log = ProgressLog(self._uri)
@@ -171,10 +170,6 @@ class EngineUnit:
         name = self.assignment.credentials_secret
         token = await hub_token(self._tools.read_secret, name) if name else None
         return await self._tools.cache.acquire(self._uri, step, token)
-
-    def _refuse_unsupported(self) -> None:
-        if self.assignment.kv_cache_dtype == "int8":
-            raise NodeError("kvCacheDtype: int8 is not supported by this version yet; use auto")
 
     @property
     def _uri(self) -> str:
