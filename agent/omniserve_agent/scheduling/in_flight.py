@@ -23,7 +23,6 @@ class InFlight:
 
     layers: int
     ready: float = 1.0
-    landed: float = 0.0  # rows past the last layer, per iteration
     total: int = 0
     parked: NDArray[np.float64] = field(init=False)
     _histogram: list[int] = field(default_factory=list)  # layers by the rows they will see join
@@ -52,7 +51,6 @@ class InFlight:
         if could >= 1.0:
             share = min(1.0, float(joined.sum()) / could)
             self.ready += SMOOTHING * (share - self.ready)
-        self.landed += SMOOTHING * (float(joined[-1]) - self.landed)
         np.minimum(joined, self.parked, out=joined)
         self.parked -= joined
         self.parked[1:] += joined[:-1]

@@ -1,0 +1,101 @@
+"""Prices are the latency model's own; what others may take; which joins to expect."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniserve_agent.scheduling.costs import Costs, Load, edges_within
+from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.in_flight import InFlight, steps
+from omniserve_agent.scheduling.jobs import Job, ServiceClass
+from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
+from omniserve_agent.scheduling.prefill_costs import Apart, Merged
+from omniserve_agent.scheduling.slack import decode_slack, least_laxity
+
+LAYERS = 6
+MODEL = LatencyModel(
+    LAYERS,
+    Curve((1, 16, 17, 32), (1e-3, 1e-3, 2e-3, 2e-3)),
+    Curve((1, 8), (1e-4, 8e-4)),
+    fixed=5e-4,
+    key=1e-8,
+    pair=2e-8,
+    join=3e-6,
+)
+COSTS = Costs(MODEL, Correction(), ErrorBudget())
+COUNTS = st.integers(0, 200)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, LAYERS), st.integers(0, 20))
+def test_a_load_costs_what_the_latency_model_says_of_its_work(rows, logits, keys, pairs, at, n):
+    load = Load(rows, logits, keys, pairs, joins=((n, at), (0, LAYERS - at)))
+    assert COSTS.predicted(load) == pytest.approx(MODEL.predict(load.work()))
+
+
+def test_rows_beyond_the_table_are_priced_by_the_curve():
+    assert COSTS.dense(100_000) == MODEL.dense.at(100_000)
+
+
+@given(st.floats(0, 0.2), st.integers(1, 64), st.integers(0, 500))
+def test_the_prefill_that_fits_takes_no_longer(seconds, chunk, context):
+    apart = Apart(COSTS, chunk, context)
+    assert apart.seconds(apart.most(seconds)) <= seconds + 1e-12
+    merged = Merged(COSTS, Load(rows=5, logit_rows=5), context, LAYERS, 64)
+    assert merged.seconds(merged.most(seconds)) <= seconds + 1e-12
+
+
+def test_edges_are_those_in_reach():
+    assert edges_within((8, 16, 32), 9, 32) == [16, 32]
+
+
+def prompt(handle, tokens, ttft_s, priority=0, arrival_s=0.0):
+    return Job(
+        handle=handle,
+        service="default/chat",
+        service_class=ServiceClass.LS,
+        priority=priority,
+        arrival=handle,
+        tokens=tokens,
+        max_total_tokens=tokens + 10,
+        predicted_tokens=tokens + 10,
+        deadlines=Deadlines(arrival_s, ttft_s, 0.1),
+    )
+
+
+def test_prompts_go_by_laxity_and_priority_and_the_hopeless_do_not_pull_others_down():
+    long, short = prompt(1, 400, 1.0), prompt(2, 10, 0.9)
+    found = least_laxity([short, long], 0.0, 1e-3)
+    assert found.order == (long, short)  # 0.6 s are left for one, 0.89 s for the other
+    assert found.slack_s == pytest.approx(0.49)  # the short one comes behind 0.4 s
+    assert found.ahead_s == pytest.approx(0.41)
+    first = prompt(3, 10, 5.0, priority=1)
+    assert least_laxity([long, first], 0.0, 1e-3).order == (first, long)
+    lost = prompt(4, 100, 0.5, arrival_s=-1.0)
+    found = least_laxity([lost, short], 0.0, 1e-3)
+    assert found.order == (lost, short)  # a TTFT late, and still ahead of what came since
+    assert found.slack_s == pytest.approx(0.79)
+
+
+def test_a_decode_sets_its_due_time_with_bounded_credit_and_none_once_lost():
+    paced, ahead, lost = (prompt(n, 10, 1.0) for n in range(3))
+    paced.deadlines.emitted(0.5)
+    assert decode_slack([paced], 0.55, 1e-3) == pytest.approx(0.05)
+    ahead.deadlines.emitted(0.5, tokens=6)
+    assert decode_slack([ahead], 0.5, 1e-3) == pytest.approx(0.2)
+    lost.deadlines.emitted(1.5)
+    assert decode_slack([lost], 1.5, 1e-3) == float("inf")
+
+
+def test_rows_in_flight_are_followed_from_layer_to_layer():
+    flights = InFlight(LAYERS)
+    flights.settle(4)
+    assert flights.runs(8) == ((0, LAYERS - 1), (4, 1))
+    assert flights.runs(3) == ((0, LAYERS - 1), (3, 1))
+    flights.observed([4.0, *[0.0] * (LAYERS - 1)], lanes=8)
+    assert flights.parked.tolist() == [0, 4, 0, 0, 0, 0]
+    flights.settle(6)  # two have started a token since
+    assert flights.parked.tolist() == [2, 4, 0, 0, 0, 0]
+    assert steps(flights.runs(8)) == 6
+    flights.settle(0)
+    assert flights.runs(8) == ((0, LAYERS),)
