@@ -10,7 +10,6 @@ from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import Job, ServiceClass
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
-from omniserve_agent.scheduling.prefill_costs import Apart, Merged
 from omniserve_agent.scheduling.slack import decode_slack, least_laxity
 
 LAYERS = 6
@@ -35,14 +34,6 @@ def test_a_load_costs_what_the_latency_model_says_of_its_work(rows, logits, keys
 
 def test_rows_beyond_the_table_are_priced_by_the_curve():
     assert COSTS.dense(100_000) == MODEL.dense.at(100_000)
-
-
-@given(st.floats(0, 0.2), st.integers(1, 64), st.integers(0, 500))
-def test_the_prefill_that_fits_takes_no_longer(seconds, chunk, context):
-    apart = Apart(COSTS, chunk, context)
-    assert apart.seconds(apart.most(seconds)) <= seconds + 1e-12
-    merged = Merged(COSTS, Load(rows=5, logit_rows=5), context, LAYERS, 64)
-    assert merged.seconds(merged.most(seconds)) <= seconds + 1e-12
 
 
 def test_edges_are_those_in_reach():

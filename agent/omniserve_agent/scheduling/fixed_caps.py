@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import TypeVar
 
+from omniserve_agent.scheduling.be_prefill import Allowance, RowLayers
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -38,12 +39,11 @@ PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one iteration may hold. Row-layers are rows × layers."""
+    """What one iteration may hold."""
 
     device_rows: int
     ls_prefill_rows: int
-    be_row_layers: int  # prefill of BE, less what LS prefill takes of it
-    be_floor_row_layers: int  # what LS prefill can not take
+    be_prefill: Allowance
     join_rows: int
     entries: int
     be_host_admissions: bool
@@ -87,9 +87,7 @@ class FixedCaps(Unlearning):
             Grant(
                 device_rows=caps.max_device_rows,
                 ls_prefill_rows=caps.ls_prefill_rows,
-                be_row_layers=caps.be_prefill_rows * caps.layers,
-                be_floor_row_layers=min(caps.be_prefill_floor_rows, caps.be_prefill_rows)
-                * caps.layers,
+                be_prefill=RowLayers(caps),
                 join_rows=caps.join_rows,
                 entries=caps.join_rows,
                 be_host_admissions=caps.be_host_admissions,
@@ -109,8 +107,7 @@ class FixedCaps(Unlearning):
         self._ls_prefill(jobs, draft)
         self._promote(jobs, draft)
         self._be_admissions(jobs, draft)
-        pool = self._be_row_layers(draft)
-        pool -= self.caps.layers * self._be_device_prefill(jobs, draft, pool // self.caps.layers)
+        rows = self._be_device_prefill(jobs, draft)
         self._be_decode(jobs, draft)
         self._leave_without_rows(jobs, draft)
         return Plan(
@@ -119,7 +116,9 @@ class FixedCaps(Unlearning):
             device=tuple(draft.device),
             entries=tuple(self._entries(jobs, room, draft)),
             staged=tuple(draft.staged),
-            prefill_row_layers=pool if draft.staged else 0,
+            prefill_row_layers=grant.be_prefill.row_layers(
+                draft.ls_prefill_rows, rows, draft.staged
+            ),
             join_rows=grant.join_rows,
         )
 
@@ -205,30 +204,25 @@ class FixedCaps(Unlearning):
         draft.ls_prefill_rows += rows
         draft.rows_left -= 1
 
-    def _be_row_layers(self, draft: _Draft) -> int:
-        left = draft.grant.be_row_layers - draft.ls_prefill_rows * self.caps.layers
-        return max(left, draft.grant.be_floor_row_layers)
-
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
         first, service = draft.grant.be_first, _service
-        draft.staged += _first_of(first, jobs.at(BE, Stage.STAGED), service)[
-            : self.caps.staged_jobs
-        ]
+        under_way = _first_of(first, jobs.at(BE, Stage.STAGED), service)
+        draft.staged += draft.grant.be_prefill.together(under_way)
         if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
             return  # paused requests come back first
-        under_way = {
+        prompts = {
             Tier.HOST: jobs.count(BE, Stage.STAGED),
             Tier.DEVICE: jobs.count(BE, Stage.PREFILL),
         }
         for job in _first_of(first, jobs.at(BE, Stage.WAITING), service):
-            if min(under_way.values()) >= self.caps.staged_jobs:
+            if min(prompts.values()) >= self.caps.staged_jobs:
                 return
             tier = self._tier_for(job, jobs, draft)
-            if tier is None or under_way[tier] >= self.caps.staged_jobs:
+            if tier is None or prompts[tier] >= self.caps.staged_jobs:
                 return
             draft.admissions.append(Admission(job, tier))
-            under_way[tier] += 1
+            prompts[tier] += 1
 
     def _tier_for(self, job: Job, jobs: JobIndex, draft: _Draft) -> Tier | None:
         predicted = self._blocks(max(job.predicted_tokens, job.tokens + 1))
@@ -267,16 +261,14 @@ class FixedCaps(Unlearning):
         """Kept free for the next LS prompt: an eighth of the pool (a fixed cap, no prediction)."""
         return self.caps.device_blocks // 8
 
-    def _be_device_prefill(self, jobs: JobIndex, draft: _Draft, rows: int) -> int:
-        """Chunks of BE prompts on the device; the rows they take of those for all BE prefill.
-
-        Staged prefills keep a quarter, so that neither kind starves the other: a prompt on the
-        device brings tokens (layers + 1) times as fast.
-        """
-        moving, most = draft.moving, rows - rows // 4 if draft.staged else rows
-        left = most
+    def _be_device_prefill(self, jobs: JobIndex, draft: _Draft) -> int:
+        """Chunks of BE prompts on the device; their rows."""
         admitted = [a.job for a in draft.admissions if a.tier is Tier.DEVICE]
         chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
+        if not chosen:
+            return 0
+        left = most = draft.grant.be_prefill.device_rows(draft.ls_prefill_rows, draft.staged)
+        moving = draft.moving
         for job in chosen:
             if draft.rows_left == 0 or left <= 0:
                 break

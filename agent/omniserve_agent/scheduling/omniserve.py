@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import inf
 
+from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
 from omniserve_agent.scheduling.error_budget import ErrorBudget
@@ -26,8 +27,7 @@ from omniserve_agent.scheduling.jobs import (
     blocks_for,
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
-from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Plan, PolicyState, Room
-from omniserve_agent.scheduling.prefill_costs import Apart, Merged, PrefillCosts
+from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
@@ -116,13 +116,12 @@ class Omniserve:
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
-        pool = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
+        prefill = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
         self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
             ls_prefill_rows=ls_rows,
-            be_row_layers=pool,
-            be_floor_row_layers=pool,  # already what fits beside the LS prefill
+            be_prefill=prefill,
             join_rows=self._lanes,
             entries=self.caps.join_rows,
             be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
@@ -254,32 +253,21 @@ class Omniserve:
 
     def _be_prefill(
         self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float
-    ) -> int:
-        """Row-layers of BE prompts: of those that fit all or none, by progress per second, but the
-        promised share at least."""
-        if not jobs.count(BE, Stage.STAGED, Stage.WAITING, Stage.PREFILL):
-            return 0
-        costs, factor = self._prefill_costs(jobs, load), self.costs.factor("prefill")
-        base_s = self.costs.predicted(load) * factor
-        highest = self.caps.be_prefill_rows * self.caps.layers
-        most = min(highest, costs.most(max(0.0, budget_s - base_s) / factor))
-        floor = min(highest, costs.most(floor_s / factor)) if floor_s else 0
-        decoding = steps(load.joins) + self.caps.layers * jobs.count(BE, Stage.DECODE)
-        weight = self._prefill_weight(jobs, room)
-        none = Choice(0, float(decoding), base_s)
-        filled_s = base_s + factor * costs.seconds(most)
-        pool = best([none, Choice(most, decoding + weight * most, filled_s)]).amount
-        return max(pool, floor)
+    ) -> Seconds:
+        """Time for BE's prompts: what is left, or none while rows queue for a slot; the promised
+        share at least.
 
-    def _prefill_costs(self, jobs: JobIndex, load: Load) -> PrefillCosts:
-        staged, chunked = jobs.at(BE, Stage.STAGED), jobs.at(BE, Stage.PREFILL)
-        if chunked and not staged:
-            rows = self.caps.be_prefill_rows
-            return Merged(self.costs, load, chunked[0].computed, self.caps.layers, rows)
-        if not staged:
-            return Apart(self.costs, STAGED_CHUNK_ROWS, 0)
-        chunk = max(1, min(staged[0].remaining, STAGED_CHUNK_ROWS))
-        return Apart(self.costs, chunk, staged[0].tokens // 2)
+        A request costs its prompt's marginal time however that is cut, and its share of decoding
+        iterations, which is the smaller the more rows decode at once. So prompts go first while
+        there are places for more decoding rows (docs/decisions/0004).
+        """
+        factor = self.costs.factor("prefill")
+        queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
+        spare_s = budget_s - self.costs.predicted(load) * factor
+        seconds = floor_s if queued > self.caps.join_rows else max(floor_s, spare_s)
+        chunked = jobs.at(BE, Stage.PREFILL)
+        context = chunked[0].computed if chunked else 0
+        return Seconds(self.caps, self.costs, load, max(0.0, seconds) / factor, context)
 
     def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
         """Whether computing a prompt for the host yields more than the same time on the device.
@@ -300,17 +288,6 @@ class Omniserve:
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
         return min(output, hops) / prompt_s >= HURDLE * (resident + displaced) / steady_s
-
-    def _prefill_weight(self, jobs: JobIndex, room: Room) -> float:
-        """What a prefill row-layer is worth in layer-steps of decoding: as much, or nothing.
-
-        A request costs its prompt's marginal time however that is cut, and its share of decoding
-        iterations, which is the smaller the more rows decode at once. So prompts go first while
-        there are places for more decoding rows, and wait while rows queue for a slot
-        (docs/decisions/0004).
-        """
-        queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
-        return 0.0 if queued > self.caps.join_rows else 1.0
 
 
 def kind_of(work: Work) -> str:

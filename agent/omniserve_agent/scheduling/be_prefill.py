@@ -1,0 +1,111 @@
+"""How much of BE's prompts an iteration computes: rows of the batch, and row-layers apart from it.
+
+A prompt on the device shares the batch's dense calls; one for the host is computed layer by layer
+in calls of its own, which draw from a pool of row-layers in the order of their rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from omniserve_agent.scheduling.budget import largest_fitting
+from omniserve_agent.scheduling.costs import Costs, Load
+from omniserve_agent.scheduling.jobs import Job
+from omniserve_agent.scheduling.latency import pairs
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps
+
+
+class Allowance(Protocol):
+    """What one iteration grants to BE's prompts."""
+
+    def together(self, staged: Sequence[Job]) -> Sequence[Job]:
+        """Of the prefills under way for the host, in order, those that draw from the pool."""
+
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
+        """Prompt rows on the device. Prefills for the host keep a quarter, so that neither kind
+        starves the other: a prompt on the device brings tokens (layers + 1) times as fast."""
+
+    def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
+        """The pool beside so many rows on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayers:
+    """A fixed amount, shared with LS prefill but for a floor."""
+
+    caps: Caps
+
+    def together(self, staged: Sequence[Job]) -> Sequence[Job]:
+        """See `Allowance`."""
+        return staged[: self.caps.staged_jobs]
+
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
+        """See `Allowance`."""
+        rows = self._rows(ls_prefill_rows)
+        return rows - rows // 4 if staged else rows
+
+    def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
+        """See `Allowance`."""
+        return self.caps.layers * (self._rows(ls_prefill_rows) - device_rows) if staged else 0
+
+    def _rows(self, ls_prefill_rows: int) -> int:
+        most = self.caps.be_prefill_rows
+        return max(most - ls_prefill_rows, min(self.caps.be_prefill_floor_rows, most))
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What fits into `seconds` (uncorrected and without a margin) on top of `load`."""
+
+    caps: Caps
+    costs: Costs
+    load: Load
+    seconds: float
+    context: int = 0  # tokens before the rows of prompts on the device
+
+    def together(self, staged: Sequence[Job]) -> Sequence[Job]:
+        """The first ones that are no dearer per row than those before them.
+
+        What a prefill leaves of the pool goes to the next one, whose short remainder (a prompt
+        whose prefix was found) would cost many times what its rows were priced at.
+        """
+        staged = staged[: self.caps.staged_jobs]
+        for place in range(1, len(staged)):
+            if _chunk(staged[place]) < _chunk(staged[place - 1]):
+                return staged[:place]
+        return staged
+
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
+        """See `Allowance`."""
+        limit_s = self.costs.predicted(self.load) + self.seconds * (0.75 if staged else 1.0)
+        return largest_fitting(
+            0, self.caps.be_prefill_rows, lambda rows: self._with(rows) <= limit_s
+        )
+
+    def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
+        """See `Allowance`.
+
+        How far the first has come is not known: taking it as untouched prices what the next ones
+        draw in its place too high, never too low.
+        """
+        left_s = self.seconds
+        if device_rows:
+            left_s -= self._with(device_rows) - self.costs.predicted(self.load)
+        layers, pool = self.caps.layers, 0
+        for job in staged:
+            chunk, context, wanted = _chunk(job), job.tokens // 2, job.remaining * layers
+            fits = self.costs.staged_pool(left_s, chunk, context)
+            pool += min(fits, wanted)
+            if fits < wanted:
+                break
+            left_s -= self.costs.staged_s(wanted, chunk, context)
+        return min(pool, layers * (self.caps.be_prefill_rows - device_rows))
+
+    def _with(self, rows: int) -> float:
+        return self.costs.predicted(self.load.plus(rows, 0, 0, pairs(self.context, rows)))
+
+
+def _chunk(job: Job) -> int:
+    return max(1, min(job.remaining, STAGED_CHUNK_ROWS))
