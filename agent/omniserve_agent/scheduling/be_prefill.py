@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from omniserve_agent.scheduling.budget import largest_fitting
+from omniserve_agent.scheduling.budget import SHORTEST_S, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.jobs import Job
 from omniserve_agent.scheduling.latency import pairs
@@ -95,12 +95,14 @@ class Seconds:
             left_s -= self._with(device_rows) - self.costs.predicted(self.load)
         layers, pool = self.caps.layers, 0
         for job in staged:
-            chunk, context, wanted = _chunk(job), job.tokens // 2, job.remaining * layers
-            fits = self.costs.staged_pool(left_s, chunk, context)
-            pool += min(fits, wanted)
-            if fits < wanted:
+            chunk, context = _chunk(job), job.tokens // 2
+            layer_s = self.costs.staged_s(job.remaining, chunk, context)  # with its cut chunk
+            whole = min(layers, int(left_s / max(layer_s, SHORTEST_S)))
+            pool += whole * job.remaining
+            left_s -= whole * layer_s
+            if whole < layers:
+                pool += min(job.remaining, self.costs.staged_pool(left_s, chunk, context))
                 break
-            left_s -= self.costs.staged_s(wanted, chunk, context)
         return min(pool, layers * (self.caps.be_prefill_rows - device_rows))
 
     def _with(self, rows: int) -> float:

@@ -282,8 +282,10 @@ class FixedCaps(Unlearning):
 
     def _leave_without_rows(self, jobs: JobIndex, draft: _Draft) -> None:
         """LS takes every row: the first-ranked BE request goes on from the host."""
+        if draft.rows_left:
+            return
         first = jobs.first(BE)
-        if draft.rows_left == 0 and first is not None and first.stage in DEVICE_STAGES:
+        if first is not None and first.stage in DEVICE_STAGES:
             planned = any(chunk.job is first for chunk in draft.device)
             if not (planned or first.held or first.handle in draft.moving):
                 draft.moves.append(Move(first, Tier.HOST))

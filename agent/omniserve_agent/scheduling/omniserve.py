@@ -34,7 +34,7 @@ from omniserve_agent.scheduling.traffic import Traffic, slack_share
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
 LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
-RECOVERY_TOKENS = 4  # over so many tokens a decode that gave way to a prompt catches up
+RECOVERY_TOKENS = 4  # TPOT is a mean: a decode that gave way to a prompt catches up over so many
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
@@ -107,9 +107,10 @@ class Omniserve:
         """The next iteration within the deadlines."""
         self.costs.refresh()
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
-        prompts = self._ls_prompts(jobs, now_s)
-        pace_s, decode = self._pace_s(jobs, now_s), ls_decode(jobs)
-        late_s = self._recoverable_s(jobs, decode)
+        arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
+        prompts = self._ls_prompts(jobs, now_s, arrival_s)
+        pace_s, tpot_s = self._pace_s(jobs, now_s, arrival_s)
+        late_s = RECOVERY_TOKENS * max(0.0, tpot_s - self.costs.expected(decode))
         ls_rows = self._ls_rows(jobs, room, prompts, decode, pace_s + late_s)
         ls = decode.prompt(ls_rows)
         time = self._time(jobs, prompts, decode, ls, (pace_s, late_s))
@@ -147,14 +148,13 @@ class Omniserve:
         spare_s = min(max(pace_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
         return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
 
-    def _pace_s(self, jobs: JobIndex, now_s: float) -> float:
-        """Seconds until the earliest deadline of a row, or of an arrival that may come now."""
+    def _pace_s(self, jobs: JobIndex, now_s: float, arrival_s: float) -> tuple[float, float]:
+        """Seconds until the earliest deadline of a row, or of an arrival that may come now; and the
+        shortest TPOT of the rows that decode, 0 without one."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
-        budget_s = min(LONGEST_S, decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s))
-        budget_s = min(budget_s, self._arrival_slack_s())
-        if not self._traffic:
-            budget_s = min(budget_s, IDLE_BUDGET_S)
-        return max(budget_s, 0.0)
+        slack_s, tpot_s = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s)
+        budget_s = min(LONGEST_S, slack_s, arrival_s, inf if self._traffic else IDLE_BUDGET_S)
+        return max(budget_s, 0.0), tpot_s if tpot_s < inf else 0.0
 
     def _arrival_slack_s(self) -> float:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
@@ -169,13 +169,13 @@ class Omniserve:
         held = ls.keys + ls.rows  # prompts under way count by their rows
         return slack_share(held, device_tokens, ls.rows, self.caps.max_device_rows)
 
-    def _ls_prompts(self, jobs: JobIndex, now_s: float) -> Prompts:
+    def _ls_prompts(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Prompts:
         waiting = [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
         if not waiting:
             return Prompts()
         chunk = Load().prompt(PRICED_CHUNK_ROWS)
         found = least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
-        behind_s = self._arrival_slack_s() - found.ahead_s
+        behind_s = arrival_s - found.ahead_s  # an arrival comes behind them
         return replace(found, slack_s=max(0.0, min(found.slack_s, behind_s)))
 
     def _ls_rows(
@@ -195,12 +195,6 @@ class Omniserve:
             wanted,
             lambda rows: self.costs.expected(decode.prompt(rows)) <= budget_s,
         )
-
-    def _recoverable_s(self, jobs: JobIndex, decode: Load) -> float:
-        """How late decodes may get for a first token: TPOT is a mean, and they make up for it."""
-        tpots = [d.tpot_s for job in jobs.at(LS, Stage.DECODE) if (d := job.deadlines) is not None]
-        gain_s = min(tpots, default=0.0) - self.costs.expected(decode)
-        return RECOVERY_TOKENS * max(0.0, gain_s)
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""

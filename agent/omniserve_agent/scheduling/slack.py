@@ -16,21 +16,22 @@ from omniserve_agent.scheduling.jobs import Job
 LOOK_AHEAD = 64  # LS prompts that wait and are put in order, the first in rank
 
 
-def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
-    """Seconds until the next token of a decoding job is due; inf where none can attain.
+def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> tuple[float, float]:
+    """Seconds until the next token of a decoding job is due, inf where none can attain; and the
+    shortest TPOT among them, inf where none has an SLO.
 
     One pass over due times; only rows behind their pace are asked whether they can still attain.
     """
-    due = [d.due_s for job in jobs if (d := job.deadlines) is not None]
-    if not due:
-        return inf
-    earliest_s = min(due)
+    deadlines = [d for job in jobs if (d := job.deadlines) is not None]
+    if not deadlines:
+        return inf, inf
+    tpot_s = min([d.tpot_s for d in deadlines])
+    earliest_s = min([d.due_s for d in deadlines])
     if earliest_s < now_s + fastest_s:
-        return _behind(jobs, now_s, fastest_s)
+        return _behind(jobs, now_s, fastest_s), tpot_s
     if earliest_s == inf:
-        return inf
-    credit_s = min([d.tpot_s for job in jobs if (d := job.deadlines) is not None and d.due_s < inf])
-    return min(earliest_s - now_s, USABLE_CREDIT_TOKENS * credit_s)
+        return inf, tpot_s
+    return min(earliest_s - now_s, USABLE_CREDIT_TOKENS * tpot_s), tpot_s
 
 
 def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
