@@ -1,7 +1,10 @@
-"""The critical path of joins: os_layer with offloaded rows coming and going, and without."""
+"""The critical path of joins: os_layer with offloaded rows coming and going, and without; and how
+long one hop takes from submission to its result.
+"""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -21,8 +24,12 @@ from omniserve_native import (
 # SmolLM2-135M
 LAYERS, Q_HEADS, KV_HEADS, HEAD_SIZE, HIDDEN = 30, 9, 3, 64, 576
 SCALE = HEAD_SIZE**-0.5
-SLOTS = 100
-LANES = 4  # per layer: 100 slots over 30 layers
+SLOTS = 400
+LANES = 16  # per layer: 400 slots over 30 layers, and some
+# A join's copies: q, k, v and residual leave, o and residual come back.
+JOIN_BYTES = 2 * (2 * Q_HEADS * HEAD_SIZE + 2 * KV_HEADS * HEAD_SIZE + 2 * HIDDEN)
+COPY_BYTES = 64 << 20
+HOPS = 2000
 CONTEXT = 64
 MAX_TOKENS = 256
 DENSE_US = 300  # the dense modules' time between two layers' calls, spent waiting
@@ -31,8 +38,10 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class JoinCosts:
-    """Medians over iterations; `added` = with joins − without."""
+    """Medians over iterations; `added` = with joins − without. `allowed`: the issue's target, 3 µs
+    and the bytes at the speed of a large copy."""
 
+    slots: int
     iterations: int
     joins_per_iteration: float
     layer_us: float
@@ -41,6 +50,9 @@ class JoinCosts:
     iteration_us_without: float
     added_us_per_iteration: float
     added_us_per_join: float
+    added_us_per_layer: float
+    allowed_us_per_layer: float
+    copy_gbps: float
 
     def json(self) -> dict[str, float]:
         """As in the result file."""
@@ -62,22 +74,22 @@ class JoinLoop:
             Q_HEADS,
             DType.BF16,
             SCALE,
-            capacity_rows=16,
+            capacity_rows=LANES,
             max_segments=1,
             exchange=self.exchange,
         )
         widths = Q_HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
         strides = (*widths, Q_HEADS * HEAD_SIZE, HIDDEN)
         self.call.set_strides(*strides)
-        self._rows = [np.zeros((16, width), np.uint16) for width in strides]
-        self._addresses = [rows.ctypes.data for rows in self._rows]
+        self._rows = [np.zeros((LANES, width), np.uint16) for width in strides]
+        self.addresses = [rows.ctypes.data for rows in self._rows]
         self._positions = np.full(SLOTS, CONTEXT)
 
-    def fill(self) -> None:
-        """Every slot in flight, spread over the layers."""
+    def fill(self, count: int) -> None:
+        """So many slots in flight, spread over the layers."""
         blocks = MAX_TOKENS // 16
-        q, k, v, _, residual = self._addresses
-        for i in range(SLOTS):
+        q, k, v, _, residual = self.addresses
+        for i in range(count):
             sequence = self.arena.open_sequence()
             self.arena.set_blocks(sequence, 0, range(i * blocks, (i + 1) * blocks))
             self.arena.truncate(sequence, CONTEXT)
@@ -97,7 +109,7 @@ class JoinLoop:
             while time.perf_counter_ns() < until:
                 pass
             begin = time.perf_counter_ns()
-            count, _ = self.call.run(layer, number, *self._addresses, LANES)
+            count, _ = self.call.run(layer, number, *self.addresses, LANES)
             times.append(time.perf_counter_ns() - begin)
             joins += count
         begin = time.perf_counter_ns()
@@ -117,7 +129,7 @@ def measure(workers: Workers, iterations: int) -> JoinCosts:
     """First without slots, then with all of them in flight."""
     loop = JoinLoop(workers)
     without = [loop.iteration(i)[1] for i in range(iterations + WARM_UP)][WARM_UP:]
-    loop.fill()
+    loop.fill(SLOTS)
     runs = [loop.iteration(1000 + i) for i in range(iterations + WARM_UP)][WARM_UP:]
     loop.close()
     joins = statistics.mean(run[0] for run in runs)
@@ -129,5 +141,79 @@ def measure(workers: Workers, iterations: int) -> JoinCosts:
         statistics.median(value for times in side for value in times[:-1]) / 1000
         for side in ([run[1] for run in runs], without)
     ]
-    added = totals[0] - totals[1]
-    return JoinCosts(iterations, joins, *layers, *totals, added, added / max(joins, 1))
+    added, speed = totals[0] - totals[1], copy_gbps()
+    return JoinCosts(
+        SLOTS,
+        iterations,
+        joins,
+        *layers,
+        *totals,
+        added_us_per_iteration=added,
+        added_us_per_join=added / max(joins, 1),
+        added_us_per_layer=added / LAYERS,
+        allowed_us_per_layer=3 + joins / LAYERS * JOIN_BYTES / speed / 1e3,
+        copy_gbps=speed,
+    )
+
+
+def copy_gbps() -> float:
+    """Bytes copied per ns, from one large buffer to another."""
+    source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter_ns()
+        np.copyto(target, source)
+        times.append(time.perf_counter_ns() - begin)
+    return COPY_BYTES / statistics.median(times)
+
+
+def hop_us(workers: Workers) -> dict[str, float]:
+    """From the submission of one row to its result in hand, both calls from Python included; and
+    what the two calls take with nothing to do."""
+    loop = JoinLoop(workers)
+    loop.fill(1)
+    q, k, v, o, residual = loop.addresses
+    slots, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
+    kv_width, q_width = KV_HEADS * HEAD_SIZE, Q_HEADS * HEAD_SIZE
+    rows = (q, q_width, k, kv_width, v, kv_width, residual, HIDDEN)
+
+    def pick(max_rows: int) -> int:
+        at = positions.ctypes.data
+        back = (slots, o, q_width, residual, HIDDEN)
+        return loop.exchange.pick(0, 0, max_rows, 10_000_000, *back, positions=at)[0]
+
+    pick(1)
+    times, idle = [], []
+    for _ in range(HOPS):
+        loop.exchange.begin(int(slots[0]), CONTEXT, 1)
+        begin = time.perf_counter_ns()
+        loop.exchange.submit(0, 0, slots, *rows)
+        pick(1)
+        times.append(time.perf_counter_ns() - begin)
+        begin = time.perf_counter_ns()
+        loop.exchange.submit(0, 0, slots[:0], *rows)
+        pick(0)
+        idle.append(time.perf_counter_ns() - begin)
+    loop.close()
+    ordered = sorted(times)
+    return {
+        "median": statistics.median(times) / 1000,
+        "p99": ordered[len(ordered) * 99 // 100] / 1000,
+        "calls": statistics.median(idle) / 1000,
+    }
+
+
+def main() -> None:
+    """Prints the figures alone; `make bench-kernel` has them in its result."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[0]})
+    with Workers(1, cores=[cores[-1]]) as host:
+        for name, value in measure(host, 100).json().items():
+            print(f"{name}: {value:.2f}")
+    for spin_ns in (1_000_000, 0):
+        with Workers(1, cores=[cores[-1]], spin_ns=spin_ns) as host:
+            print(f"hop with spin_ns {spin_ns}: {hop_us(host)}")
+
+
+if __name__ == "__main__":
+    main()

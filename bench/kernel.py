@@ -1,8 +1,10 @@
 """`make bench-kernel`: decode attention's GB/s, each KV byte counted once, against the read roof.
 
-Roof, kernel and peers take turns on the same cores; a ratio is the median over the turns. Every ISA
-path that this machine has runs in a process of its own. Results: bench/out/kernel.json, kernel.png
-and a table. --quick measures the short grid.
+Roof, kernel and peers (vLLM's CPU attention, torch, a NEO-like reference) take turns on the same
+cores; a ratio is the median over the turns. The grid is a sample: every dimension of the issue
+around a few shapes, in less than ten minutes on two cores. Every ISA path that this machine has
+runs in a process of its own. Results: bench/out/kernel.json, kernel.png and tables. --quick
+measures the short grid.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +30,18 @@ from rich.table import Table
 
 import joins
 import kernel_plot
+import kernel_targets
 import report
-from kernel_peers import NO_VLLM, NeoLike, NeoProblem, TorchProblem
+from kernel_peers import NeoLike, NeoProblem, PeerFailedError, TorchProblem, VllmAttention
 from omniserve_native import Arena, ArenaConfig, AttendCall, DType, Workers, isa_name
+from peers import vllm
 from roof import Roof
+
+Sides = dict[int, Workers | None]
 
 KV_BYTES = 192 << 20  # of one shape: its cache lines do not survive a turn of the roof's buffers
 PATHS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
-PEERS = ("torch", "neo_like")
+PEERS = ("vllm", "torch", "neo_like")
 PATH_TIMEOUT_S = 1200
 MIXED_ROWS = 256
 STORAGE = {DType.F32: np.float32, DType.BF16: np.uint16, DType.F16: np.float16}
@@ -123,9 +130,10 @@ def decode(raw: npt.NDArray[Any], dtype: DType) -> npt.NDArray[np.float64]:
 
 
 class Problem:
-    """A shape's arena, filled; every row has the same KV at blocks of its own, in random order."""
+    """A shape's arena, filled; every row has the same KV at blocks of its own, in random order.
+    `sides`: by number of threads, the workers beside the caller."""
 
-    def __init__(self, shape: Shape, workers: Workers | None, seed: int) -> None:
+    def __init__(self, shape: Shape, sides: Sides, seed: int) -> None:
         self.shape = shape
         random = np.random.default_rng(seed)
         per_row = -(-(shape.context + shape.q_len) // 16)
@@ -135,7 +143,7 @@ class Problem:
         self.arena = Arena(config)
         self.arena.prefault()
         tokens = shape.context + shape.q_len
-        draw = [random.standard_normal((tokens, *heads)).astype(np.float32) for _ in "kv"]
+        draw = [random.standard_normal((tokens, *heads), np.float32) for _ in "kv"]
         self.k, self.v = (encode(values, shape.row_dtype) for values in draw)
         runs = -(-per_row // 8)  # the engine's pool gives out blocks in runs of eight
         order = random.permutation(runs * shape.rows)
@@ -145,28 +153,26 @@ class Problem:
             self.arena.set_blocks(sequence, 0, row)
             addresses = self.k.ctypes.data, self.v.ctypes.data
             self.arena.append(sequence, 0, 0, tokens, *addresses, dtype=shape.row_dtype)
-        self._make_call(random, workers)
-
-    def _make_call(self, random: np.random.Generator, workers: Workers | None) -> None:
-        shape = self.shape
-        q_heads = shape.kv_heads * shape.group
-        count = shape.rows * shape.q_len
-        q = random.standard_normal((count, q_heads, shape.head_size)).astype(np.float32)
-        self.q = encode(q, shape.row_dtype)
+        size = (shape.rows * shape.q_len, shape.kv_heads * shape.group, shape.head_size)
+        self.q = encode(random.standard_normal(size, np.float32), shape.row_dtype)
         self.o = np.zeros_like(self.q)
         self.scale = shape.head_size**-0.5
-        self.call = AttendCall(
-            self.arena, q_heads, shape.row_dtype, self.scale, shape.rows, workers
-        )
-        rows = np.arange(shape.rows)
-        self.call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts))
-        width = shape.kv_heads * shape.head_size
-        self.call.set_strides(width * shape.group, width, width, width * shape.group)
+        self.calls = {threads: self._call(workers) for threads, workers in sides.items()}
 
-    def gbps(self) -> float:
+    def _call(self, workers: Workers | None) -> AttendCall:
+        shape = self.shape
+        q_heads = shape.kv_heads * shape.group
+        call = AttendCall(self.arena, q_heads, shape.row_dtype, self.scale, shape.rows, workers)
+        rows = np.arange(shape.rows)
+        call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts))
+        width = shape.kv_heads * shape.head_size
+        call.set_strides(width * shape.group, width, width, width * shape.group)
+        return call
+
+    def gbps(self, threads: int) -> float:
         """Of one call over all rows."""
         begin = time.perf_counter()
-        self.call.run(0, self.q.ctypes.data, 0, 0, self.o.ctypes.data)
+        self.calls[threads].run(0, self.q.ctypes.data, 0, 0, self.o.ctypes.data)
         return self.shape.total_bytes / (time.perf_counter() - begin) / 1e9
 
     def max_error(self) -> float:
@@ -185,43 +191,61 @@ class Problem:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every shape of one process is measured with."""
+    """What every shape of one process is measured with; by number of threads where that matters."""
 
     roof: Roof
-    neo: NeoLike
-    pools: dict[int, ThreadPoolExecutor]  # pinned, by number of threads
+    sides: Sides
+    pools: dict[int, ThreadPoolExecutor]  # pinned
+    neo: NeoLike | None  # with the other peers, or without any
+    vllm: dict[int, VllmAttention]
     args: argparse.Namespace
 
-    def peers(self, shape: Shape, threads: int) -> dict[str, Any]:
-        """Calls that give GB/s, by name; decode of equal rows in bf16 only."""
-        if shape.dtype is not DType.BF16 or shape.q_len > 1 or shape.mixed:
-            return {}
+    def peers(self, shape: Shape) -> Callable[[int], dict[str, Callable[[], float]]]:
+        """The peers' calls at a number of threads, each GB/s; decode of equal rows in bf16 only."""
+        comparable = shape.dtype is DType.BF16 and shape.q_len == 1 and not shape.mixed
+        if self.neo is None or not comparable:
+            return lambda _: {}
         size = (shape.group, shape.kv_heads, shape.head_size, shape.context + 1, shape.rows)
         neo, sdpa = NeoProblem(self.neo, *size), TorchProblem(*size)
-        return {
-            "neo_like": lambda: neo.gbps(self.pools[threads]),
-            "torch": lambda: sdpa.gbps(threads),
-        }
+
+        def at(threads: int) -> dict[str, Callable[[], float]]:
+            calls = {
+                "neo_like": lambda: neo.gbps(self.pools[threads]),
+                "torch": lambda: sdpa.gbps(threads),
+            }
+            if threads in self.vllm:
+                self.vllm[threads].prepare(*size)
+                calls["vllm"] = self.vllm[threads].gbps
+            return calls
+
+        return at
 
 
-def measure(shape: Shape, bench: Bench, workers: Workers | None) -> dict[str, Any]:
-    """One row of the result file."""
-    args = bench.args
-    problem = Problem(shape, workers, args.seed)
-    threads = 1 + (workers.count if workers else 0)
-    peers = bench.peers(shape, threads) if args.peers else {}
-    sides = {"roof": lambda: bench.roof.gbps(threads), "own": problem.gbps} | peers
+def measure(shape: Shape, bench: Bench) -> list[dict[str, Any]]:
+    """A row of the result file for each number of threads."""
+    problem = Problem(shape, bench.sides, bench.args.seed)
+    peers = bench.peers(shape)
+    rows = [measure_at(threads, problem, bench, peers(threads)) for threads in bench.sides]
+    problem.arena.close()
+    return rows
+
+
+def measure_at(
+    threads: int, problem: Problem, bench: Bench, peers: dict[str, Callable[[], float]]
+) -> dict[str, Any]:
+    """One row."""
+    shape = problem.shape
+    sides = {"roof": lambda: bench.roof.gbps(threads), "own": lambda: problem.gbps(threads)} | peers
     for side in sides.values():
         side()  # warm
-    turns = [{name: side() for name, side in sides.items()} for _ in range(args.turns)]
-    error = problem.max_error()
-    problem.arena.close()
+    turns = [{name: side() for name, side in sides.items()} for _ in range(bench.args.turns)]
     own = [turn["own"] for turn in turns]
     return {
         "isa": isa_name(),
         "group": shape.group,
         "q_len": shape.q_len,
         "head_size": shape.head_size,
+        "kv_heads": shape.kv_heads,
         "context": shape.context,
         "rows": shape.rows,
         "dtype": shape.dtype.name.lower(),
@@ -231,10 +255,10 @@ def measure(shape: Shape, bench: Bench, workers: Workers | None) -> dict[str, An
         "gbps_range": [min(own), max(own)],
         "mtokens_per_s": statistics.median(own) * 1e3 / (shape.bytes_of(0) / shape.q_len),
         "roof_fraction": ratio(turns, "roof"),
-        "ratio_vllm": None,
+        "ratio_vllm": ratio(turns, "vllm"),
         "ratio_torch": ratio(turns, "torch"),
         "ratio_neo_like": ratio(turns, "neo_like"),
-        "max_error": error,
+        "max_error": problem.max_error(),
     }
 
 
@@ -249,7 +273,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     """What the terminal shows."""
     table = Table(title="decode attention, KV GB/s")
     columns = ["isa", "dtype", "group", "head_size", "q_len", "context", "rows", "threads"]
-    for name in [*columns, "GB/s", "of roof", "/torch", "/NEO-like", "error"]:
+    for name in [*columns, "GB/s", "of roof", "/vLLM", "/torch", "/NEO-like", "error"]:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
         times = ["-" if row[f"ratio_{p}"] is None else f"{row[f'ratio_{p}']:.1f}" for p in PEERS]
@@ -266,27 +290,48 @@ def pinned(cores: list[int]) -> ThreadPoolExecutor:
     )
 
 
+def start_vllm(cores: list[int]) -> tuple[dict[int, VllmAttention], str | None]:
+    """vLLM's attention by number of threads, or none and why."""
+    peers: dict[int, VllmAttention] = {}
+    try:
+        python = vllm.interpreter(report.ROOT)
+        for count in {1, len(cores)}:
+            log = Path(tempfile.gettempdir()) / f"vllm_attention_{count}.log"
+            peers[count] = VllmAttention(python, cores[:count], log)
+            peers[count].prepare(4, 2, 64, 100, 1)  # imports, and the first errors
+    except (vllm.PeerError, PeerFailedError) as error:
+        for peer in peers.values():
+            peer.close()
+        return {}, str(error)
+    return peers, None
+
+
 def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     """Roofs and rows of the path that this process runs."""
+    os.sched_setaffinity(0, cores)
+    peers, vllm_failure = start_vllm(cores) if args.peers else ({}, "not asked for")
     os.sched_setaffinity(0, {cores[0]})
-    others = Workers(len(cores) - 1, cores=cores[1:]) if len(cores) > 1 else None
-    sides = [None, others] if others else [None]
-    pools = {n: pinned(cores[:n]) for n in {1, len(cores)}}
+    sides: Sides = {1: None}
+    if len(cores) > 1:
+        sides[len(cores)] = Workers(len(cores) - 1, cores=cores[1:])
+    pools = {count: pinned(cores[:count]) for count in sides}
     with Roof(cores) as roof:
         one, every = ([roof.gbps(n) for _ in range(args.turns)] for n in (1, len(cores)))
-        bench = Bench(roof, NeoLike(), pools, args)
-        shapes = short_grid() if args.quick else grid()
-        rows = [measure(shape, bench, side) for shape in shapes for side in sides]
-        bench.neo.close()
-    if others:
-        others.close()
+        bench = Bench(roof, sides, pools, NeoLike() if args.peers else None, peers, args)
+        rows: list[dict[str, Any]] = []
+        for shape in short_grid() if args.quick else grid():
+            rows += measure(shape, bench)
+            print(f"{isa_name()}: {shape}: {[round(r['gbps'], 1) for r in rows[-len(sides) :]]}")
+        if bench.neo:
+            bench.neo.close()
+    for workers in filter(None, sides.values()):
+        workers.close()
     for pool in pools.values():
         pool.shutdown()
-    return {
-        "roof_gbps_one": statistics.median(one),
-        "roof_gbps_all": statistics.median(every),
-        "rows": rows,
-    }
+    for peer in peers.values():
+        peer.close()
+    roofs = {"roof_gbps_one": statistics.median(one), "roof_gbps_all": statistics.median(every)}
+    return roofs | {"vllm": vllm_failure or f"{vllm.NAME} {vllm.VERSION}", "rows": rows}
 
 
 def other_paths(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -317,7 +362,12 @@ def measure_all(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     os.sched_setaffinity(0, {cores[0]})
     with Workers(1, cores=[cores[-1]]) as host:
         costs = joins.measure(host, args.iterations)
-    return figures | {"joins": costs.json(), "vllm": NO_VLLM}
+    hops = {}
+    for name, spin_ns in (("spinning", 1_000_000), ("asleep", 0)):
+        with Workers(1, cores=[cores[-1]], spin_ns=spin_ns) as host:
+            hops[name] = joins.hop_us(host)
+    figures |= {"joins": costs.json(), "hop_us": hops}
+    return figures | {"targets": kernel_targets.of(figures["rows"])}
 
 
 def parse() -> argparse.Namespace:
@@ -347,6 +397,9 @@ def main() -> None:
         f"{figures['roof_gbps_all']:.1f} GB/s all"
     )
     console.print("joins over 30 layers:", figures["joins"])
+    console.print("one hop, us:", figures["hop_us"])
+    console.print_json(data=figures["targets"])
+    console.print("vLLM:", figures["vllm"])
     written = report.write("kernel", figures, seed=args.seed)
     kernel_plot.draw(figures, written.with_suffix(".png"))
     console.print(f"written: {written}, {written.with_suffix('.png').name}")

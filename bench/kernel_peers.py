@@ -1,8 +1,11 @@
-"""What the kernel is compared with on the same shape: three passes in C, and torch's SDPA."""
+"""What the kernel is compared with on the same shape: three passes in C, torch's SDPA, and vLLM's
+CPU attention in an environment of its own."""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import subprocess
 import tempfile
 import time
@@ -17,10 +20,11 @@ import torch
 SOURCE = Path(__file__).with_name("neo_like.c")
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
 BLOCK = 16
-NO_VLLM = (
-    "not measured: vLLM's CPU decode attention is reachable only inside its own process and build; "
-    "a harness for it is missing"
-)
+VLLM_ATTENTION = Path(__file__).parent / "peers/vllm_attention.py"
+
+
+class PeerFailedError(Exception):
+    """A peer could not be started or gave no answer; one line for the result file."""
 
 
 class NeoRow(ctypes.Structure):
@@ -64,11 +68,9 @@ class NeoProblem:
     ) -> None:
         random = np.random.default_rng(0)
         per_row = -(-tokens // BLOCK)
-        shape = (per_row * rows, kv_heads, BLOCK, head_size)
-        self._kv = [
-            (random.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-            for _ in "kv"
-        ]
+        one_row = (per_row, kv_heads, BLOCK, head_size)
+        halves = [random.standard_normal(one_row, np.float32).view(np.uint32) >> 16 for _ in "kv"]
+        self._kv = [np.tile(half.astype(np.uint16), (rows, 1, 1, 1)) for half in halves]
         self._tables = random.permutation(per_row * rows).astype(np.int32).reshape(rows, per_row)
         self._neo = neo
         self._rows: list[NeoRow] = []
@@ -94,8 +96,10 @@ class TorchProblem:
     """SDPA over gathered KV, all rows of equal length in one call, which flatters it."""
 
     def __init__(self, group: int, kv_heads: int, head_size: int, tokens: int, rows: int) -> None:
-        shape = (rows, kv_heads, tokens, head_size)
-        self._k, self._v = (torch.randn(shape, dtype=torch.bfloat16) for _ in "kv")
+        one_row = (1, kv_heads, tokens, head_size)
+        self._k, self._v = (
+            torch.randn(one_row, dtype=torch.bfloat16).repeat(rows, 1, 1, 1) for _ in "kv"
+        )
         self._q = torch.randn((rows, kv_heads * group, 1, head_size), dtype=torch.bfloat16)
         self._bytes = 2 * self._k.numel() * 2
 
@@ -105,3 +109,60 @@ class TorchProblem:
         begin = time.perf_counter()
         torch.nn.functional.scaled_dot_product_attention(self._q, self._k, self._v, enable_gqa=True)
         return self._bytes / (time.perf_counter() - begin) / 1e9
+
+
+class VllmAttention:
+    """vLLM's decode attention in its own process on `cores`, one thread each."""
+
+    def __init__(self, python: Path, cores: list[int], log: Path) -> None:
+        self._log = log.open("w")
+        openmp = python.parents[1] / "lib/libiomp5.so"
+        settings = {
+            "OMP_NUM_THREADS": str(len(cores)),
+            "KMP_BLOCKTIME": "0",  # between its turns it must not spin
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "PYTHONPATH": "",  # this source tree is not the peer's
+        }
+        if openmp.exists():
+            settings["LD_PRELOAD"] = str(openmp)
+        self._process = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, cores)), str(python), str(VLLM_ATTENTION)],
+            env=os.environ | settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self._threads = len(cores)
+
+    def prepare(self, group: int, kv_heads: int, head_size: int, tokens: int, rows: int) -> None:
+        """Fills a shape. Raises PeerFailedError, also when what it computes is wrong."""
+        names = {"group": group, "kv_heads": kv_heads, "head_size": head_size}
+        self._ask(names | {"tokens": tokens, "rows": rows, "threads": self._threads})
+        self._bytes = rows * tokens * kv_heads * head_size * 4
+
+    def gbps(self) -> float:
+        """Of one call over all rows of the shape."""
+        return self._bytes / float(self._ask("run")["seconds"]) / 1e9
+
+    def _ask(self, what: dict[str, int] | str) -> dict[str, Any]:
+        streams = self._process.stdin, self._process.stdout
+        if streams[0] is None or streams[1] is None:
+            raise PeerFailedError("vLLM's process has no pipes")
+        try:
+            print(json.dumps(what), file=streams[0], flush=True)
+            answer: dict[str, Any] = json.loads(streams[1].readline())
+        except (OSError, ValueError):
+            raise PeerFailedError(
+                f"vLLM's process ended; its words are in {self._log.name}"
+            ) from None
+        if "error" in answer:
+            raise PeerFailedError(f"vLLM: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._log.close()

@@ -172,7 +172,7 @@ int os_seq_release(os_arena *arena, int32_t seq) {
 }
 
 static bool in_flight(const os_sequence *sequence) {
-  return atomic_load_explicit(&sequence->in_flight, memory_order_acquire) > 0;
+  return atomic_load_explicit(&sequence->finished, memory_order_acquire) != sequence->submitted;
 }
 
 int os_seq_set_blocks(os_arena *arena, int32_t seq, int32_t first, int32_t count,

@@ -15,7 +15,9 @@ typedef struct {
   int32_t block_count; /* table entries set, from 0 without holes */
   int32_t references;  /* 0: the id is free */
   int64_t length;
-  _Atomic int32_t in_flight; /* hops submitted and not yet finished by the workers */
+  /* Hops: by the engine's thread, which needs no barrier for each that way, and by the workers. */
+  uint32_t submitted;
+  _Atomic uint32_t finished;
 } os_sequence;
 
 /* Up to OS_MAX_Q_LEN query tokens of one sequence at one layer: the unit of attention. */

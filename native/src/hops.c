@@ -42,7 +42,7 @@ void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
   const uint64_t completion = s->completion;
   const int32_t seq = s->seq;
   if (atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel) > 1) return;
-  atomic_fetch_sub_explicit(&x->arena->sequences[seq].in_flight, 1, memory_order_release);
+  atomic_fetch_add_explicit(&x->arena->sequences[seq].finished, 1, memory_order_release);
   complete(x, completion);
 }
 
@@ -114,7 +114,7 @@ static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
   return ranges;
 }
 
-/* Everything the workers will read; published by the push. Returns the slot's items. */
+/* Everything the workers will read. Returns the slot's items. */
 static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t iteration,
                        int32_t items_waiting) {
   slot *s = &x->slots[index];
@@ -136,7 +136,7 @@ static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t ite
   s->ranges = choose_ranges(x, s, items_waiting);
   const int32_t items = x->kv_heads * s->ranges;
   atomic_store_explicit(&s->left, items, memory_order_relaxed);
-  atomic_fetch_add_explicit(&sequence->in_flight, 1, memory_order_relaxed);
+  sequence->submitted++;
   const int64_t end = s->row.start + s->row.q_len;
   if (end > sequence->length) sequence->length = end;
   return items;
@@ -192,9 +192,10 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
     const int32_t own_items = prepare(x, slots[i], layer, iteration, items_waiting);
     s->state = SLOT_IN_FLIGHT;
     os_line_append(x, slots[i]);
-    os_workers_push(x->config.workers, &s->task, own_items);
+    os_workers_put(x->config.workers, i, &s->task, own_items);
     items += own_items;
   }
+  os_workers_publish(x->config.workers, count);
   x->stats.submitted += count;
   x->stats.in_flight += count;
   os_workers_wake(x->config.workers, items);

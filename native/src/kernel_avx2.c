@@ -5,7 +5,7 @@
 
 typedef float part __attribute__((vector_size(32)));
 
-enum { PART_LANES = 8, SCORE_ROWS = 5, SCORE_BLOCKS = 1, WEIGH_ROWS = 6, WEIGH_PARTS = 2 };
+enum { PART_LANES = 8, SCORE_ROWS = 6, SCORE_BLOCKS = 1, WEIGH_ROWS = 6, WEIGH_PARTS = 2 };
 enum { FEW_QUERIES = 0, FEW_BLOCKS = 1, FEW_PARTS = 2 };
 
 static inline part part_max(part a, part b) { return (part)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -16,10 +16,14 @@ static inline float part_peak(part a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-static inline void pair_bf16(const uint16_t *row, part *even, part *odd) {
-  __m256i words = _mm256_loadu_si256((const __m256i *)row);
-  *even = (part)_mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-  *odd = (part)_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)));
+static inline int part_above(part x, float limit) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
+}
+
+static inline part side_bf16(const uint16_t *pairs, const int odd) {
+  const __m256i words = _mm256_loadu_si256((const __m256i *)pairs);
+  return (part)_mm256_castsi256_ps(odd ? _mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000))
+                                       : _mm256_slli_epi32(words, 16));
 }
 
 /* The low halves of eight words as floats. */
@@ -30,14 +34,13 @@ static inline part low_halves(__m256i words) {
   return (part)_mm256_cvtph_ps(halves);
 }
 
-static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
-  __m256i words = _mm256_loadu_si256((const __m256i *)row);
-  *even = low_halves(words);
-  *odd = low_halves(_mm256_srli_epi32(words, 16));
+static inline part side_f16(const uint16_t *pairs, const int odd) {
+  const __m256i words = _mm256_loadu_si256((const __m256i *)pairs);
+  return low_halves(odd ? _mm256_srli_epi32(words, 16) : words);
 }
 
 /* Head sizes are multiples of 8: no half part is ever left over. */
-#define half_pair(kind, row, even, odd) (*(even) = *(odd) = (part){0})
+#define half_side(kind, pairs, odd) ((part){0})
 #define half_f32(row) ((part){0})
 
 #define KERNEL os_kernel_avx2

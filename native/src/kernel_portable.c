@@ -24,22 +24,31 @@ static inline float part_peak(part a) {
   return high;
 }
 
-static inline void pair_bf16(const uint16_t *row, part *even, part *odd) {
-  part_words words;
-  memcpy(&words, row, sizeof words);
-  *even = (part)(words << 16);
-  *odd = (part)(words & 0xffff0000u);
+static inline int part_above(part x, float limit) {
+  for (int i = 0; i < PART_LANES; i++)
+    if (x[i] > limit) return 1;
+  return 0;
 }
 
-static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
-  for (int i = 0; i < PART_LANES; i++) {
-    (*even)[i] = os_f16_to_f32(row[2 * i]);
-    (*odd)[i] = os_f16_to_f32(row[2 * i + 1]);
-  }
+static inline part side_bf16(const uint16_t *pairs, const int odd) {
+  part_words words;
+  memcpy(&words, pairs, sizeof words);
+  return (part)(odd ? words & 0xffff0000u : words << 16);
+}
+
+/* Exponents move by 112; where they are all ones they stay so. */
+static inline part side_f16(const uint16_t *pairs, const int odd) {
+  part_words words;
+  memcpy(&words, pairs, sizeof words);
+  const part_words half = odd ? words >> 16 : words & 0xffff;
+  const part_words magnitude = (half & 0x7fff) << 13;
+  const part_words special = (part_words)(magnitude >= 0x7c00u << 13) & 0x7f800000u;
+  const part_words value = (part_words)((part)magnitude * 0x1p112f) | special;
+  return (part)(value | (half & 0x8000) << 16);
 }
 
 /* Head sizes are multiples of 8, so four-lane parts never have a half left over. */
-#define half_pair(kind, row, even, odd) (*(even) = *(odd) = (part){0})
+#define half_side(kind, pairs, odd) ((part){0})
 #define half_f32(row) ((part){0})
 
 #define KERNEL os_kernel_portable

@@ -9,37 +9,48 @@
 
 typedef float part __attribute__((vector_size(64)));
 
-enum { PART_LANES = 16, SCORE_ROWS = 8, SCORE_BLOCKS = 2, WEIGH_ROWS = 8, WEIGH_PARTS = 2 };
+enum { PART_LANES = 16, SCORE_ROWS = 12, SCORE_BLOCKS = 2, WEIGH_ROWS = 12, WEIGH_PARTS = 2 };
 enum { FEW_QUERIES = 4, FEW_BLOCKS = 4, FEW_PARTS = 4 };
 
 static inline part part_max(part a, part b) { return (part)_mm512_max_ps((__m512)a, (__m512)b); }
 
 static inline float part_peak(part a) { return _mm512_reduce_max_ps((__m512)a); }
 
-static inline void split_bf16(__m512i words, part *even, part *odd) {
-  *even = (part)_mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-  *odd = (part)_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000)));
+static inline int part_above(part x, float limit) {
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
 }
 
-static inline void split_f16(__m512i words, part *even, part *odd) {
-  *even = (part)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
-  *odd = (part)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
+#define HAVE_SCALE 1
+
+static inline part part_fraction(part x) {
+  return (part)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 
-static inline void pair_bf16(const uint16_t *row, part *even, part *odd) {
-  split_bf16(_mm512_loadu_si512(row), even, odd);
+static inline part part_scaled(part y, part x) {
+  const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (part)_mm512_maskz_scalef_ps(counts, (__m512)y, (__m512)x);
 }
 
-static inline void pair_f16(const uint16_t *row, part *even, part *odd) {
-  split_f16(_mm512_loadu_si512(row), even, odd);
+static inline part words_bf16(__m512i words, const int odd) {
+  return (part)_mm512_castsi512_ps(odd ? _mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000))
+                                       : _mm512_slli_epi32(words, 16));
 }
 
-static inline void half_pair(int dtype, const uint16_t *row, part *even, part *odd) {
-  const __m512i words = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)row));
-  if (dtype == OS_F16)
-    split_f16(words, even, odd);
-  else
-    split_bf16(words, even, odd);
+static inline part words_f16(__m512i words, const int odd) {
+  return (part)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(odd ? _mm512_srli_epi32(words, 16) : words));
+}
+
+static inline part side_bf16(const uint16_t *pairs, const int odd) {
+  return words_bf16(_mm512_loadu_si512(pairs), odd);
+}
+
+static inline part side_f16(const uint16_t *pairs, const int odd) {
+  return words_f16(_mm512_loadu_si512(pairs), odd);
+}
+
+static inline part half_side(int dtype, const uint16_t *pairs, const int odd) {
+  const __m512i words = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)pairs));
+  return dtype == OS_F16 ? words_f16(words, odd) : words_bf16(words, odd);
 }
 
 static inline part half_f32(const float *row) { return (part)_mm512_maskz_loadu_ps(0xff, row); }

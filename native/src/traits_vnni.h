@@ -8,6 +8,8 @@
 
 typedef __m512i quads;
 
+static inline float part_sum(part x) { return _mm512_reduce_add_ps((__m512)x); }
+
 static inline quads quads_load(const uint8_t *from) { return _mm512_loadu_si512(from); }
 
 static inline quads quads_set(int32_t word) { return _mm512_set1_epi32(word); }

@@ -103,13 +103,17 @@ int32_t os_workers_space(os_workers *w) {
   return (int32_t)(OS_RING_ENTRIES - (tail - head));
 }
 
-void os_workers_push(os_workers *w, os_task *task, int32_t items) {
-  uint64_t tail = atomic_load_explicit(&w->tail, memory_order_relaxed);
-  ring_entry *entry = entry_at(w, tail);
+void os_workers_put(os_workers *w, int32_t at, os_task *task, int32_t items) {
+  uint64_t position = atomic_load_explicit(&w->tail, memory_order_relaxed) + (uint64_t)at;
+  ring_entry *entry = entry_at(w, position);
   atomic_store_explicit(&entry->task, task, memory_order_relaxed);
-  uint64_t claim = (uint64_t)(uint32_t)tail << 32 | (uint64_t)(uint32_t)items << 16;
+  uint64_t claim = (uint64_t)(uint32_t)position << 32 | (uint64_t)(uint32_t)items << 16;
   atomic_store_explicit(&entry->claim, claim, memory_order_release);
-  atomic_store_explicit(&w->tail, tail + 1, memory_order_seq_cst);
+}
+
+void os_workers_publish(os_workers *w, int32_t count) {
+  uint64_t tail = atomic_load_explicit(&w->tail, memory_order_relaxed);
+  atomic_store_explicit(&w->tail, tail + (uint64_t)count, memory_order_seq_cst);
 }
 
 void os_workers_wake(os_workers *w, int32_t items) {
@@ -374,7 +378,8 @@ static void start_loop(os_workers *w, int32_t count, int32_t helpers, os_body bo
   loop->count = count;
   atomic_store(&loop->next, 0);
   atomic_store(&loop->left_helpers, helpers);
-  os_workers_push(w, &loop->task, helpers);
+  os_workers_put(w, 0, &loop->task, helpers);
+  os_workers_publish(w, 1);
   os_workers_wake(w, helpers);
 }
 

@@ -28,11 +28,14 @@ enum { OS_RING_ENTRIES = 4096, OS_MAX_ITEMS = 65535 };
 
 int32_t os_workers_count(const os_workers *workers);
 
-/* Ring entries free for os_workers_push. Only the engine's thread pushes. */
+/* Ring entries free for os_workers_put. Only the engine's thread puts and publishes. */
 int32_t os_workers_space(os_workers *workers);
-/* Queues `items` (1..OS_MAX_ITEMS) items of `task`; the caller has checked the space. */
-void os_workers_push(os_workers *workers, os_task *task, int32_t items);
-/* Wakes as many sleepers as `items` can use; after a series of pushes. */
+/* Writes `items` (1..OS_MAX_ITEMS) items of `task` to the ring's free entry number `at`; the caller has
+ * checked the space. */
+void os_workers_put(os_workers *workers, int32_t at, os_task *task, int32_t items);
+/* Shows the first `count` entries that were put, all at once: each publication is a full barrier. */
+void os_workers_publish(os_workers *workers, int32_t count);
+/* Wakes as many sleepers as `items` can use; after a publication. */
 void os_workers_wake(os_workers *workers, int32_t items);
 /* Runs one queued item on the calling thread, gate or not; false when there was none. */
 bool os_workers_run_one(os_workers *workers, os_hand *hand);
