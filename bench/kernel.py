@@ -211,11 +211,14 @@ class Bench:
         def at(threads: int) -> dict[str, Callable[[], float]]:
             calls = {
                 "neo_like": lambda: neo.gbps(self.pools[threads]),
-                "torch": lambda: sdpa.gbps(threads),
+                "torch": lambda: sdpa.gbps(self.roof.cores[:threads]),
             }
             if threads in self.vllm:
-                self.vllm[threads].prepare(*size)
-                calls["vllm"] = self.vllm[threads].gbps
+                try:
+                    self.vllm[threads].prepare(*size)
+                    calls["vllm"] = self.vllm[threads].gbps
+                except PeerFailedError as error:  # of this shape; the row's ratio is null
+                    print(f"{shape}: {error}", file=sys.stderr)
             return calls
 
         return at
@@ -308,6 +311,7 @@ def start_vllm(cores: list[int]) -> tuple[dict[int, VllmAttention], str | None]:
 
 def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     """Roofs and rows of the path that this process runs."""
+    begin = time.perf_counter()
     os.sched_setaffinity(0, cores)
     peers, vllm_failure = start_vllm(cores) if args.peers else ({}, "not asked for")
     os.sched_setaffinity(0, {cores[0]})
@@ -319,7 +323,11 @@ def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
         one, every = ([roof.gbps(n) for _ in range(args.turns)] for n in (1, len(cores)))
         bench = Bench(roof, sides, pools, NeoLike() if args.peers else None, peers, args)
         rows: list[dict[str, Any]] = []
+        skipped: list[str] = []
         for shape in short_grid() if args.quick else grid():
+            if time.perf_counter() - begin > args.limit_s:
+                skipped.append(str(shape))
+                continue
             rows += measure(shape, bench)
             print(f"{isa_name()}: {shape}: {[round(r['gbps'], 1) for r in rows[-len(sides) :]]}")
         if bench.neo:
@@ -331,7 +339,8 @@ def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     for peer in peers.values():
         peer.close()
     roofs = {"roof_gbps_one": statistics.median(one), "roof_gbps_all": statistics.median(every)}
-    return roofs | {"vllm": vllm_failure or f"{vllm.NAME} {vllm.VERSION}", "rows": rows}
+    peer = vllm_failure or f"{vllm.NAME} {vllm.VERSION}"
+    return roofs | {"vllm": peer, "skipped": skipped, "rows": rows}
 
 
 def other_paths(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -376,6 +385,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="roof and kernel alternate this often")
     parser.add_argument("--iterations", type=int, default=100, help="iterations of the join loop")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit-s", type=int, default=420, help="a path begins no shape later")
     parser.add_argument("--quick", action="store_true", help="the short grid")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--rows", type=Path, help="write the rows of this path there and end")
@@ -400,6 +410,7 @@ def main() -> None:
     console.print("one hop, us:", figures["hop_us"])
     console.print_json(data=figures["targets"])
     console.print("vLLM:", figures["vllm"])
+    console.print("not measured for lack of time:", figures["skipped"])
     written = report.write("kernel", figures, seed=args.seed)
     kernel_plot.draw(figures, written.with_suffix(".png"))
     console.print(f"written: {written}, {written.with_suffix('.png').name}")

@@ -82,7 +82,7 @@ class Problem:
             scale=self.scale,
             causal=True,
             alibi_slopes=None,
-            sliding_window=(-1, -1),
+            sliding_window=-1,
             block_table=self.table,
             softcap=0.0,
             scheduler_metadata=self.work,
