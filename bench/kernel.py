@@ -95,7 +95,7 @@ class Shape:
 def grid() -> list[Shape]:
     """Every dimension of the issue around one shape: group 4, head size 128, context 2048, bf16."""
     shapes = [Shape(group, 128, 8) for group in (1, 3, 4, 5, 7, 8, 16)]
-    shapes += [Shape(g, 128, 8, q_len=n) for g in (3, 4, 8) for n in (2, 4, 8)]
+    shapes += [Shape(g, 128, 8, q_len=n) for g in (1, 3, 4, 8) for n in (2, 4, 8)]
     shapes += [Shape(g, size, 8) for g in (1, 4, 8) for size in (64, 96, 256)]
     shapes += [Shape(3, 64, 3), Shape(3, 64, 3, q_len=4)]  # SmolLM2
     shapes += [Shape(4, 128, 8, context=n) for n in (128, 512, 8192, 32768)]
