@@ -1,7 +1,9 @@
-"""The roofline picture of kernel.json."""
+"""The roofline picture of kernel.json: `python bench/kernel_plot.py kernel.json` draws it again."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 MARKERS = {"bf16": "o", "f16": "s", "f32": "^", "i8": "D"}
 
@@ -19,28 +23,41 @@ def intensity(row: dict[str, Any]) -> float:
     return float(row["group"] * row["q_len"] / element)
 
 
+def draw_panel(panel: Axes, figures: dict[str, Any], threads: int, colours: dict[str, str]) -> None:
+    """One number of threads: colours are paths, markers KV dtypes."""
+    roof = figures["roof_gbps_one" if threads == 1 else "roof_gbps_all"]
+    panel.axhline(roof, color="black", linewidth=1)
+    for row in figures["rows"]:
+        if row["threads"] == threads:
+            marker, colour = MARKERS[row["dtype"]], colours[row["isa"]]
+            at = intensity(row), row["gbps"]
+            panel.scatter(*at, marker=marker, s=20, color=colour, alpha=0.7, linewidths=0)
+    panel.set_xscale("log", base=2)
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel("multiply-adds per KV byte (group * q_len / bytes)")
+    panel.set_ylabel("KV GB/s")
+    panel.set_title(f"{threads} thread{'s' if threads > 1 else ''}, roof {roof:.1f} GB/s")
+
+
 def draw(figures: dict[str, Any], path: Path) -> None:
     """KV GB/s over multiply-adds per byte, one panel per number of threads."""
     counts = sorted({row["threads"] for row in figures["rows"]})
-    picture, panels = plt.subplots(1, len(counts), figsize=(6 * len(counts), 4.5), squeeze=False)
+    isas = list(dict.fromkeys(row["isa"] for row in figures["rows"]))
+    colours = {isa: f"C{i}" for i, isa in enumerate(isas)}
+    picture, panels = plt.subplots(1, len(counts), figsize=(6 * len(counts), 4.8), squeeze=False)
     for panel, threads in zip(panels[0], counts, strict=True):
-        roof = figures["roof_gbps_one" if threads == 1 else "roof_gbps_all"]
-        panel.axhline(roof, color="black", linewidth=1, label="read roof")
-        for isa in sorted({row["isa"] for row in figures["rows"]}):
-            for dtype, marker in MARKERS.items():
-                chosen = [
-                    row
-                    for row in figures["rows"]
-                    if (row["isa"], row["dtype"], row["threads"]) == (isa, dtype, threads)
-                ]
-                if chosen:
-                    across, up = [intensity(r) for r in chosen], [r["gbps"] for r in chosen]
-                    panel.scatter(across, up, marker=marker, s=18, label=f"{isa} {dtype}")
-        panel.set_xscale("log", base=2)
-        panel.set_xlabel("multiply-adds per KV byte (group * q_len / bytes)")
-        panel.set_ylabel("KV GB/s")
-        panel.set_title(f"{threads} thread{'s' if threads > 1 else ''}")
-        panel.legend(fontsize=6)
-    picture.tight_layout()
+        draw_panel(panel, figures, threads, colours)
+    keys = [Line2D([], [], color="black", linewidth=1, label="read roof")]
+    dots = {"linestyle": "", "markersize": 5}
+    keys += [Line2D([], [], marker="o", color=colours[isa], label=isa, **dots) for isa in isas]
+    for dtype, marker in MARKERS.items():
+        keys.append(Line2D([], [], marker=marker, color="grey", label=dtype, **dots))
+    picture.tight_layout(rect=(0, 0.08, 1, 1))
+    picture.legend(handles=keys, loc="lower center", ncol=len(keys), fontsize=8, frameon=False)
     picture.savefig(path, dpi=120)
     plt.close(picture)
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    draw(json.loads(source.read_text()), source.with_suffix(".png"))
