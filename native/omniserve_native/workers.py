@@ -17,6 +17,7 @@ class WorkersStats:
     kv_bytes: int
     sleeps: int
     running: int
+    spin_ns: int  # as asked for, or 0 where workers and creator have one core between them
 
 
 class Workers(Closing):
@@ -63,7 +64,7 @@ class Workers(Closing):
         """Counters since the start."""
         out = ffi.new("os_workers_stats *")
         checked(lib.os_workers_get_stats(self.handle, out))
-        return WorkersStats(out.busy_ns, out.items, out.kv_bytes, out.sleeps, out.running)
+        return WorkersStats(*(getattr(out, name) for name in WorkersStats.__dataclass_fields__))
 
     def close(self) -> None:
         """Stops and joins the threads. Exchanges that use them must be closed before."""

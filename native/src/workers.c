@@ -231,11 +231,14 @@ static int start_all(os_workers *w, int32_t count, const int32_t *cores) {
   return status;
 }
 
-/* Spinning on the only core would keep from it whoever is waited for. */
-static int32_t useful_spin_ns(int32_t spin_ns) {
-  cpu_set_t mine;
-  if (sched_getaffinity(0, sizeof mine, &mine) == 0 && CPU_COUNT(&mine) <= 1) return 0;
-  return spin_ns;
+/* Spinning on the only core would keep from it whoever is waited for. Workers may have cores that their
+ * creator, pinned to its own, has not. */
+static int32_t useful_spin_ns(const os_workers_config *config) {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return config->spin_ns;
+  for (int32_t i = 0; config->cores && i < config->count; i++)
+    if (config->cores[i] >= 0 && config->cores[i] < CPU_SETSIZE) CPU_SET(config->cores[i], &cores);
+  return CPU_COUNT(&cores) <= 1 ? 0 : config->spin_ns;
 }
 
 static os_workers *allocate(int32_t count) {
@@ -267,7 +270,7 @@ os_workers *os_workers_create(const os_workers_config *config) {
     os_fail(OS_ENOMEM, "could not allocate %d workers", config->count);
     return NULL;
   }
-  w->spin_ns = useful_spin_ns(config->spin_ns);
+  w->spin_ns = useful_spin_ns(config);
   w->batch_priority = config->batch_priority != 0;
   if (start_all(w, config->count, config->cores) == OS_OK) return w;
   os_workers_destroy(w);
@@ -314,7 +317,7 @@ int os_workers_resume(os_workers *w) {
 
 int os_workers_get_stats(const os_workers *w, os_workers_stats *out) {
   if (!w || !out) return os_fail(OS_EINVAL, "%s is NULL", w ? "out" : "workers");
-  *out = (os_workers_stats){.running = atomic_load(&w->running)};
+  *out = (os_workers_stats){.running = atomic_load(&w->running), .spin_ns = w->spin_ns};
   for (int32_t i = 0; i < w->count; i++) {
     const os_hand *hand = &w->workers[i].hand;
     out->busy_ns += atomic_load_explicit(&hand->busy_ns, memory_order_relaxed);

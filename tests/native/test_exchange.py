@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -282,6 +283,20 @@ def test_bad_calls_are_named(client: Client) -> None:
     with pytest.raises(NativeError, match="all 4 slots are open") as caught:
         exchange.open_slot(0)
     assert caught.value.code is Status.EFULL
+
+
+def test_workers_spin_unless_all_have_one_core() -> None:
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("needs two cores")
+    first, second = sorted(mine)[:2]
+    try:
+        os.sched_setaffinity(0, {first})  # as the engine's thread is pinned
+        for core, spin_ns in ((first, 0), (second, 70_000)):
+            with Workers(1, cores=[core], spin_ns=70_000) as pool:
+                assert pool.stats().spin_ns == spin_ns
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def test_an_exchange_needs_workers(arena: Arena) -> None:
