@@ -162,10 +162,11 @@ def main() -> None:
             errors.append({"distribution": name[0], "kv": name[1], **found})
             table.add_row(*name, *(f"{value:.1e}" for value in found.values()))
     console.print(table)
+    plain = {dtype: outputs(options, dtype, "auto") for dtype in ("float32", "bfloat16")}
     agreements = {
-        dtype: agreement(outputs(options, dtype, "auto"), outputs(options, dtype, "int8"))
-        for dtype in ("float32", "bfloat16")
+        dtype: agreement(tokens, outputs(options, dtype, "int8")) for dtype, tokens in plain.items()
     }
+    agreements["bfloat16 against float32"] = agreement(*plain.values())  # what rounding alone does
     console.print(agreements)
     figures = {"isa": isa_name(), "errors": errors, "agreement": agreements}
     console.print(f"written: {report.write('int8_kv', figures, seed=options.seed)}")
