@@ -39,7 +39,7 @@ class Children:
         False where the name belongs to somebody else: nobody tells when it becomes free.
         """
         service, port = plan.service, plan.port
-        if port is None:
+        if port is None or self._never_valid(plan):
             return True
         found = addresses(plan, nodes, closing)
         if self._slices:
@@ -54,6 +54,12 @@ class Children:
         gone = {replica.node for replica in plan.replicas} - there
         self._store.note_addresses(service.uid, gone, now_s)
         return fault is None
+
+    def _never_valid(self, plan: ServicePlan) -> bool:
+        """Nothing of it runs or was made: on servers without CEL not even its name may be one."""
+        service = plan.service
+        made = self._store.child(SERVICES, service.namespace, service.name)
+        return service.spec is None and not plan.replicas and made is None
 
     def _note(self, service: Service, fault: Verdict | None) -> None:
         if fault is not None:

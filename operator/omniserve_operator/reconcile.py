@@ -244,9 +244,12 @@ class Reconciler:
         closing: frozenset[str],
         now_s: float,
     ) -> None:
-        """What it owns, then what is said of it."""
-        owned = await self._children.carry_out(service, nodes, closing, now_s)
-        told = await self._statuses.carry_out(service, nodes, now_s)
+        """What it owns, then what is said of it, even if what it owns cannot be written."""
+        owned = False
+        try:
+            owned = await self._children.carry_out(service, nodes, closing, now_s)
+        finally:
+            told = await self._statuses.carry_out(service, nodes, now_s)
         if owned and told:
             self._settled.note(service, nodes, closing)
 

@@ -37,8 +37,15 @@ ENVIRONMENT = {
     "OMNISERVE_TEST_ITERATION_DELAY_FILE": DELAY_FILE,
     "OMNISERVE_BE_RESIDENCY": "false",  # BE on the host at once: piggybacking must be seen
     "OMNISERVE_SHARE_CORES": "true",
-    "OMNISERVE_ADMISSION": "off",  # else requests that would miss under the delay are refused
 }
+
+
+def _chart() -> Object:
+    """The chart's values of this file."""
+    chart = values(gpus=0, agent_env=ENVIRONMENT)
+    chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
+    chart["agent"]["admission"] = "off"  # else what would miss under the delay is refused
+    return chart
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,7 @@ def _command(process: psutil.Process) -> list[str]:
 def cluster(control_plane: ControlPlane, workspace: Path) -> Iterator[Cluster]:
     folder = workspace / "test_engine"
     with kubelet_running(control_plane, folder, fake_agents=False) as kubelet:
-        chart = values(gpus=0, agent_env=ENVIRONMENT)
-        chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
-        with installed(control_plane, kubelet, folder, chart) as cluster:
+        with installed(control_plane, kubelet, folder, _chart()) as cluster:
             cluster.api.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
             try:
                 yield cluster
@@ -209,8 +214,7 @@ def test_chart_upgrade_under_traffic_restarts_no_engine(hybrid: Hybrid) -> None:
     cluster = hybrid.cluster
     pids = hybrid.engine_pids()
     operators = {p["metadata"]["uid"] for p in cluster.pods("operator")}
-    chart = values(gpus=0, agent_env=ENVIRONMENT)
-    chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
+    chart = _chart()
     chart["operator"]["logLevel"] = "debug"
     with Traffic(cluster, NAMESPACE, "chat", _send_chat) as traffic:
         cluster.helm.install(chart)

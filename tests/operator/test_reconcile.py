@@ -264,6 +264,39 @@ def test_capacity_refusals_clear_when_a_node_joins():
     assert cluster.status("other")["refusals"] == []
 
 
+@pytest.mark.parametrize("name", ["9b-chat", "a.b"])
+def test_a_name_that_no_service_can_have_is_refused_and_nothing_is_tried(cluster, name):
+    """Servers without CEL let such names through."""
+    cluster.apply(name)
+    cluster.settle()
+    assert cluster.condition(name, "Accepted") == ("False", "Invalid")
+    assert "metadata.name" in cluster.message(name, "Accepted")
+    assert "starting with a letter" in cluster.message(name, "Accepted")
+    assert not [place for place in cluster.api.objects if place.endswith(f"/services/{name}")]
+
+
+def test_an_invalid_edit_keeps_the_addresses_of_what_runs_true(cluster):
+    cluster.apply("chat", replicas=2)
+    cluster.settle()
+    cluster.api.edit(path("chat"), {"spec": {"slo": None}})
+    cluster.settle()
+    assert cluster.condition("chat", "Accepted") == ("False", "Invalid")
+    assert cluster.addresses("chat") == [address("n1"), address("n2")]
+    cluster.api.remove("/api/v1/nodes/n2")
+    cluster.settle()
+    assert cluster.addresses("chat") == [address("n1")]
+
+
+def test_what_cannot_be_made_hides_no_condition(cluster):
+    cluster.apply("chat")
+    place = "/api/v1/namespaces/default/services/chat"
+    cluster.api.refusals["create", place] = ApiError(403, "exceeded quota")
+    assert cluster.one_pass() == 1
+    assert {c["status"] for c in cluster.status("chat")["conditions"]} == {"Unknown"}
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("True", "ReplicasReady")
+
+
 def test_an_invalid_object_is_refused_with_its_line(cluster):
     cluster.apply("chat", slo={"ttftMs": 0, "tpotMs": 50})
     cluster.settle()
