@@ -104,8 +104,8 @@ class Reconciler:
         self._slices = slices
         self._nodes = ServingNodes(store, writer)
         self._marks = NodeMarks(store, writer)
-        self._children = Children(store, writer, slices)
-        self._statuses = Statuses(store, writer)
+        self._children = Children(store, writer, slices, settings.tls)
+        self._statuses = Statuses(store, writer, tls=settings.tls)
         self._mirror = Mirror(settings, api, writer, store)
         self._settled = Settled(store, ENDPOINT_SLICES if slices else ENDPOINTS)
         self._listed_s: dict[Kind, float] = {}

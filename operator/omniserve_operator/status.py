@@ -58,7 +58,12 @@ def _reason(condition: Condition) -> Reason:
 
 
 def status_of(
-    plan: ServicePlan, nodes: Mapping[str, Node], memory: Memory, now_s: float, now: str
+    plan: ServicePlan,
+    nodes: Mapping[str, Node],
+    memory: Memory,
+    now_s: float,
+    now: str,
+    scheme: str = "http",
 ) -> tuple[LLMServiceStatus, Memory]:
     """The status to be written, if it differs, and what to remember."""
     service, replicas = plan.service, seen(plan, nodes)
@@ -76,15 +81,15 @@ def status_of(
         refusals=_refusals(plan),
         slo=slo,
         best_effort=best_effort,
-        **_counts(plan),
+        **_counts(plan, scheme),
     ), memory
 
 
-def _counts(plan: ServicePlan) -> dict[str, Any]:
+def _counts(plan: ServicePlan, scheme: str) -> dict[str, Any]:
     """Where it is found, and how many replicas there are of how many."""
     service, ready = plan.service, sum(r.ready for r in plan.staying)
     return {
-        "url": f"http://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
+        "url": f"{scheme}://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
         "port": plan.port,
         "replicas": len(plan.staying),
         "ready_replicas": ready,

@@ -101,13 +101,15 @@ def _command(process: psutil.Process) -> list[str]:
 @pytest.fixture(scope="module")
 def cluster(control_plane: ControlPlane, workspace: Path) -> Iterator[Cluster]:
     folder = workspace / "test_engine"
-    with kubelet_running(control_plane, folder, fake_agents=False) as kubelet:
-        with installed(control_plane, kubelet, folder, _chart()) as cluster:
-            cluster.api.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-            try:
-                yield cluster
-            finally:
-                cluster.api.delete(f"/api/v1/namespaces/{NAMESPACE}")
+    with (
+        kubelet_running(control_plane, folder, fake_agents=False) as kubelet,
+        installed(control_plane, kubelet, folder, _chart()) as cluster,
+    ):
+        cluster.api.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        try:
+            yield cluster
+        finally:
+            cluster.api.delete(f"/api/v1/namespaces/{NAMESPACE}")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,10 @@ def test_be_rows_piggyback_on_ls_iterations(hybrid: Hybrid) -> None:
         FLIP_S,
         f"piggybacked rows reported: {reports}",
     )
+    held = hybrid.cluster.wait_condition(
+        *(NAMESPACE, "batch", "Throttled", "True", "YieldingToLS"), FLIP_S
+    )
+    assert f"{NAMESPACE}/chat" in held["message"]
 
 
 def _send_chat(session: requests.Session, url: str) -> None:

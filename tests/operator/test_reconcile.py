@@ -67,6 +67,22 @@ def test_from_manifest_to_ready(slices):
     assert cluster.condition("chat", "SLOAttained") == ("Unknown", "NoTraffic")
 
 
+@pytest.mark.parametrize("slices", [True, False], ids=["EndpointSlice", "Endpoints"])
+def test_with_tls_services_are_found_by_https(slices):
+    cluster = Cluster(["n1"], slices=slices, settings=Settings(RELEASE, tls=True))
+    cluster.apply("chat")
+    cluster.settle()
+    service = cluster.api.objects["/api/v1/namespaces/default/services/chat"]
+    (port,) = service["spec"]["ports"]
+    assert (port["name"], port["port"]) == ("https", 443)
+    assert cluster.status("chat")["url"] == "https://chat.default.svc/v1"
+    head = "/apis/discovery.k8s.io/v1" if slices else "/api/v1"
+    kind = "endpointslices" if slices else "endpoints"
+    behind = cluster.api.objects[f"{head}/namespaces/default/{kind}/chat"]
+    (named,) = behind["ports"] if slices else behind["subsets"][0]["ports"]
+    assert named["name"] == "https"
+
+
 def test_serving_nodes_belong_to_their_node(cluster):
     cluster.settle()
     found = cluster.api.objects[f"{OMNISERVE}/servingnodes/n1"]
