@@ -5,8 +5,11 @@ One installation for all tests of this file, in order: what an earlier one set u
 
 from __future__ import annotations
 
+import json
 import re
+import ssl
 import threading
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +26,14 @@ from e2e.harness.install import installed, kubelet_running, values
 from e2e.harness.specs import be, ls
 from e2e.harness.traffic import Traffic
 from e2e.harness.waiting import eventually
+from support.certificates import write_pair
 
 NODE = "real"
 START_S = 240
 FLIP_S = 90
 OUTAGE_S = 60
 NAMESPACE = "tenant"
+MODELS = "/models-of-the-node"
 DELAY_FILE = "/tmp/delay-ms"
 TPOT_MS = 500
 DELAY_MS = 700  # three tokens take two seconds: some requests fit into each window of 10 s
@@ -44,6 +49,7 @@ def _chart() -> Object:
     """The chart's values of this file."""
     chart = values(gpus=0, agent_env=ENVIRONMENT)
     chart["agentPools"][0] |= {"cpu": 2, "memory": "6Gi"}
+    chart["agent"]["cache"] = {"hostPath": MODELS}  # a new agent finds models and profiles there
     chart["agent"]["admission"] = "off"  # else what would miss under the delay is refused
     return chart
 
@@ -101,6 +107,9 @@ def _command(process: psutil.Process) -> list[str]:
 @pytest.fixture(scope="module")
 def cluster(control_plane: ControlPlane, workspace: Path) -> Iterator[Cluster]:
     folder = workspace / "test_engine"
+    models = folder / "nodes" / NODE / MODELS.lstrip("/")
+    models.mkdir(parents=True)
+    models.chmod(0o777)  # the agents' user writes there
     with (
         kubelet_running(control_plane, folder, fake_agents=False) as kubelet,
         installed(control_plane, kubelet, folder, _chart()) as cluster,
@@ -253,6 +262,43 @@ def test_killed_agent_comes_back_with_its_services(hybrid: Hybrid) -> None:
     for name in ("chat", "batch"):
         cluster.wait_condition(NAMESPACE, name, "Ready", "True", timeout_s=START_S)
     assert hybrid.complete("chat", "key-of-chat").status_code == 200
+
+
+def _asked_by_https(address: tuple[str, int], certificate: Path) -> int:
+    """The answer's code, from a server that shows exactly this certificate."""
+    trusting = ssl.create_default_context(cafile=certificate)
+    trusting.check_hostname = False  # the pod's address was not known when it was made
+    body = {"model": "chat", "prompt": "One, two, three,", "max_tokens": 4}
+    request = urllib.request.Request(
+        f"https://{address[0]}:{address[1]}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": "Bearer key-of-chat"},
+    )
+    with urllib.request.urlopen(request, context=trusting, timeout=120) as answer:
+        code: int = answer.status
+    return code
+
+
+def test_an_upgrade_to_https_replaces_the_agent_and_serves_with_the_secrets_certificate(
+    hybrid: Hybrid, tmp_path: Path
+) -> None:
+    cluster = hybrid.cluster
+    pair = write_pair(tmp_path / "tls")
+    secret: Object = {"metadata": {"name": "services-tls"}, "type": "kubernetes.io/tls"}
+    secret["stringData"] = {name: (pair / name).read_text() for name in ("tls.crt", "tls.key")}
+    cluster.api.create(f"/api/v1/namespaces/{cluster.helm.namespace}/secrets", secret)
+    before = cluster.agent_pod(NODE)["metadata"]["uid"]
+    chart = _chart()
+    chart["agent"]["tls"] = {"secretName": "services-tls"}
+    cluster.helm.install(chart)
+    eventually(lambda: cluster.agent_pod(NODE)["metadata"]["uid"] != before, START_S, "a new agent")
+    eventually(lambda: cluster.endpoints(NAMESPACE, "chat"), START_S, "its address")
+    cluster.wait_condition(NAMESPACE, "chat", "Ready", "True", timeout_s=START_S)
+    (address,) = cluster.endpoints(NAMESPACE, "chat")
+    assert _asked_by_https(address, pair / "tls.crt") == 200
+    assert cluster.service(NAMESPACE, "chat")["status"]["url"].startswith("https://")
+    found = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/services/chat")
+    assert [port["port"] for port in found["spec"]["ports"]] == [443]
 
 
 def test_deleted_services_stop_the_engine(hybrid: Hybrid) -> None:

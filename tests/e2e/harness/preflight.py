@@ -14,7 +14,7 @@ import sys
 
 from e2e.harness.binaries import MissingBinaryError, find_binaries, helm_path
 
-PROGRAMS = ("unshare", "mount", "ip", "openssl")
+PROGRAMS = ("unshare", "mount", "setpriv", "chroot", "hostname", "ip", "openssl")
 TRY_TIMEOUT_S = 20
 
 
@@ -24,7 +24,7 @@ def reasons() -> list[str]:
         return ["the test kubelet mounts and adds addresses to lo: run it as root"]
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
-        return [f"{', '.join(missing)} not found (Debian: util-linux, mount, iproute2, openssl)"]
+        return [f"{', '.join(missing)} not found (Debian: util-linux, mount, hostname, iproute2, openssl)"]
     if not _namespaces():
         return ["this machine refuses mount and process namespaces, which the test's pods need"]
     found = []

@@ -24,7 +24,7 @@
   value: {{ .Values.agent.admission | quote }}
 {{- if .Values.agent.tls.secretName }}
 - name: OMNISERVE_TLS_DIR
-  value: /etc/omniserve/tls
+  value: /var/lib/omniserve/tls
 {{- end }}
 - name: OMNISERVE_LOG_FORMAT
   value: {{ .Values.agent.logFormat }}
