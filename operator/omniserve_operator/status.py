@@ -33,6 +33,7 @@ from omniserve_operator.placement.result import Phase, ServicePlan
 from omniserve_operator.throttling import round_to, throttled_percent, throttlers, throttling
 from omniserve_operator.world import Node, Service
 
+MAX_NAMED = 3
 AGENT_SELECTOR = "app.kubernetes.io/name=omniserve,app.kubernetes.io/component=agent"
 
 
@@ -94,8 +95,16 @@ def _counts(plan: ServicePlan, scheme: str) -> dict[str, Any]:
         "replicas": len(plan.staying),
         "ready_replicas": ready,
         "ready_summary": f"{ready}/{service.wanted}",
+        "node_names": _names([r.node for r in plan.replicas]),
         "selector": AGENT_SELECTOR,
     }
+
+
+def _names(nodes: Sequence[str]) -> str:
+    """For a column: the first few."""
+    few = sorted(set(nodes))[:MAX_NAMED]
+    more = len(set(nodes)) - len(few)
+    return ", ".join([*few, *([f"and {more} more"] if more else [])])[:253]
 
 
 def _refusals(plan: ServicePlan) -> list[Refusal]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from e2e.harness.api import Api
 from e2e.harness.cluster import Cluster
-from e2e.harness.definitions import services_path
+from e2e.harness.definitions import nodes_path, services_path
 from e2e.harness.install import NAMESPACE
 from e2e.harness.specs import be, ls
 from e2e.harness.waiting import eventually
@@ -93,10 +93,15 @@ def test_requests_reach_each_service_through_its_own_service(
 def test_columns_of_kubectl_get(cluster: Cluster, namespace: str) -> None:
     cluster.apply(namespace, "chat", ls())
     cluster.wait_condition(namespace, "chat", "Ready", "True")
-    row = {key.upper(): v for key, v in cluster.api.table(services_path(namespace))[0].items()}
+    cluster.apply(namespace, "batch", be())
+    cluster.wait_condition(namespace, "batch", "Ready", "True")
+    rows = cluster.api.table(services_path(namespace))
+    (row,) = [{k.upper(): v for k, v in r.items()} for r in rows if r["Name"] == "chat"]
     assert (row["CLASS"], row["READY"], row["MODEL"]) == ("LS", "True", "file:///models/a")
     assert str(row["REPLICAS"]).startswith("1")
     assert row["URL"].startswith("http://chat.")
+    nodes = {r["Name"]: r for r in cluster.api.table(nodes_path())}
+    assert (nodes[row["NODES"]]["Engines"], nodes[row["NODES"]]["Services"]) == ("1/1", "2/2")
 
 
 def test_every_condition_is_told_at_first_sight(cluster: Cluster, namespace: str) -> None:

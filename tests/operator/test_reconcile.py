@@ -206,6 +206,7 @@ def test_scale(cluster):
     cluster.settle()
     assert cluster.addresses("chat") == [address("n1"), address("n2")]
     assert cluster.status("chat")["replicas"] == 2
+    assert cluster.status("chat")["nodeNames"] == "n1, n2"
     cluster.apply("chat", replicas=1)
     cluster.settle()
     assert len(cluster.addresses("chat")) == 1

@@ -24,7 +24,8 @@ def reasons() -> list[str]:
         return ["the test kubelet mounts and adds addresses to lo: run it as root"]
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
-        return [f"{', '.join(missing)} not found (Debian: util-linux, mount, hostname, iproute2, openssl)"]
+        packages = "util-linux, mount, hostname, iproute2, openssl"
+        return [f"{', '.join(missing)} not found (Debian's packages: {packages})"]
     if not _namespaces():
         return ["this machine refuses mount and process namespaces, which the test's pods need"]
     found = []

@@ -239,6 +239,7 @@ def test_two_services_of_one_engine_answer_on_their_own_ports(run, cluster):
             assert status["address"] == there.host
             assert status["observedGeneration"] == 2
             assert [engine["key"] for engine in status["engines"]] == ["a"]
+            assert (status["engineSummary"], status["readySummary"]) == ("1/1", "2/2")
 
     run(scenario())
     assert children() == []
