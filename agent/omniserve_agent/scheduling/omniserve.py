@@ -29,6 +29,7 @@ from omniserve_agent.scheduling.jobs import (
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -66,6 +67,7 @@ class Omniserve:
         self.costs = Costs(self.model, self.correction, self.error_budget)
         self._flights = InFlight(self.caps.layers)
         self._floors = Floors()
+        self._sweeps = Sweeps(self.caps.layers)
         self._fixed = FixedCaps(self.caps)
         self._edges = self.model.dense.edges()
         self._lanes = self.caps.join_rows
@@ -82,7 +84,9 @@ class Omniserve:
 
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration took this long."""
-        self.correction.observe(kind_of(work), self.model.predict(work), seconds)
+        if not work.waited:
+            self.correction.observe(kind_of(work), self.model.predict(work), seconds)
+        self._sweeps.observed(work, seconds, self.model)
         if work.joined_rows:
             self._flights.observed(work.joined_rows, self._lanes)
         self._floors.observed(work, seconds, self.model)
@@ -117,7 +121,8 @@ class Omniserve:
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
-        prefill = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
+        host_s = self._sweep(jobs, load)
+        prefill = self._be_prefill(jobs, room, load, time.prefill_s - (host_s or 0.0), floor_s)
         self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
@@ -129,7 +134,20 @@ class Omniserve:
             ls_prompts=prompts.order,
             be_first=first,
         )
-        return self._fixed.fill(jobs, room, grant)
+        return replace(self._fixed.fill(jobs, room, grant), sweeps=host_s is not None)
+
+    def _sweep(self, jobs: JobIndex, load: Load) -> float | None:
+        """Seconds that the host adds where the iteration is a sweep; None where it is none."""
+        in_flight = jobs.count(BE, Stage.HOPPING, Stage.BOUNDARY)
+        if jobs.count(LS, Stage.DECODE) or _ls_chunks(jobs) or not in_flight:
+            return None
+        joining = min(in_flight, self.caps.join_rows)
+        swept_s = self.costs.predicted(load.joined(((joining, self.caps.layers),)))
+        seconds = self.costs.predicted(load)
+        if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds):
+            return None
+        self._lanes = joining
+        return self._sweeps.host_s(joining)
 
     def _time(
         self, jobs: JobIndex, prompts: Prompts, decode: Load, ls: Load, pace: tuple[float, float]
@@ -285,8 +303,8 @@ class Omniserve:
 
 
 def kind_of(work: Work) -> str:
-    """Kinds of iterations are corrected apart: `sweep` may wait for the host."""
-    if work.device_rows == 0:
+    """Kinds of iterations are corrected apart; a `sweep` waits for the host."""
+    if work.waited:
         return "sweep"
     return "prefill" if work.chunk_rows or work.device_pairs else "decode"
 
