@@ -28,7 +28,7 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
-from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
@@ -113,11 +113,11 @@ class Omniserve:
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
-        pace_s, tpot_s = self._pace_s(jobs, now_s, arrival_s)
-        late_s = RECOVERY_TOKENS * max(0.0, tpot_s - self.costs.expected(decode))
-        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace_s + late_s)
+        pace = self._pace(jobs, now_s, arrival_s)
+        late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
+        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
         ls = decode.prompt(ls_rows)
-        time = self._time(jobs, prompts, decode, ls, (pace_s, late_s))
+        time = self._time(jobs, prompts, decode, ls, pace, late_s)
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
@@ -150,29 +150,36 @@ class Omniserve:
         return self._sweeps.host_s(joining)
 
     def _time(
-        self, jobs: JobIndex, prompts: Prompts, decode: Load, ls: Load, pace: tuple[float, float]
+        self,
+        jobs: JobIndex,
+        prompts: Prompts,
+        decode: Load,
+        ls: Load,
+        pace: Pace,
+        late_s: float,
     ) -> _Time:
         """What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
 
         BE decodes cost little each and go on beside an LS prompt while LS is on its pace: they
-        make LS late by no more than it makes up for. BE prefill waits for real slack, and for LS to
-        leave memory.
+        make LS late by no more than it makes up for. BE prefill waits for slack beyond what LS
+        requests save for bursts of prompts, and for LS to leave memory.
         """
-        ls_s, (pace_s, late_s) = self.costs.seconds(ls), pace
-        slack_s = max(0.0, min(pace_s - ls_s, prompts.slack_s))
+        ls_s = self.costs.seconds(ls)
+        slack_s = max(0.0, min(pace.saving_s - ls_s, prompts.slack_s))
         prefill_s = ls_s + slack_s * self._slack_share(jobs, ls)
-        if pace_s < self.costs.expected(decode):
+        if pace.slack_s < self.costs.expected(decode):
             return _Time(ls_s, prefill_s, prefill_s)
-        spare_s = min(max(pace_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
+        spare_s = min(max(pace.slack_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
         return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
 
-    def _pace_s(self, jobs: JobIndex, now_s: float, arrival_s: float) -> tuple[float, float]:
-        """Seconds until the earliest deadline of a row, or of an arrival that may come now; and the
-        shortest TPOT of the rows that decode, 0 without one."""
+    def _pace(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Pace:
+        """Until the earliest deadline of a row, or of an arrival that may come now; TPOT 0 where no
+        row decodes."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
-        slack_s, tpot_s = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s)
-        budget_s = min(LONGEST_S, slack_s, arrival_s, inf if self._traffic else IDLE_BUDGET_S)
-        return max(budget_s, 0.0), tpot_s if tpot_s < inf else 0.0
+        found = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s)
+        most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._traffic else IDLE_BUDGET_S))
+        tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
+        return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)
 
     def _arrival_slack_s(self) -> float:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
