@@ -14,6 +14,7 @@ from omniserve_agent.scheduling.omniserve import (
     FREE_SHARE,
     LONGEST_S,
     MIN_LS_CHUNK_ROWS,
+    RECOVERY_TOKENS,
     Omniserve,
 )
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Room
@@ -228,6 +229,10 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying,
     planned_s += costs.staged_s(answer.prefill_row_layers, min(300, STAGED_CHUNK_ROWS), 150)
     alone_s = costs.seconds(Load(len(drawn), len(drawn)))
     one_lane_s = costs.seconds(Load(device, device, joins=((min(flying, 1), 1), (0, LAYERS - 1))))
-    assert planned_s <= max(slack, (1 + FREE_SHARE) * alone_s, one_lane_s) + 1e-9
+    # BE rows that decode may make LS late by what it makes up for over a few tokens.
+    late_s = RECOVERY_TOKENS * max(0.0, min([t for _, t, _ in drawn], default=0.0) - alone_s)
+    decoding_s = costs.seconds(Load(device, device, joins=joins))
+    allowed_s = max(slack, min(slack + late_s, decoding_s), (1 + FREE_SHARE) * alone_s, one_lane_s)
+    assert planned_s <= allowed_s + 1e-9
     ls_rows = [c.job.handle for c in answer.device if c.job.service_class is LS]
     assert ls_rows == list(range(len(drawn)))  # LS decode always runs
