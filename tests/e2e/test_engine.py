@@ -24,7 +24,7 @@ from e2e.harness.cluster import MODEL, Cluster
 from e2e.harness.control_plane import ControlPlane
 from e2e.harness.install import installed, kubelet_running, values
 from e2e.harness.specs import be, ls
-from e2e.harness.traffic import Traffic
+from e2e.harness.traffic import Sender, Traffic
 from e2e.harness.waiting import eventually
 from support.certificates import write_pair
 
@@ -173,17 +173,40 @@ def test_be_rows_piggyback_on_ls_iterations(hybrid: Hybrid) -> None:
         FLIP_S,
         f"piggybacked rows reported: {reports}",
     )
-    held = hybrid.cluster.wait_condition(
-        *(NAMESPACE, "batch", "Throttled", "True", "YieldingToLS"), FLIP_S
-    )
+
+
+def _sender(name: str, tokens: int) -> Sender:
+    """Sends one completion of `tokens` to the service."""
+
+    def send(session: requests.Session, url: str) -> None:
+        body = {"model": name, "prompt": "One, two, three,", "max_tokens": tokens}
+        headers = {"Authorization": f"Bearer key-of-{name}"}
+        answer = session.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+        answer.raise_for_status()
+
+    return send
+
+
+_send_chat = _sender("chat", 3)
+
+
+def test_be_is_told_which_ls_service_it_yields_to(hybrid: Hybrid) -> None:
+    """Under a tight objective: a loose one leaves BE most iterations, and nothing holds it back."""
+    cluster, pids = hybrid.cluster, hybrid.engine_pids()
+    loose = cluster.service(NAMESPACE, "chat")["spec"]["slo"]
+    tight = {"ttftMs": 2000, "tpotMs": 100, "minSamples": 1000}  # no verdict on SLOAttained here
+    cluster.apply(NAMESPACE, "chat", {"slo": tight})
+    chat = Traffic(cluster, NAMESPACE, "chat", _sender("chat", 48))
+    batch = Traffic(cluster, NAMESPACE, "batch", _sender("batch", 48))
+    with chat, batch:
+        held = cluster.wait_condition(
+            *(NAMESPACE, "batch", "Throttled", "True", "YieldingToLS"), FLIP_S
+        )
     assert f"{NAMESPACE}/chat" in held["message"]
-
-
-def _send_chat(session: requests.Session, url: str) -> None:
-    body = {"model": "chat", "prompt": "One, two, three,", "max_tokens": 3}
-    headers = {"Authorization": "Bearer key-of-chat"}
-    answer = session.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
-    answer.raise_for_status()
+    assert chat.failures == batch.failures == []
+    cluster.apply(NAMESPACE, "chat", {"slo": loose})
+    cluster.wait_condition(NAMESPACE, "chat", "Ready", "True")
+    assert hybrid.engine_pids() == pids, "an objective changes while the engine runs"
 
 
 def test_slo_attained_is_measured_missed_under_a_delay_and_back(hybrid: Hybrid) -> None:
