@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 USABLE_CREDIT_TOKENS = 2.0  # tokens sent early buy at most this many token times at once
-SAVED_SHARE = 0.08  # of a request's time since its first token: what it is ahead before BE prefill
-SAVED_TOKENS = 4.0  # token times that it saves at most
+SAVED_SHARE = 0.16  # of a request's time since its first token: the most it saves for bursts
+SAVED_TOKENS = 8.0  # token times that it saves at most
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Deadlines:
     first_token_s: float | None = None
     further_tokens: int = 0  # sent after the first
     due_s: float = field(init=False)  # of the next token, credit not bounded; inf once TTFT is lost
-    saving_s: float = field(init=False)  # the same for a request that saves for bursts of prompts
+    saving_s: float = field(init=False)  # what it saves at most for bursts of prompts
 
     def __post_init__(self) -> None:
         self._set_due()
@@ -35,15 +35,15 @@ class Deadlines:
         self._set_due()
 
     def _set_due(self) -> None:
-        self.due_s = self.saving_s = self.arrival_s + self.ttft_s
+        self.due_s, self.saving_s = self.arrival_s + self.ttft_s, 0.0
         if self.first_token_s is None:
             return
         if self.first_token_s > self.due_s:
-            self.due_s = self.saving_s = inf
+            self.due_s = inf
             return
         tokens = self.further_tokens + 1
         self.due_s = self.first_token_s + tokens * self.tpot_s
-        self.saving_s = self.due_s - min(SAVED_SHARE * tokens, SAVED_TOKENS) * self.tpot_s
+        self.saving_s = min(SAVED_SHARE * tokens, SAVED_TOKENS) * self.tpot_s
 
     def next_s(self, now_s: float, tokens_left: int, fastest_s: float) -> float | None:
         """When the next token must be there; None when the SLO can no longer be attained.

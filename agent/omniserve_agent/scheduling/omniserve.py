@@ -166,7 +166,8 @@ class Omniserve:
         """
         ls_s = self.costs.seconds(ls)
         slack_s = max(0.0, min(pace.saving_s - ls_s, prompts.slack_s))
-        prefill_s = ls_s + slack_s * self._slack_share(jobs, ls)
+        share = self._slack_share(jobs, ls) * (self.error_budget.share if ls.rows else 1.0)
+        prefill_s = ls_s + slack_s * share
         if pace.slack_s < self.costs.expected(decode):
             return _Time(ls_s, prefill_s, prefill_s)
         spare_s = min(max(pace.slack_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
@@ -176,7 +177,8 @@ class Omniserve:
         """Until the earliest deadline of a row, or of an arrival that may come now; TPOT 0 where no
         row decodes."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
-        found = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s)
+        saved = 1.0 - self.error_budget.share
+        found = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s, saved)
         most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._traffic else IDLE_BUDGET_S))
         tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
         return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)

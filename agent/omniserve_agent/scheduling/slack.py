@@ -25,8 +25,9 @@ class Pace:
     tpot_s: float = inf  # the shortest
 
 
-def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> Pace:
-    """One pass over due times; only rows behind their pace are asked whether they can attain."""
+def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float, saved: float = 0.0) -> Pace:
+    """One pass over due times; only rows behind their pace are asked whether they can attain.
+    `saved`: the share of what requests save at most for bursts."""
     deadlines = [d for job in jobs if (d := job.deadlines) is not None]
     if not deadlines:
         return Pace()
@@ -38,8 +39,9 @@ def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> Pace:
         return Pace(tpot_s=tpot_s)
     else:
         slack_s = min(earliest_s - now_s, USABLE_CREDIT_TOKENS * tpot_s)
-    saving_s = min([d.saving_s for d in deadlines if d.due_s >= now_s + fastest_s], default=inf)
-    return Pace(slack_s, min(slack_s, max(0.0, saving_s - now_s)), tpot_s)
+    latest_s = now_s + fastest_s
+    paced = [d.due_s - saved * d.saving_s for d in deadlines if d.due_s >= latest_s]
+    return Pace(slack_s, min(slack_s, max(0.0, min(paced, default=inf) - now_s)), tpot_s)
 
 
 def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
