@@ -40,7 +40,7 @@ test: $(STAMP) ## all tests that need no cluster
 
 e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
 	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
-	tests/e2e/sandbox $(BIN)/pytest --timeout 600 --durations 8 -rfEs tests/e2e
+	PYTEST=$(BIN)/pytest tests/e2e/run
 
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
 	$(BIN)/pytest -m cuda -rs tests/engine

@@ -30,6 +30,8 @@ GAUGES = (
     "offloaded_requests",
     "device_resident_be_requests",
     "host_workers_busy_share",
+    "device_kv_blocks_used",
+    "host_kv_blocks_used",
 )
 COUNTERS = (
     "iterations",

@@ -54,7 +54,8 @@ class Session:
 
     def _program(self) -> Program:
         slo = (self.slo.ttft_ms, self.slo.tpot_ms) if self.slo else None
-        manifest = write_manifest(self.log_dir / "services.yaml", self.device.model, slo)
+        model = {**self.device.model, **self.row.model}
+        manifest = write_manifest(self.log_dir / "services.yaml", model, slo)
         flags = [*self.device.flags, *self.row.flags, "--drain-grace", "0"]
         return omniserve(f"{self.device.name}-{self.row.name.replace(' ', '')}", manifest, flags)
 

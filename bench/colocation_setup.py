@@ -39,6 +39,7 @@ class PolicyRow:
     best_effort: bool = True
     overflow: bool = False
     ablation: bool = False
+    model: Mapping[str, object] = field(default_factory=dict)  # fields over those of the device's
 
 
 def _flags(policy: str, *more: str, admission: str = "off") -> tuple[str, ...]:
@@ -57,6 +58,12 @@ ABLATIONS = (
     PolicyRow("omniserve + admission", _flags("omniserve", admission="reject"), ablation=True),
     PolicyRow(
         "omniserve + drafts", _flags("omniserve", "--drafts", "prompt_lookup"), ablation=True
+    ),
+    PolicyRow(
+        "omniserve + int8 KV",
+        _flags("omniserve"),
+        ablation=True,
+        model={"kvCacheDtype": "int8"},
     ),
     PolicyRow("omniserve - residency", _flags("omniserve", "--no-be-residency"), ablation=True),
 )

@@ -83,10 +83,18 @@ class SpecWatcher(threading.Thread):
         super().__init__(daemon=True)
         self._api = api
         self._seen: dict[str, int] = {}
+        self.over = False  # nobody asks any more
         self._news = threading.Condition()
 
     def run(self) -> None:
-        """Until the process ends; a lost watch would be a lost measurement, so it is said."""
+        """Until `over`; a watch that is lost before is a lost measurement, so it is said."""
+        try:
+            self._follow()
+        except requests.RequestException as error:
+            if not self.over:
+                print(f"the watch of ServingNodes broke: {error}", file=sys.stderr)
+
+    def _follow(self) -> None:
         listing = self._api.get(nodes_path())
         version = listing["metadata"]["resourceVersion"]
         for event in self._api.watch(nodes_path(), WATCH_S, resourceVersion=version):
@@ -95,7 +103,6 @@ class SpecWatcher(threading.Thread):
                     uid, generation = assignment["uid"], assignment["generation"]
                     self._seen[uid] = max(self._seen.get(uid, 0), generation)
                 self._news.notify_all()
-        print("the watch of ServingNodes ended", file=sys.stderr)
 
     def wait_for(self, uid: str, generation: int) -> float:
         """The moment at which it was seen."""
@@ -286,6 +293,7 @@ def measure(load: Load, folder: Path) -> dict[str, float]:
         time.sleep(30)  # what the start left to write is written
         writes, own = bench.writes_at_rest()
         taken = bench.changes(watcher)
+        watcher.over = True
         return {
             "change_to_spec_s_p50": statistics.median(taken),
             "change_to_spec_s_p99": statistics.quantiles(taken, n=100)[98],

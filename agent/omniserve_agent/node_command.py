@@ -19,7 +19,7 @@ from omniserve_agent.node.cluster.settings import (
     model_volume,
     object_name,
 )
-from omniserve_agent.settings import Settings, count, size_bytes
+from omniserve_agent.settings import Settings, count, directory, size_bytes
 
 # Flags whose setting has another name.
 _FIELDS = {
@@ -55,6 +55,10 @@ def node(
     model_volume: Annotated[
         list[ModelVolume] | None,
         flag("--model-volume", "A mounted volume for pvc://NAME/path.", model_volume, "NAME=PATH"),
+    ] = None,
+    tls_dir: Annotated[
+        Path | None,
+        flag("--tls-dir", "tls.crt and tls.key: services speak HTTPS.", directory, "DIRECTORY"),
     ] = None,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
@@ -95,6 +99,7 @@ def node(
             admin_port=admin_port,
             cache_bytes=cache_size,
             model_volumes=volumes,
+            tls_dir=tls_dir,
         )
     )
 

@@ -133,11 +133,11 @@ _LLM_SERVICE_COLUMNS = [
     _column("URL", ".status.url"),
     _column("Age", ".metadata.creationTimestamp", "date"),
     _column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
-    _column("Nodes", ".status.placements[*].node", wide=True),
+    _column("Nodes", ".status.nodeNames", wide=True),
 ]
 _SERVING_NODE_COLUMNS = [
-    _column("Engines", ".status.engines[*].device"),
-    _column("Services", ".spec.assignments[*].name"),
+    _column("Engines", ".status.engineSummary"),
+    _column("Services", ".status.readySummary"),
     _column("Drain", ".spec.drain", "boolean"),
     _column("Heartbeat", ".status.heartbeatTime", "date"),
     _column("Version", ".status.agentVersion"),

@@ -184,6 +184,9 @@ class ServingNodeStatus(NodeModel):
     model_volumes: list[Text] = Field(default_factory=list, max_length=64)  # pvc:// names
     engines: list[EngineReport] = Field(default_factory=list, max_length=MAX_DEVICES)
     services: list[ServiceReport] = Field(default_factory=list, max_length=MAX_ASSIGNMENTS)
+    # Columns of `kubectl get`, which show one value of a list only.
+    engine_summary: Text = ""  # ready/devices
+    ready_summary: Text = ""  # ready/assigned services
     conditions: list[Condition] = Field(default_factory=list, max_length=16)
 
 

@@ -91,6 +91,7 @@ class LLMServiceStatus(NodeModel):
     replicas: Count = Field(default=0, description="replicas that have a device")
     ready_replicas: Count = Field(default=0, description="replicas that answer")
     ready_summary: Text = Field(default="", description="ready/wanted, the REPLICAS column")
+    node_names: Text = Field(default="", description="nodes of its replicas, the NODES column")
     selector: Text = Field(default="", description="agents that may serve it, for autoscalers")
     placements: list[PlacementStatus] = Field(default_factory=list, max_length=MAX_PLACEMENTS)
     refusals: list[Refusal] = Field(default_factory=list, max_length=MAX_REFUSALS)

@@ -22,10 +22,11 @@ from omniserve_operator.writer import Writer
 class Children:
     """What an LLMService owns in its namespace."""
 
-    def __init__(self, store: Store, writer: Writer, slices: bool) -> None:
+    def __init__(self, store: Store, writer: Writer, slices: bool, tls: bool) -> None:
         self._store = store
         self._writer = writer
         self._slices = slices  # the server has discovery.k8s.io/v1
+        self._tls = tls
 
     async def carry_out(
         self,
@@ -39,14 +40,14 @@ class Children:
         False where the name belongs to somebody else: nobody tells when it becomes free.
         """
         service, port = plan.service, plan.port
-        if port is None:
+        if port is None or self._never_valid(plan):
             return True
-        found = addresses(plan, nodes, closing)
+        found, tls = addresses(plan, nodes, closing), self._tls
         if self._slices:
-            kind, manifest = ENDPOINT_SLICES, endpoint_slice_manifest(service, port, found)
+            kind, manifest = ENDPOINT_SLICES, endpoint_slice_manifest(service, port, found, tls=tls)
         else:
-            kind, manifest = ENDPOINTS, endpoints_manifest(service, port, found)
-        wanted = service_manifest(service, port)
+            kind, manifest = ENDPOINTS, endpoints_manifest(service, port, found, tls=tls)
+        wanted = service_manifest(service, port, tls=tls)
         fault = await self._ensure(SERVICES, service, wanted, now_s)
         fault = fault or await self._ensure(kind, service, manifest, now_s)
         self._note(service, fault)
@@ -54,6 +55,12 @@ class Children:
         gone = {replica.node for replica in plan.replicas} - there
         self._store.note_addresses(service.uid, gone, now_s)
         return fault is None
+
+    def _never_valid(self, plan: ServicePlan) -> bool:
+        """Nothing of it runs or was made: on servers without CEL not even its name may be one."""
+        service = plan.service
+        made = self._store.child(SERVICES, service.namespace, service.name)
+        return service.spec is None and not plan.replicas and made is None
 
     def _note(self, service: Service, fault: Verdict | None) -> None:
         if fault is not None:

@@ -125,6 +125,9 @@ def run(
     lease_name: Annotated[
         str, typer.Option(envvar="OMNISERVE_LEASE_NAME", callback=_namespace)
     ] = "omniserve-operator",
+    tls: Annotated[
+        bool, typer.Option(envvar="OMNISERVE_TLS", help="The agents' service ports speak HTTPS.")
+    ] = False,
     protect_nodes: Annotated[
         bool,
         typer.Option(
@@ -146,6 +149,7 @@ def run(
         lease_name=lease_name,
         # The host's name tells people which pod it is, the rest tells two lives of it apart.
         identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+        tls=tls,
         protect_nodes=protect_nodes,
     )
     _guarded(run_operator(settings))

@@ -11,7 +11,7 @@ from omniserve_operator.placement.result import ServicePlan
 from omniserve_operator.world import Node, Service
 
 MANAGED_BY = "omniserve-operator"
-SERVICE_PORT = 80
+SERVICE_PORT, TLS_PORT = 80, 443
 MAX_ADDRESSES = 1000  # of one EndpointSlice; a service has at most as many replicas
 LABELS = {
     "app.kubernetes.io/name": "omniserve",
@@ -71,20 +71,19 @@ def _metadata(service: Service, labels: dict[str, str]) -> Manifest:
     }
 
 
-def service_manifest(service: Service, port: int) -> Manifest:
+def service_manifest(service: Service, port: int, *, tls: bool) -> Manifest:
     """A Service without a selector: the operator says who answers."""
+    name, number = ("https", TLS_PORT) if tls else ("http", SERVICE_PORT)
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(service, {}),
-        "spec": {
-            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": port, "protocol": "TCP"}]
-        },
+        "spec": {"ports": [{"name": name, "port": number, "targetPort": port, "protocol": "TCP"}]},
     }
 
 
 def endpoint_slice_manifest(
-    service: Service, port: int, found: Sequence[tuple[str, str]]
+    service: Service, port: int, found: Sequence[tuple[str, str]], *, tls: bool
 ) -> Manifest:
     """discovery.k8s.io/v1: one endpoint per replica that answers."""
     return {
@@ -98,7 +97,7 @@ def endpoint_slice_manifest(
             },
         ),
         "addressType": "IPv6" if found and ":" in found[0][0] else "IPv4",
-        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "ports": [_port(port, tls)],
         "endpoints": [
             {
                 "addresses": [address],
@@ -110,13 +109,19 @@ def endpoint_slice_manifest(
     }
 
 
-def endpoints_manifest(service: Service, port: int, found: Sequence[tuple[str, str]]) -> Manifest:
+def endpoints_manifest(
+    service: Service, port: int, found: Sequence[tuple[str, str]], *, tls: bool
+) -> Manifest:
     """Core Endpoints, for servers without discovery.k8s.io/v1."""
-    ports = [{"name": "http", "port": port, "protocol": "TCP"}]
     entries = [{"ip": address, "nodeName": node} for address, node in found[:MAX_ADDRESSES]]
     return {
         "apiVersion": "v1",
         "kind": "Endpoints",
         "metadata": _metadata(service, {}),
-        "subsets": [{"addresses": entries, "ports": ports}] if entries else [],
+        "subsets": [{"addresses": entries, "ports": [_port(port, tls)]}] if entries else [],
     }
+
+
+def _port(port: int, tls: bool) -> Manifest:
+    """Named as in the Service: the name is what joins the two."""
+    return {"name": "https" if tls else "http", "port": port, "protocol": "TCP"}

@@ -104,8 +104,8 @@ class Reconciler:
         self._slices = slices
         self._nodes = ServingNodes(store, writer)
         self._marks = NodeMarks(store, writer)
-        self._children = Children(store, writer, slices)
-        self._statuses = Statuses(store, writer)
+        self._children = Children(store, writer, slices, settings.tls)
+        self._statuses = Statuses(store, writer, tls=settings.tls)
         self._mirror = Mirror(settings, api, writer, store)
         self._settled = Settled(store, ENDPOINT_SLICES if slices else ENDPOINTS)
         self._listed_s: dict[Kind, float] = {}
@@ -244,9 +244,12 @@ class Reconciler:
         closing: frozenset[str],
         now_s: float,
     ) -> None:
-        """What it owns, then what is said of it."""
-        owned = await self._children.carry_out(service, nodes, closing, now_s)
-        told = await self._statuses.carry_out(service, nodes, now_s)
+        """What it owns, then what is said of it, even if what it owns cannot be written."""
+        owned = False
+        try:
+            owned = await self._children.carry_out(service, nodes, closing, now_s)
+        finally:
+            told = await self._statuses.carry_out(service, nodes, now_s)
         if owned and told:
             self._settled.note(service, nodes, closing)
 

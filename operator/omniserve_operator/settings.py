@@ -45,4 +45,5 @@ class Settings:
     tenancy: Tenancy = field(default_factory=Tenancy)
     lease_name: str = "omniserve-operator"
     identity: str = "omniserve-operator"
+    tls: bool = False  # agents' service ports speak HTTPS
     protect_nodes: bool = False  # from autoscalers, while they are in use

@@ -33,6 +33,7 @@ from omniserve_operator.placement.result import Phase, ServicePlan
 from omniserve_operator.throttling import round_to, throttled_percent, throttlers, throttling
 from omniserve_operator.world import Node, Service
 
+MAX_NAMED = 3
 AGENT_SELECTOR = "app.kubernetes.io/name=omniserve,app.kubernetes.io/component=agent"
 
 
@@ -58,7 +59,12 @@ def _reason(condition: Condition) -> Reason:
 
 
 def status_of(
-    plan: ServicePlan, nodes: Mapping[str, Node], memory: Memory, now_s: float, now: str
+    plan: ServicePlan,
+    nodes: Mapping[str, Node],
+    memory: Memory,
+    now_s: float,
+    now: str,
+    scheme: str = "http",
 ) -> tuple[LLMServiceStatus, Memory]:
     """The status to be written, if it differs, and what to remember."""
     service, replicas = plan.service, seen(plan, nodes)
@@ -76,21 +82,29 @@ def status_of(
         refusals=_refusals(plan),
         slo=slo,
         best_effort=best_effort,
-        **_counts(plan),
+        **_counts(plan, scheme),
     ), memory
 
 
-def _counts(plan: ServicePlan) -> dict[str, Any]:
+def _counts(plan: ServicePlan, scheme: str) -> dict[str, Any]:
     """Where it is found, and how many replicas there are of how many."""
     service, ready = plan.service, sum(r.ready for r in plan.staying)
     return {
-        "url": f"http://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
+        "url": f"{scheme}://{service.name}.{service.namespace}.svc/v1" if plan.port else "",
         "port": plan.port,
         "replicas": len(plan.staying),
         "ready_replicas": ready,
         "ready_summary": f"{ready}/{service.wanted}",
+        "node_names": _names([r.node for r in plan.replicas]),
         "selector": AGENT_SELECTOR,
     }
+
+
+def _names(nodes: Sequence[str]) -> str:
+    """For a column: the first few."""
+    few = sorted(set(nodes))[:MAX_NAMED]
+    more = len(set(nodes)) - len(few)
+    return ", ".join([*few, *([f"and {more} more"] if more else [])])[:253]
 
 
 def _refusals(plan: ServicePlan) -> list[Refusal]:

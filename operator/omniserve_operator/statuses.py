@@ -19,8 +19,9 @@ from omniserve_operator.writer import Writer
 class Statuses:
     """Remembers, by service uid, what a status depends on beside the world."""
 
-    def __init__(self, store: Store, writer: Writer) -> None:
+    def __init__(self, store: Store, writer: Writer, *, tls: bool) -> None:
         self._store = store
+        self._scheme = "https" if tls else "http"
         self._writer = writer
         self._memories: dict[str, Memory] = {}
         self._written_s: dict[str, float] = {}
@@ -48,7 +49,9 @@ class Statuses:
         service = plan.service
         memory = self._memories.get(service.uid) or remembered(service)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status, self._memories[service.uid] = status_of(plan, nodes, memory, now_s, now)
+        status, self._memories[service.uid] = status_of(
+            plan, nodes, memory, now_s, now, self._scheme
+        )
         if status == service.status:
             return self._memories[service.uid].slo.contrary_since_s is None
         if self._may_wait(service, status, now_s):

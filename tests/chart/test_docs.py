@@ -195,3 +195,21 @@ def test_defaults_on_the_page_are_the_programs(app, command):
             default,
             rows,
         )
+
+
+@pytest.mark.parametrize(
+    ("app", "command", "kind", "name"),
+    [
+        (operator_app, "run", "Deployment", "omniserve-operator"),
+        (agent_app, "node", "DaemonSet", "omniserve-agent-gpu"),
+    ],
+)
+def test_the_charts_defaults_are_the_programs_own(render, app, command, kind, name):
+    """But for what only the chart can know: where a pod may write, and its size."""
+    (container,) = render().one(kind, name)["spec"]["template"]["spec"]["containers"]
+    told = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    told.pop("OMNISERVE_CACHE_DIR", None)
+    defaults = _defaults(app, command)
+    shared = told.keys() & defaults.keys()
+    assert len(shared) >= 3
+    assert {n: told[n] for n in shared} == {n: defaults[n] for n in shared}

@@ -2,15 +2,17 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 
+from support.certificates import write_pair
 from support.chart import NAMESPACE
 
 APPS = f"/apis/apps/v1/namespaces/{NAMESPACE}"
@@ -71,7 +73,7 @@ def _daemonset(wanted, ready):
 
 
 @contextmanager
-def _serving(cluster):
+def _serving(cluster, certificate=None):
     class Handler(BaseHTTPRequestHandler):
         def _reply(self):
             length = int(self.headers.get("Content-Length") or 0)
@@ -90,6 +92,10 @@ def _serving(cluster):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     cluster.address = server.server_address
     try:
@@ -108,14 +114,18 @@ def cluster():
 def run(render, cluster, tmp_path):
     """Run the pod's own command and environment; the finished process."""
 
-    def start(**values):
+    def start(*, certificate=None, **values):
         values = {"through": "Endpoints", "timeoutSeconds": 10} | values
-        pod = render({"tests": values}).one("Pod", "omniserve-test")
+        tls = {"secretName": "tls" if certificate else ""}
+        pod = render({"tests": values, "agent": {"tls": tls}}).one("Pod", "omniserve-test")
         (container,) = pod["spec"]["containers"]
         environment = {e["name"]: e.get("value", NAMESPACE) for e in container["env"]}
         environment["TIMEOUT_SECONDS"] = "0"  # everything is there at once, or never
         assert container["command"] == ["python", "-c"]
-        with _serving(cluster) as url:
+        with ExitStack() as servers:
+            url = servers.enter_context(_serving(cluster))
+            if certificate:
+                servers.enter_context(_serving(cluster, certificate))  # the service's address
             file = tmp_path / "kubeconfig"
             file.write_text(_kubeconfig(url))
             return subprocess.run(
@@ -150,6 +160,12 @@ def test_a_service_is_made_asked_and_removed(run, cluster):
     assert f"POST {SERVICES}" in cluster.calls
     assert "POST /v1/completions" in cluster.calls
     assert cluster.services == {}
+
+
+def test_a_service_with_a_certificate_is_asked_by_https(run, cluster, tmp_path):
+    done = run(certificate=write_pair(tmp_path / "tls"))
+    assert done.returncode == 0, done.stderr
+    assert "POST /v1/completions" in cluster.calls
 
 
 def test_a_server_without_slices_is_asked_for_endpoints(run, cluster):

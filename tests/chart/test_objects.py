@@ -144,6 +144,20 @@ def test_agents_have_room_to_write_though_their_root_is_read_only(render):
     }
 
 
+def test_a_tls_secret_is_mounted_and_both_programs_know_of_it(render):
+    rendered = render({"agentPools": POOLS, "agent": {"tls": {"secretName": "services-tls"}}})
+    daemonset = _agent(rendered, "gpu")
+    volumes = {v["name"]: v for v in daemonset["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["tls"]["secret"] == {"secretName": "services-tls"}
+    (mount,) = [m for m in _container(daemonset)["volumeMounts"] if m["name"] == "tls"]
+    assert mount["readOnly"] is True
+    assert _environment(daemonset)["OMNISERVE_TLS_DIR"] == mount["mountPath"]
+    assert _environment(rendered.one("Deployment", "omniserve-operator"))["OMNISERVE_TLS"] == "true"
+    plain = render({"agentPools": POOLS})
+    assert "OMNISERVE_TLS_DIR" not in _environment(_agent(plain, "gpu"))
+    assert "OMNISERVE_TLS" not in _environment(plain.one("Deployment", "omniserve-operator"))
+
+
 def test_agents_learn_where_they_are_from_the_downward_api(render):
     daemonset = _agent(render({"agentPools": POOLS}), "cpu")
     environment = _environment(daemonset)

@@ -122,6 +122,13 @@ def test_defaults_are_the_models_own():
     assert not any("default" in inner for inner in inner_schemas(status))
 
 
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda d: d["spec"]["names"]["kind"])
+def test_no_column_reads_a_list(definition):
+    """An API server shows one of its values, as if there were no others."""
+    (version,) = definition["spec"]["versions"]
+    assert not [c for c in version["additionalPrinterColumns"] if "[*]" in c["jsonPath"]]
+
+
 def test_columns_subresources_and_names():
     version = DEFINITIONS[0]["spec"]["versions"][0]
     names = [column["name"].upper() for column in version["additionalPrinterColumns"]]

@@ -11,7 +11,7 @@ import pytest
 from e2e.harness.api import Object
 from e2e.harness.cluster import Cluster
 from e2e.harness.definitions import nodes_path, services_path
-from e2e.harness.install import NAMESPACE
+from e2e.harness.install import MAINTENANCE, NAMESPACE
 from e2e.harness.specs import be, ls
 from e2e.harness.waiting import eventually
 
@@ -154,11 +154,21 @@ def _runs(cluster: Cluster, pod: Object) -> bool:
         return False
 
 
-def test_cordon_moves_services_replacement_first(cluster: Cluster, namespace: str) -> None:
+@pytest.mark.parametrize(
+    ("leave", "back"),
+    [
+        ({"unschedulable": True}, {"unschedulable": None}),
+        ({"taints": [{"key": MAINTENANCE, "effect": "NoExecute"}]}, {"taints": None}),
+    ],
+    ids=["cordon", "NoExecute"],
+)
+def test_a_node_that_is_to_be_left_is_left_replacement_first(
+    cluster: Cluster, namespace: str, leave: Object, back: Object
+) -> None:
     cluster.apply(namespace, "chat", ls())
     cluster.wait_condition(namespace, "chat", "Ready", "True")
     (node,) = cluster.assignments()[f"{namespace}/chat"]
-    cluster.api.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}})
+    cluster.api.patch(f"/api/v1/nodes/{node}", {"spec": leave})
 
     def moved() -> bool:
         assert cluster.endpoints(namespace, "chat"), "an address at every moment"
@@ -166,7 +176,7 @@ def test_cordon_moves_services_replacement_first(cluster: Cluster, namespace: st
 
     eventually_without_excuses(moved)
     cluster.wait_condition(namespace, "chat", "Ready", "True")
-    cluster.api.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": None}})
+    cluster.api.patch(f"/api/v1/nodes/{node}", {"spec": back})
 
 
 def eventually_without_excuses(check: object) -> None:

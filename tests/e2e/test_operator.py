@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -11,7 +16,7 @@ from pydantic import ValidationError
 
 from e2e.harness.api import Api
 from e2e.harness.cluster import Cluster
-from e2e.harness.definitions import services_path
+from e2e.harness.definitions import nodes_path, services_path
 from e2e.harness.install import NAMESPACE
 from e2e.harness.specs import be, ls
 from e2e.harness.waiting import eventually
@@ -88,10 +93,15 @@ def test_requests_reach_each_service_through_its_own_service(
 def test_columns_of_kubectl_get(cluster: Cluster, namespace: str) -> None:
     cluster.apply(namespace, "chat", ls())
     cluster.wait_condition(namespace, "chat", "Ready", "True")
-    row = {key.upper(): v for key, v in cluster.api.table(services_path(namespace))[0].items()}
+    cluster.apply(namespace, "batch", be())
+    cluster.wait_condition(namespace, "batch", "Ready", "True")
+    rows = cluster.api.table(services_path(namespace))
+    (row,) = [{k.upper(): v for k, v in r.items()} for r in rows if r["Name"] == "chat"]
     assert (row["CLASS"], row["READY"], row["MODEL"]) == ("LS", "True", "file:///models/a")
     assert str(row["REPLICAS"]).startswith("1")
     assert row["URL"].startswith("http://chat.")
+    nodes = {r["Name"]: r for r in cluster.api.table(nodes_path())}
+    assert (nodes[row["NODES"]]["Engines"], nodes[row["NODES"]]["Services"]) == ("1/1", "2/2")
 
 
 def test_every_condition_is_told_at_first_sight(cluster: Cluster, namespace: str) -> None:
@@ -149,6 +159,39 @@ def test_capacity_refusal_has_numbers_and_clears_when_a_node_joins(
     cluster.add_node("n3")
     cluster.wait_condition(namespace, waiting, "Ready", "True")
     cluster.remove_node("n3")
+
+
+def _planned(cluster: Cluster, namespace: str, file: Path, uri: str) -> tuple[int, str]:
+    """`omniserve-operator plan` for one more LS service: exit code and what it says."""
+    document = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService", "spec": ls(uri)}
+    document["metadata"] = {"name": "newcomer", "namespace": namespace}
+    file.write_text(json.dumps(document))
+    program = str(Path(sys.executable).with_name("omniserve-operator"))
+    done = subprocess.run(
+        [program, "plan", "--dry-run", "-f", str(file), "--namespace", NAMESPACE],
+        env=os.environ | {"KUBECONFIG": str(cluster.plane.kubeconfig)},
+        capture_output=True,
+        text=True,
+        timeout=SETTLE_S,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_plan_answers_from_the_live_cluster_and_changes_nothing(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "newcomer.yaml"
+    for name, uri in (("chat", "file:///models/a"), ("other", "file:///models/b")):
+        cluster.apply(namespace, name, ls(uri))
+        cluster.wait_condition(namespace, name, "Ready", "True")
+    code, said = _planned(cluster, namespace, file, "file:///models/a")
+    assert code == 0, said
+    assert f"joins the engine of {namespace}/chat: adds" in said
+    assert f"ms to {namespace}/chat's TPOT" in said
+    code, said = _planned(cluster, namespace, file, "file:///models/c")
+    assert code == 1, said
+    assert f"{namespace}/newcomer: refused: InsufficientCapacity" in said
+    assert set(cluster.assignments()) == {f"{namespace}/chat", f"{namespace}/other"}
 
 
 def test_no_matching_node_clears_when_one_matches(cluster: Cluster, namespace: str) -> None:

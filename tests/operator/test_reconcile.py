@@ -67,6 +67,22 @@ def test_from_manifest_to_ready(slices):
     assert cluster.condition("chat", "SLOAttained") == ("Unknown", "NoTraffic")
 
 
+@pytest.mark.parametrize("slices", [True, False], ids=["EndpointSlice", "Endpoints"])
+def test_with_tls_services_are_found_by_https(slices):
+    cluster = Cluster(["n1"], slices=slices, settings=Settings(RELEASE, tls=True))
+    cluster.apply("chat")
+    cluster.settle()
+    service = cluster.api.objects["/api/v1/namespaces/default/services/chat"]
+    (port,) = service["spec"]["ports"]
+    assert (port["name"], port["port"]) == ("https", 443)
+    assert cluster.status("chat")["url"] == "https://chat.default.svc/v1"
+    head = "/apis/discovery.k8s.io/v1" if slices else "/api/v1"
+    kind = "endpointslices" if slices else "endpoints"
+    behind = cluster.api.objects[f"{head}/namespaces/default/{kind}/chat"]
+    (named,) = behind["ports"] if slices else behind["subsets"][0]["ports"]
+    assert named["name"] == "https"
+
+
 def test_serving_nodes_belong_to_their_node(cluster):
     cluster.settle()
     found = cluster.api.objects[f"{OMNISERVE}/servingnodes/n1"]
@@ -190,6 +206,7 @@ def test_scale(cluster):
     cluster.settle()
     assert cluster.addresses("chat") == [address("n1"), address("n2")]
     assert cluster.status("chat")["replicas"] == 2
+    assert cluster.status("chat")["nodeNames"] == "n1, n2"
     cluster.apply("chat", replicas=1)
     cluster.settle()
     assert len(cluster.addresses("chat")) == 1
@@ -262,6 +279,39 @@ def test_capacity_refusals_clear_when_a_node_joins():
     cluster.settle()
     assert cluster.condition("other", "Ready") == ("True", "ReplicasReady")
     assert cluster.status("other")["refusals"] == []
+
+
+@pytest.mark.parametrize("name", ["9b-chat", "a.b"])
+def test_a_name_that_no_service_can_have_is_refused_and_nothing_is_tried(cluster, name):
+    """Servers without CEL let such names through."""
+    cluster.apply(name)
+    cluster.settle()
+    assert cluster.condition(name, "Accepted") == ("False", "Invalid")
+    assert "metadata.name" in cluster.message(name, "Accepted")
+    assert "starting with a letter" in cluster.message(name, "Accepted")
+    assert not [place for place in cluster.api.objects if place.endswith(f"/services/{name}")]
+
+
+def test_an_invalid_edit_keeps_the_addresses_of_what_runs_true(cluster):
+    cluster.apply("chat", replicas=2)
+    cluster.settle()
+    cluster.api.edit(path("chat"), {"spec": {"slo": None}})
+    cluster.settle()
+    assert cluster.condition("chat", "Accepted") == ("False", "Invalid")
+    assert cluster.addresses("chat") == [address("n1"), address("n2")]
+    cluster.api.remove("/api/v1/nodes/n2")
+    cluster.settle()
+    assert cluster.addresses("chat") == [address("n1")]
+
+
+def test_what_cannot_be_made_hides_no_condition(cluster):
+    cluster.apply("chat")
+    place = "/api/v1/namespaces/default/services/chat"
+    cluster.api.refusals["create", place] = ApiError(403, "exceeded quota")
+    assert cluster.one_pass() == 1
+    assert {c["status"] for c in cluster.status("chat")["conditions"]} == {"Unknown"}
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("True", "ReplicasReady")
 
 
 def test_an_invalid_object_is_refused_with_its_line(cluster):

@@ -3,10 +3,12 @@
 import pytest
 
 from omniserve_agent.scheduling.error_budget import (
+    FIRST_SHARE,
     HIGHEST,
     LEAST_SAMPLES,
     LOWEST,
     PER_SECOND,
+    SMALLEST_SHARE,
     WIDEST,
     ErrorBudget,
 )
@@ -62,3 +64,24 @@ def test_switched_off_it_still_measures():
     judged(budget, [False] * 100)
     assert budget.quantile == 0.95
     assert budget.burn > 1
+
+
+def test_be_prompts_get_more_of_the_slack_while_the_budget_is_unused_and_less_while_it_burns():
+    budget = ErrorBudget(window_s=60.0)
+    assert budget.share == FIRST_SHARE
+    for second in range(60):
+        budget.judged(True, float(second))
+    assert budget.share == 1.0
+    for second in range(60, 120):
+        budget.judged(second % 2 == 0, float(second))
+    assert budget.share == pytest.approx(SMALLEST_SHARE)
+    for second in range(120, 400):
+        budget.judged(True, float(second))
+    assert budget.share == 1.0
+
+
+def test_a_budget_that_is_off_leaves_the_share():
+    budget = ErrorBudget(enabled=False)
+    for second in range(100):
+        budget.judged(False, float(second))
+    assert budget.share == FIRST_SHARE

@@ -43,6 +43,7 @@ def job(handle, service_class=LS, stage=Stage.WAITING, tokens=10, computed=None,
 def index(*jobs):
     made = JobIndex()
     for one in jobs:
+        one.counted = (0, 0)  # it may have been in another index
         made.add(one)
     return made
 

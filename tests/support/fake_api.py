@@ -5,8 +5,11 @@ Enough of one for the operator's passes; what real servers do beyond it is teste
 
 import copy
 import itertools
+import re
 
 from omniserve_operator.api import ApiError
+
+_DNS_1035_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 class FakeApi:
@@ -45,6 +48,8 @@ class FakeApi:
         self.calls.append(("create", place))
         if place in self.objects:
             raise ApiError(409, f"{place} exists")
+        if path.endswith("/services") and not _DNS_1035_LABEL.fullmatch(body["metadata"]["name"]):
+            raise ApiError(422, f"{place}: a DNS-1035 label must consist of lower case letters")
         return self.put(place, body)
 
     async def patch(self, path, body):

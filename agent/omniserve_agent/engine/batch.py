@@ -83,7 +83,7 @@ class BatchBuilder:
         if plan.waits_for_host:
             iteration.wait_ns, iteration.overlaps = HOST_WAIT_NS, True
             iteration.interrupted = _never
-        elif not iteration.has_ls and len(segments) <= hopping:
+        elif plan.sweeps and not iteration.has_ls and len(segments) <= hopping:
             iteration.wait_ns = SWEEP_WAIT_NS
         return iteration
 

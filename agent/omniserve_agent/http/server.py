@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -60,8 +61,13 @@ class Server:
             return
 
 
-async def start(app: web.Application, host: str, port: int) -> Server:
-    """Listen on `host`:`port` (0: any free one, see `Server.port`); OSError if that fails."""
+async def start(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> Server:
+    """Listen on `host`:`port` (0: any free one, see `Server.port`); OSError if that fails.
+
+    With `tls` it speaks HTTPS.
+    """
     state = app[STATE]
     runner = web.AppRunner(
         app,
@@ -71,7 +77,7 @@ async def start(app: web.Application, host: str, port: int) -> Server:
         access_log=None,
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
+    site = web.TCPSite(runner, host, port, ssl_context=tls)
     try:
         await site.start()
     except BaseException:

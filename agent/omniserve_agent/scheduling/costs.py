@@ -47,7 +47,7 @@ class Load:
     @property
     def kind(self) -> str:
         """As `kind_of` the work it comes to, layer-major prefills aside."""
-        return "sweep" if self.rows == 0 else "prefill" if self.pairs else "decode"
+        return "prefill" if self.pairs else "decode"
 
     def work(self) -> Work:
         """The same for `LatencyModel.predict`."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 USABLE_CREDIT_TOKENS = 2.0  # tokens sent early buy at most this many token times at once
+SAVED_SHARE = 0.16  # of a request's time since its first token: the most it saves for bursts
+SAVED_TOKENS = 8.0  # token times that it saves at most
 
 
 @dataclass(slots=True)
@@ -19,9 +21,10 @@ class Deadlines:
     first_token_s: float | None = None
     further_tokens: int = 0  # sent after the first
     due_s: float = field(init=False)  # of the next token, credit not bounded; inf once TTFT is lost
+    saving_s: float = field(init=False)  # what it saves at most for bursts of prompts
 
     def __post_init__(self) -> None:
-        self.due_s = self._next_due_s()
+        self._set_due()
 
     def emitted(self, now_s: float, tokens: int = 1) -> None:
         """Tokens were sent."""
@@ -29,15 +32,18 @@ class Deadlines:
             self.first_token_s = now_s
             tokens -= 1
         self.further_tokens += tokens
-        self.due_s = self._next_due_s()
+        self._set_due()
 
-    def _next_due_s(self) -> float:
-        first_due_s = self.arrival_s + self.ttft_s
+    def _set_due(self) -> None:
+        self.due_s, self.saving_s = self.arrival_s + self.ttft_s, 0.0
         if self.first_token_s is None:
-            return first_due_s
-        if self.first_token_s > first_due_s:
-            return inf
-        return self.first_token_s + (self.further_tokens + 1) * self.tpot_s
+            return
+        if self.first_token_s > self.due_s:
+            self.due_s = inf
+            return
+        tokens = self.further_tokens + 1
+        self.due_s = self.first_token_s + tokens * self.tpot_s
+        self.saving_s = min(SAVED_SHARE * tokens, SAVED_TOKENS) * self.tpot_s
 
     def next_s(self, now_s: float, tokens_left: int, fastest_s: float) -> float | None:
         """When the next token must be there; None when the SLO can no longer be attained.

@@ -2,8 +2,9 @@
 
 The fast loop (`latency.Correction`) takes the margin from the residuals of predictions, at the
 quantile that matches the objective. Where requests miss all the same, the quantile rises; where
-none does, it falls and BE gets the difference. Both are bounded and rate-limited, so that neither
-a burst of misses nor a quiet night swings the budgets.
+none does, it falls and BE gets the difference. The same burn shares out the slack: BE prompts begin
+with half of it, and get all or next to none as the error budget stays unused or burns. All are
+bounded and rate-limited, so that neither a burst of misses nor a quiet night swings the budgets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ PER_SECOND = 0.01  # the quantile moves at most so much a second
 WIDEST = 1.5  # times the margin, once the quantile is at its highest
 BURN_HIGH, BURN_LOW = 0.5, 0.25  # of the budget: above it is saved, below it is spent
 LEAST_SAMPLES = 20
+SMALLEST_SHARE, FIRST_SHARE = 0.05, 0.5  # of the slack
+SHARE_PER_SECOND = 0.02
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class ErrorBudget:
     enabled: bool = True
     quantile: float = field(init=False)
     widening: float = 1.0  # times the margin
+    share: float = FIRST_SHARE  # of LS's slack that BE prompts may take
     _judged: deque[tuple[float, bool]] = field(default_factory=deque)
     _missed: int = 0
     _moved_s: float | None = None
@@ -54,8 +58,10 @@ class ErrorBudget:
         before_s, self._moved_s = self._moved_s, now_s
         if before_s is None or len(self._judged) < LEAST_SAMPLES:
             return
-        step = PER_SECOND * min(now_s - before_s, 1.0)
-        burn = self.burn
+        seconds, burn = min(now_s - before_s, 1.0), self.burn
+        step, unused = PER_SECOND * seconds, max(-1.0, 1.0 - burn / BURN_HIGH)
+        share = self.share + SHARE_PER_SECOND * seconds * unused
+        self.share = min(1.0, max(SMALLEST_SHARE, share))
         if burn > BURN_HIGH:
             self.quantile = min(HIGHEST, self.quantile + step)
             if self.quantile == HIGHEST:

@@ -56,7 +56,7 @@ def _ls(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
 
 def _be(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
     staged, chunked = jobs.count(BE, Stage.STAGED), jobs.count(BE, Stage.PREFILL)
-    if min(staged, chunked) >= caps.staged_jobs or staged >= caps.staged_jobs:
+    if max(staged, chunked) >= caps.staged_jobs:
         return f"{staged + chunked} BE prompts are being computed before it"
     needed = blocks_for(max(job.predicted_tokens, job.tokens + 1), caps.block_tokens)
     free = room.host_free_blocks - jobs.host_growth_blocks

@@ -66,6 +66,7 @@ class Work:
     device_pairs: int = 0  # Σ query-key pairs over device prefill chunks
     staged_pairs: int = 0  # the same over layer-major chunks, counted per layer
     host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile
+    waited: bool = False  # layers waited for the host: the device's work does not explain the time
 
 
 Count = TypeVar("Count", int, NDArray[np.int64])

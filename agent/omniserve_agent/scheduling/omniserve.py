@@ -28,7 +28,8 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
-from omniserve_agent.scheduling.slack import Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -66,6 +67,7 @@ class Omniserve:
         self.costs = Costs(self.model, self.correction, self.error_budget)
         self._flights = InFlight(self.caps.layers)
         self._floors = Floors()
+        self._sweeps = Sweeps(self.caps.layers)
         self._fixed = FixedCaps(self.caps)
         self._edges = self.model.dense.edges()
         self._lanes = self.caps.join_rows
@@ -82,7 +84,9 @@ class Omniserve:
 
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration took this long."""
-        self.correction.observe(kind_of(work), self.model.predict(work), seconds)
+        if not work.waited:
+            self.correction.observe(kind_of(work), self.model.predict(work), seconds)
+        self._sweeps.observed(work, seconds, self.model)
         if work.joined_rows:
             self._flights.observed(work.joined_rows, self._lanes)
         self._floors.observed(work, seconds, self.model)
@@ -109,15 +113,16 @@ class Omniserve:
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
-        pace_s, tpot_s = self._pace_s(jobs, now_s, arrival_s)
-        late_s = RECOVERY_TOKENS * max(0.0, tpot_s - self.costs.expected(decode))
-        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace_s + late_s)
+        pace = self._pace(jobs, now_s, arrival_s)
+        late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
+        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
         ls = decode.prompt(ls_rows)
-        time = self._time(jobs, prompts, decode, ls, (pace_s, late_s))
+        time = self._time(jobs, prompts, decode, ls, pace, late_s)
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
-        prefill = self._be_prefill(jobs, room, load, time.prefill_s, floor_s)
+        host_s = self._sweep(jobs, load)
+        prefill = self._be_prefill(jobs, room, load, time.prefill_s - (host_s or 0.0), floor_s)
         self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
@@ -129,32 +134,54 @@ class Omniserve:
             ls_prompts=prompts.order,
             be_first=first,
         )
-        return self._fixed.fill(jobs, room, grant)
+        return replace(self._fixed.fill(jobs, room, grant), sweeps=host_s is not None)
+
+    def _sweep(self, jobs: JobIndex, load: Load) -> float | None:
+        """Seconds that the host adds where the iteration is a sweep; None where it is none."""
+        in_flight = jobs.count(BE, Stage.HOPPING, Stage.BOUNDARY)
+        if jobs.count(LS, Stage.DECODE) or _ls_chunks(jobs) or not in_flight:
+            return None
+        joining = min(in_flight, self.caps.join_rows)
+        swept_s = self.costs.predicted(load.joined(((joining, self.caps.layers),)))
+        seconds = self.costs.predicted(load)
+        if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds):
+            return None
+        self._lanes = joining
+        return self._sweeps.host_s(joining)
 
     def _time(
-        self, jobs: JobIndex, prompts: Prompts, decode: Load, ls: Load, pace: tuple[float, float]
+        self,
+        jobs: JobIndex,
+        prompts: Prompts,
+        decode: Load,
+        ls: Load,
+        pace: Pace,
+        late_s: float,
     ) -> _Time:
         """What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
 
         BE decodes cost little each and go on beside an LS prompt while LS is on its pace: they
-        make LS late by no more than it makes up for. BE prefill waits for real slack, and for LS to
-        leave memory.
+        make LS late by no more than it makes up for. BE prefill waits for slack beyond what LS
+        requests save for bursts of prompts, and for LS to leave memory.
         """
-        ls_s, (pace_s, late_s) = self.costs.seconds(ls), pace
-        slack_s = max(0.0, min(pace_s - ls_s, prompts.slack_s))
-        prefill_s = ls_s + slack_s * self._slack_share(jobs, ls)
-        if pace_s < self.costs.expected(decode):
+        ls_s = self.costs.seconds(ls)
+        slack_s = max(0.0, min(pace.saving_s - ls_s, prompts.slack_s))
+        share = self._slack_share(jobs, ls) * (self.error_budget.share if ls.rows else 1.0)
+        prefill_s = ls_s + slack_s * share
+        if pace.slack_s < self.costs.expected(decode):
             return _Time(ls_s, prefill_s, prefill_s)
-        spare_s = min(max(pace_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
+        spare_s = min(max(pace.slack_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
         return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
 
-    def _pace_s(self, jobs: JobIndex, now_s: float, arrival_s: float) -> tuple[float, float]:
-        """Seconds until the earliest deadline of a row, or of an arrival that may come now; and the
-        shortest TPOT of the rows that decode, 0 without one."""
+    def _pace(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Pace:
+        """Until the earliest deadline of a row, or of an arrival that may come now; TPOT 0 where no
+        row decodes."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
-        slack_s, tpot_s = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s)
-        budget_s = min(LONGEST_S, slack_s, arrival_s, inf if self._traffic else IDLE_BUDGET_S)
-        return max(budget_s, 0.0), tpot_s if tpot_s < inf else 0.0
+        saved = 1.0 - self.error_budget.share
+        found = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s, saved)
+        most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._traffic else IDLE_BUDGET_S))
+        tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
+        return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)
 
     def _arrival_slack_s(self) -> float:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
@@ -285,8 +312,8 @@ class Omniserve:
 
 
 def kind_of(work: Work) -> str:
-    """Kinds of iterations are corrected apart: `sweep` may wait for the host."""
-    if work.device_rows == 0:
+    """Kinds of iterations are corrected apart; a `sweep` waits for the host."""
+    if work.waited:
         return "sweep"
     return "prefill" if work.chunk_rows or work.device_pairs else "decode"
 

@@ -16,22 +16,32 @@ from omniserve_agent.scheduling.jobs import Job
 LOOK_AHEAD = 64  # LS prompts that wait and are put in order, the first in rank
 
 
-def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float) -> tuple[float, float]:
-    """Seconds until the next token of a decoding job is due, inf where none can attain; and the
-    shortest TPOT among them, inf where none has an SLO.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of LS rows that decode, in seconds; inf where no row can attain."""
 
-    One pass over due times; only rows behind their pace are asked whether they can still attain.
-    """
+    slack_s: float = inf  # until the next token is due
+    saving_s: float = inf  # the same with what requests save for bursts of prompts; at most slack
+    tpot_s: float = inf  # the shortest
+
+
+def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float, saved: float = 0.0) -> Pace:
+    """One pass over due times; only rows behind their pace are asked whether they can attain.
+    `saved`: the share of what requests save at most for bursts."""
     deadlines = [d for job in jobs if (d := job.deadlines) is not None]
     if not deadlines:
-        return inf, inf
+        return Pace()
     tpot_s = min([d.tpot_s for d in deadlines])
     earliest_s = min([d.due_s for d in deadlines])
     if earliest_s < now_s + fastest_s:
-        return _behind(jobs, now_s, fastest_s), tpot_s
-    if earliest_s == inf:
-        return inf, tpot_s
-    return min(earliest_s - now_s, USABLE_CREDIT_TOKENS * tpot_s), tpot_s
+        slack_s = _behind(jobs, now_s, fastest_s)
+    elif earliest_s == inf:
+        return Pace(tpot_s=tpot_s)
+    else:
+        slack_s = min(earliest_s - now_s, USABLE_CREDIT_TOKENS * tpot_s)
+    latest_s = now_s + fastest_s
+    paced = [d.due_s - saved * d.saving_s for d in deadlines if d.due_s >= latest_s]
+    return Pace(slack_s, min(slack_s, max(0.0, min(paced, default=inf) - now_s)), tpot_s)
 
 
 def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:

@@ -59,5 +59,7 @@ class SynchronousOffload(Unlearning):
         return plan.entries[:taken] if pays or not rows else ()
 
     def observed(self, work: Work, seconds: float) -> None:
-        """Corrects the predicted device time."""
+        """Corrects the predicted device time, by iterations that did not wait for the host."""
+        if work.waited:
+            return
         self.correction.observe("device", self.model.predict(work), seconds)

@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 from omniserve_agent.simulation.hosts import Hosts
 
 
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A sweep: how long, the handles of rows past the last layer, rows that joined per layer."""
+
+    seconds: float
+    landed: list[int]
+    joined: list[float]
+
+
 @dataclass
 class Flights:
     """Rows that left the batch at `layer` and whose attention is back at `ready`."""
@@ -93,20 +102,20 @@ class Flights:
             self._keep(np.flatnonzero(keep))
         return landed
 
-    def sweep(
-        self, start_s: float, dense_s: float, end_s: float, lanes: int
-    ) -> tuple[float, list[int]]:
+    def sweep(self, start_s: float, dense_s: float, end_s: float, lanes: int) -> Swept:
         """A pass without LS rows, in which layers wait for their rows. Ends early at `end_s`, when
-        work comes in. Its seconds, and the handles of the rows past the last layer."""
+        work comes in."""
         seconds, landed = 0.0, []
         n = self.count
         late = max(0.0, float((self._ready[:n]).min()) - start_s) if n else 0.0
         seconds += min(late, 0.02)
         first = int(self._layer[:n].min()) if n else 0
+        joined = [0.0] * first
         for layer in range(first, self.layers):
             here = np.flatnonzero(self._layer[: self.count] == layer)[:lanes]
             host_s = self.hosts.layer_s(self._host[here], self._tokens[here])
-            seconds += max(dense_s, host_s)
+            seconds += dense_s + host_s
+            joined.append(float(len(here)))
             self.joins += len(here)
             self.hosts.busy_s += host_s
             self._layer[here] += 1
@@ -115,7 +124,7 @@ class Flights:
                 landed = self._land(here)
             if start_s + seconds >= end_s:
                 break
-        return seconds, landed
+        return Swept(seconds, landed, joined)
 
     def layer_s(self) -> float:
         """Seconds that the hosts take for one layer of all rows, for a device that waits."""

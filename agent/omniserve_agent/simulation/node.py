@@ -152,8 +152,8 @@ class Node:
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
             seconds, landed = self._waiting_pass(work, noise)
-        elif not has_ls and self.sweeps and len(chunks) <= self.flights.count:
-            seconds, landed = self._sweep(work, len(chunks), noise, next_arrival_s)
+        elif plan.sweeps and not has_ls and self.sweeps and len(chunks) <= self.flights.count:
+            seconds, landed = self._sweep(plan, work, noise, next_arrival_s)
         else:
             seconds, landed = self._piggyback_pass(plan, work, noise)
         self.now_s += seconds
@@ -176,14 +176,17 @@ class Node:
         return seconds, landed
 
     def _sweep(
-        self, work: Work, device_rows: int, noise: float, next_arrival_s: float
+        self, plan: Plan, work: Work, noise: float, next_arrival_s: float
     ) -> tuple[float, list[int]]:
         """Without LS rows layers wait for the host; ends early when work comes in."""
-        latency = self.hardware.latency
-        dense_s = latency.dense.at(device_rows + self.flights.count) * noise
-        most = self.hardware.max_device_rows
-        seconds, landed = self.flights.sweep(self.now_s, dense_s, next_arrival_s, most)
-        return max(seconds, latency.predict(work) * noise) + latency.fixed, landed
+        latency, lanes = self.hardware.latency, plan.join_rows
+        dense_s = latency.dense.at(work.device_rows + min(lanes, self.flights.count)) * noise
+        swept = self.flights.sweep(self.now_s, dense_s, next_arrival_s, lanes)
+        # Layer-major prefill runs while the host attends.
+        seconds = max(swept.seconds, latency.predict(work) * noise) + latency.fixed
+        work.joined_rows, work.waited = swept.joined, True
+        self.policy.observed(work, seconds)
+        return seconds, swept.landed
 
     def _waiting_pass(self, work: Work, noise: float) -> tuple[float, list[int]]:
         """At every layer the device waits for the host, then computes the offloaded rows'."""
@@ -192,6 +195,7 @@ class Node:
         device_s = latency.predict(work) / latency.layers * noise
         offloaded_s = latency.dense.at(self.flights.count)
         self.hosts.busy_s += host_s * latency.layers
+        work.waited = True
         self.policy.observed(work, device_s * latency.layers)
         landed = self.flights.land_all()
         return latency.layers * (max(device_s, host_s) + offloaded_s), landed

@@ -33,6 +33,8 @@ class Identity:
 
 def status(identity: Identity, spec: Object, generation: int, pretence: Pretence) -> Object:
     """A whole ServingNode status: every assigned service is Ready at once, draining ones drain."""
+    services = [_service(a, spec, pretence) for a in spec.get("assignments") or []]
+    ready = sum(service["state"] == "Ready" for service in services)
     return {
         "heartbeatTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "observedGeneration": generation,
@@ -44,7 +46,9 @@ def status(identity: Identity, spec: Object, generation: int, pretence: Pretence
         "hostCores": identity.host_cores,
         "hostKvBytes": HOST_KV_BYTES,
         "engines": [_engine(engine) for engine in spec.get("engines") or []],
-        "services": [_service(a, spec, pretence) for a in spec.get("assignments") or []],
+        "services": services,
+        "engineSummary": f"{len(spec.get('engines') or [])}/{pretence.devices}",
+        "readySummary": f"{ready}/{len(services)}",
     }
 
 

@@ -34,8 +34,8 @@ class Binaries:
         return (self.folder / "apiextensions-apiserver").exists()
 
 
-def find_binaries() -> Binaries:
-    """The programs, unpacked or built on first use."""
+def find_binaries(*, build: bool = True) -> Binaries:
+    """The programs, unpacked or, with `build`, built on first use."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets:
         return _complete(Path(assets), "KUBEBUILDER_ASSETS")
@@ -43,8 +43,13 @@ def find_binaries() -> Binaries:
         installer = parent / "shared/kube/install"
         if installer.exists():
             return _complete(_run(installer, CACHE / "kube", UNPACK_TIMEOUT_S), str(installer))
-    script = ROOT / "hack/build-control-plane"
-    return _complete(_run(script, CACHE / "kube-built", BUILD_TIMEOUT_S), str(script))
+    script, folder = ROOT / "hack/build-control-plane", CACHE / "kube-built"
+    if not build and not all((folder / name).exists() for name in NEEDED):
+        raise MissingBinaryError(
+            "no control plane: set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver, "
+            f"kube-controller-manager, kube-scheduler, or build them once: {script} {folder}"
+        )
+    return _complete(_run(script, folder, BUILD_TIMEOUT_S), str(script))
 
 
 def _run(installer: Path, folder: Path, timeout_s: int) -> Path:

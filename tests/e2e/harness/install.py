@@ -25,6 +25,7 @@ from e2e.kubelet.kubelet import Kubelet
 RELEASE = "omniserve"
 NAMESPACE = "omniserve-system"
 CONTROL_NODE = "control"
+MAINTENANCE = "omniserve.io/test-maintenance"
 FAKE_AGENT = Path(__file__).resolve().parents[1] / "fake_agent/bin"
 ENTRYPOINTS = {"operator": ("omniserve-operator",), "agent": ("omniserve-agent",)}
 
@@ -33,6 +34,8 @@ def values(*, gpus: int = 1, agent_env: dict[str, str] | None = None) -> Object:
     """Chart values of the tests: one pool on labelled nodes, the operator on a node of its own."""
     pool: Object = {"name": "test", "cpu": 1, "memory": "1Gi"}
     pool["nodeSelector"] = {"omniserve.io/test-pool": "yes"}
+    # A node may be cleared of services while its agent stays.
+    pool["tolerations"] = [{"key": MAINTENANCE, "operator": "Exists"}]
     if gpus:
         pool["gpus"] = gpus
     env = [{"name": name, "value": value} for name, value in (agent_env or {}).items()]

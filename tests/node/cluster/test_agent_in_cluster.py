@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import ssl
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from omniserve_agent.node.cluster.watch import WatchPolicy
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.supervisor import Supervision
 from omniserve_agent.settings import Settings
+from support.certificates import write_pair
 from support.fake_api_server import FakeApiServer
 
 HERE = Path(__file__).parent.parent
@@ -237,9 +239,29 @@ def test_two_services_of_one_engine_answer_on_their_own_ports(run, cluster):
             assert status["address"] == there.host
             assert status["observedGeneration"] == 2
             assert [engine["key"] for engine in status["engines"]] == ["a"]
+            assert (status["engineSummary"], status["readySummary"]) == ("1/1", "2/2")
 
     run(scenario())
     assert children() == []
+
+
+def test_with_a_certificate_services_speak_https_and_nothing_else(run, cluster, tmp_path):
+    directory = write_pair(tmp_path / "tls")
+
+    async def scenario():
+        async with cluster(tls_dir=directory) as there:
+            there.api.set_spec(there.spec())
+            await there.both_ready()
+            url = f"https://{there.host}:{LS}/v1/models"
+            trusted = ssl.create_default_context(cafile=directory / "tls.crt")
+            trusted.check_hostname = False  # the address is another one with every test
+            async with there.session.get(url, ssl=trusted) as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                await there.status(LS, "chat")
+            assert (await there.admin("/readyz/team-a/chat"))[0] == 200
+
+    run(scenario())
 
 
 def test_figures_come_with_the_next_report(run, cluster, commands, submit):

@@ -87,6 +87,7 @@ class LayerLoopExecutor:
         self._embed(rows)
         self.attention.begin(iteration, rows)
         pool, work = iteration.prefill_row_layers, device_work(rows)
+        work.waited = iteration.wait_ns > 0
         state = _Pass(iteration, rows.count, rows.device_rows, pool, work)
         for layer in range(self.model.config.layers):
             self._layer(layer, state)

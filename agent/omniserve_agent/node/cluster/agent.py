@@ -25,8 +25,10 @@ from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.cluster.admin import AdminView, admin_app
 from omniserve_agent.node.cluster.api import NodeApi
 from omniserve_agent.node.cluster.assigned import ambiguities
+from omniserve_agent.node.cluster.certificate import Certificate
+from omniserve_agent.node.cluster.door import Listening
 from omniserve_agent.node.cluster.engine_unit import RESTS, EngineTools
-from omniserve_agent.node.cluster.executor import Executor, Listening, node_registry
+from omniserve_agent.node.cluster.executor import Executor, node_registry
 from omniserve_agent.node.cluster.figures import rfc3339
 from omniserve_agent.node.cluster.keys import KeyRing
 from omniserve_agent.node.cluster.model_cache import ModelCache
@@ -72,7 +74,9 @@ class ClusterAgent:
         engine = settings.engine
         http = make_state(node_registry())
         self.keys = KeyRing(api, lambda: self.executor.wake())
-        listening = Listening(engine.host, engine.drain_grace_s)
+        self.certificate = Certificate(settings.tls_dir) if settings.tls_dir else None
+        tls = self.certificate.context if self.certificate else None
+        listening = Listening(engine.host, engine.drain_grace_s, tls)
         self.executor = Executor(shares, tools, http, self.keys, listening)
         self.watch = NodeWatch(
             api, self._object_changed, lambda: self.reporter.pacing.hurry(), patience.watch
@@ -101,6 +105,8 @@ class ClusterAgent:
         engine ended."""
         acting = [asyncio.create_task(part.run()) for part in (self.executor, self.watch)]
         serving = [asyncio.create_task(part.run()) for part in (self.keys, self.reporter)]
+        if self.certificate is not None:
+            serving.append(asyncio.create_task(self.certificate.run()))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({*acting, *serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         self._draining = True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -27,6 +29,15 @@ LONGEST_RETRY_S = 30.0
 PROBE_RETRY_S = 1.0
 
 
+@dataclass(frozen=True)
+class Listening:
+    """How doors open, and how long requests may take to end when they close."""
+
+    host: str
+    grace_s: float
+    tls: ssl.SSLContext | None = None  # they speak HTTPS
+
+
 class ServiceDoor:
     """Run `run` as a task: it listens, and returns once `close` has drained what was running."""
 
@@ -35,8 +46,7 @@ class ServiceDoor:
         assignment: ServiceAssignment,
         unit: EngineUnit,
         shared: State,
-        host: str,
-        grace_s: float,
+        listening: Listening,
         changed: Callable[[], None],
     ) -> None:
         self.assignment = assignment
@@ -45,7 +55,7 @@ class ServiceDoor:
         self._registry = ServiceRegistry()
         self.state = shared.of_port(self._registry)
         self._tokenizer_dir = str(unit.model_dir)
-        self._host, self._grace_s, self._changed = host, grace_s, changed
+        self._listening_on, self._changed = listening, changed
         self._server: Server | None = None
         self._error: str | None = None
         self._closing = asyncio.Event()
@@ -127,10 +137,11 @@ class ServiceDoor:
         while self._server is None and not self._closing.is_set():
             try:
                 app = app_over(self.state, API_ROUTES)
-                self._server = await start(app, self._host, self.assignment.port)
+                on = self._listening_on
+                self._server = await start(app, on.host, self.assignment.port, on.tls)
                 self._error = None
             except OSError as error:
-                self._error = f"port {self.assignment.port} on {self._host}: {error.strerror}"
+                self._error = f"port {self.assignment.port} on {on.host}: {error.strerror}"
                 structlog.get_logger().error("port not opened", reason=self._error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), retry_s)
@@ -142,7 +153,7 @@ class ServiceDoor:
         if self._server is None or self._closing.is_set():
             return
         if wanted and self._draining is None:
-            self._draining = asyncio.create_task(self._server.drain(self._grace_s))
+            self._draining = asyncio.create_task(self._server.drain(self._listening_on.grace_s))
         elif not wanted and self._draining is not None:
             self._draining.cancel()
             self._draining, self.state.draining = None, False
@@ -156,7 +167,7 @@ class ServiceDoor:
         self._listening = False
         self._changed()
         if self._server is not None:
-            await self._server.stop(self._grace_s)
+            await self._server.stop(self._listening_on.grace_s)
 
 
 def served_service(

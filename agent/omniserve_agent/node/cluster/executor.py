@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -22,7 +21,7 @@ from omniserve_agent.node.cluster.diff import (
     StopEngine,
     diff,
 )
-from omniserve_agent.node.cluster.door import ServiceDoor
+from omniserve_agent.node.cluster.door import Listening, ServiceDoor
 from omniserve_agent.node.cluster.engine_unit import EngineTools, EngineUnit
 from omniserve_agent.node.cluster.keys import KeyRing
 from omniserve_agent.node.cluster.run_state import RunState, ServiceFacts, run_state
@@ -32,14 +31,6 @@ from omniserve_crds.servingnode import (
     ServiceAssignment,
     ServingNodeSpec,
 )
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Where doors open, and how long requests may take to end when they close."""
-
-    host: str
-    grace_s: float
 
 
 class Executor:
@@ -175,14 +166,7 @@ class Executor:
 
     def _open(self, assignment: ServiceAssignment, engine: EngineIdentity) -> None:
         unit = next(u for u in self.units if u.identity == engine and not u.running.stopping)
-        door = ServiceDoor(
-            assignment,
-            unit,
-            self.http,
-            self._listening.host,
-            self._listening.grace_s,
-            self.wake,
-        )
+        door = ServiceDoor(assignment, unit, self.http, self._listening, self.wake)
         self.doors.append(door)
         self._follow(door.run(), lambda: self.doors.remove(door))
 

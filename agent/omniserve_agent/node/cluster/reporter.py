@@ -36,6 +36,7 @@ from omniserve_crds.servingnode import (
     LsWindow,
     ServiceAssignment,
     ServiceReport,
+    ServiceRunState,
     ServingNodeStatus,
 )
 from omniserve_crds.status import Condition
@@ -121,7 +122,8 @@ class Reporter:
 
     def status(self, services: list[tuple[ServiceAssignment, RunState]]) -> ServingNodeStatus:
         """Everything there is to say now."""
-        shares = self.executor.shares
+        shares, units = self.executor.shares, self.executor.units
+        serving = sum(state.state is ServiceRunState.READY for _, state in services)
         return ServingNodeStatus(
             heartbeat_time=rfc3339(self.now()),
             observed_generation=self.observed_generation,
@@ -136,8 +138,10 @@ class Reporter:
             host_cores=shares.room.host_cores,
             host_kv_bytes=shares.room.host_kv_bytes,
             model_volumes=list(self.facts.model_volumes),
-            engines=[self._engine(unit) for unit in self.executor.units],
+            engines=[self._engine(unit) for unit in units],
             services=[self._service(*entry) for entry in services[:MAX_ASSIGNMENTS]],
+            engine_summary=f"{sum(u.facts.ready for u in units)}/{len(shares.devices)}",
+            ready_summary=f"{serving}/{len(services)}",
             conditions=list(self.conditions),
         )
 

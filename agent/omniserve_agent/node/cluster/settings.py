@@ -21,6 +21,7 @@ class NodeSettings:
     admin_port: int = 8081
     cache_bytes: int | None = None  # of all cached models together; None: what the disk has
     model_volumes: Mapping[str, Path] = field(default_factory=dict)
+    tls_dir: Path | None = None  # tls.crt and tls.key of the services' ports; None: plain HTTP
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@
   value: {{ .Values.agent.policy }}
 - name: OMNISERVE_ADMISSION
   value: {{ .Values.agent.admission | quote }}
+{{- if .Values.agent.tls.secretName }}
+- name: OMNISERVE_TLS_DIR
+  value: /var/lib/omniserve/tls
+{{- end }}
 - name: OMNISERVE_LOG_FORMAT
   value: {{ .Values.agent.logFormat }}
 - name: OMNISERVE_LOG_LEVEL

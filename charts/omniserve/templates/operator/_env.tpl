@@ -20,6 +20,10 @@
 - name: OMNISERVE_PROTECT_NODES
   value: "true"
 {{- end }}
+{{- if .Values.agent.tls.secretName }}
+- name: OMNISERVE_TLS
+  value: "true"
+{{- end }}
 - name: OMNISERVE_LOG_FORMAT
   value: {{ .Values.operator.logFormat }}
 - name: OMNISERVE_LOG_LEVEL
