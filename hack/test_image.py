@@ -97,7 +97,7 @@ def _serving(image: Image) -> Iterator[str]:
         _until_ready(process, url)
         yield url
     finally:
-        process.terminate()  # its child, the agent, then gets SIGTERM
+        process.kill()  # unshare lets no SIGTERM through; when it ends, the agent gets one
         process.wait(STOP_TIMEOUT_S)
         _until_gone(port)
 

@@ -112,7 +112,9 @@ class Container:
 
 
 def _settings(files: Files) -> str:
-    lines = [("system", path) for path in files.system]
+    system = [("system", path) for path in files.system]
+    covered = [row for row in system if _covered(row[1], files.mounts)]
+    lines = [row for row in system if row not in covered]
     mounts = [
         ("mount", str(mount.source), mount.target, "ro" if mount.read_only else "rw")
         for mount in files.mounts
@@ -120,5 +122,10 @@ def _settings(files: Files) -> str:
     identity = [("user", str(files.user[0]), str(files.user[1]))] if files.user else []
     rest = [("hostname", files.hostname), ("workdir", files.workdir)]
     readonly = [("readonly", "yes")] if files.read_only_root else []
-    rows: list[tuple[str, ...]] = [*lines, *mounts, *identity, *rest, *readonly]
+    rows: list[tuple[str, ...]] = [*lines, *mounts, *covered, *identity, *rest, *readonly]
     return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def _covered(path: str, mounts: Sequence[Mount]) -> bool:
+    """Whether a volume would hide it: a checkout below /tmp, say."""
+    return any(Path(path).is_relative_to(mount.target) for mount in mounts)
