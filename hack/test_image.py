@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from image_root import SOURCE, Image, ImageError, build, enter, entering
 
 READY_TIMEOUT_S = 300.0
@@ -97,7 +99,8 @@ def _serving(image: Image) -> Iterator[str]:
         _until_ready(process, url)
         yield url
     finally:
-        process.kill()  # unshare lets no SIGTERM through; when it ends, the agent gets one
+        for agent in psutil.Process(process.pid).children():  # unshare lets no SIGTERM through
+            agent.terminate()
         process.wait(STOP_TIMEOUT_S)
         _until_gone(port)
 
