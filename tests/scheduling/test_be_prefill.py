@@ -9,22 +9,12 @@ from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
-from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS
+from support.scheduling import CAPS, LAYERS
 
-LAYERS = 10
 # A call costs 1 ms whatever it holds up to 8 rows, and 10 us for each further row.
 MODEL = LatencyModel(LAYERS, Curve((1, 8, 1008), (1e-3, 1e-3, 11e-3)), Curve((1,), (0.0,)))
 COSTS = Costs(MODEL, Correction(), ErrorBudget())
-CAPS = Caps(
-    layers=LAYERS,
-    block_tokens=16,
-    device_blocks=1000,
-    host_blocks=1000,
-    max_device_rows=64,
-    join_rows=8,
-    ls_prefill_rows=512,
-    be_prefill_rows=256,
-)
 
 
 def staged(handle, remaining, tokens=1000):

@@ -17,24 +17,14 @@ from omniserve_agent.scheduling.omniserve import (
     RECOVERY_TOKENS,
     Omniserve,
 )
-from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Caps, Room
+from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Room
 from omniserve_agent.scheduling.traffic import Traffic
+from support.scheduling import CAPS, LAYERS
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
-LAYERS = 10
 # 10 ms for up to 8 rows, then 1 ms per row: 10 layers.
 DENSE = Curve((1, 8, 108), (1e-3, 1e-3, 11e-3))
 MODEL = LatencyModel(LAYERS, DENSE, Curve((1,), (0.0,)))
-CAPS = Caps(
-    layers=LAYERS,
-    block_tokens=16,
-    device_blocks=1000,
-    host_blocks=1000,
-    max_device_rows=64,
-    join_rows=8,
-    ls_prefill_rows=512,
-    be_prefill_rows=256,
-)
 ROOM = Room(1000, 1000, 64)
 
 

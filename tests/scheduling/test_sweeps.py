@@ -4,21 +4,10 @@ import pytest
 
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import Omniserve, kind_of
-from omniserve_agent.scheduling.plan import Caps
 from omniserve_agent.scheduling.sweeps import Sweeps
+from support.scheduling import CAPS, LAYERS
 
-LAYERS = 10
 MODEL = LatencyModel(LAYERS, Curve((1, 100), (1e-3, 1e-3)), Curve((1,), (0.0,)))
-CAPS = Caps(
-    layers=LAYERS,
-    block_tokens=16,
-    device_blocks=1000,
-    host_blocks=1000,
-    max_device_rows=64,
-    join_rows=8,
-    ls_prefill_rows=512,
-    be_prefill_rows=256,
-)
 
 
 def swept(rows, layers=LAYERS):
