@@ -31,6 +31,7 @@ from omniserve_agent.scheduling.plan import (
     Room,
     Unlearning,
 )
+from omniserve_agent.scheduling.shared_prompts import under_way
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 T = TypeVar("T")
@@ -210,23 +211,29 @@ class FixedCaps(Unlearning):
 
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
-        first, service = draft.grant.be_first, _service
-        under_way = _first_of(first, jobs.at(BE, Stage.STAGED), service)
-        draft.staged += draft.grant.be_prefill.together(under_way)
-        if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
-            return  # paused requests come back first
+        staged = _first_of(draft.grant.be_first, jobs.at(BE, Stage.STAGED), _service)
+        draft.staged += draft.grant.be_prefill.together(staged)
+        if self.caps.be_host or not jobs.at(BE, Stage.BOUNDARY):  # paused ones come back first
+            self._admit_be(jobs, draft)
+
+    def _admit_be(self, jobs: JobIndex, draft: _Draft) -> None:
         prompts = {
             Tier.HOST: jobs.count(BE, Stage.STAGED),
             Tier.DEVICE: jobs.count(BE, Stage.PREFILL),
         }
-        for job in _first_of(first, jobs.at(BE, Stage.WAITING), service):
+        computed = under_way(jobs, self.caps.block_tokens)
+        for job in _first_of(draft.grant.be_first, jobs.at(BE, Stage.WAITING), _service):
             if min(prompts.values()) >= self.caps.staged_jobs:
                 return
+            if job.prompt in computed:
+                continue
             tier = self._tier_for(job, jobs, draft)
             if tier is None or prompts[tier] >= self.caps.staged_jobs:
                 return
             draft.admissions.append(Admission(job, tier))
             prompts[tier] += 1
+            if job.prompt is not None:
+                computed.add(job.prompt)
 
     def _tier_for(self, job: Job, jobs: JobIndex, draft: _Draft) -> Tier | None:
         predicted = self._blocks(max(job.predicted_tokens, job.tokens + 1))

@@ -67,6 +67,7 @@ class Job:
     host_blocks: int = 0
     deadlines: Deadlines | None = None  # LS with an SLO
     held: bool = False  # its next row needs a token that is still on its way back
+    prompt: int | None = None  # names its whole prompt where others may have the same one
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
     counted: tuple[int, int] = (0, 0)  # the index's own: what this job adds to its sums
     rank: tuple[int, int] = field(init=False)  # inside a class: higher priority first, then arrival
