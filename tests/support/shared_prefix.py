@@ -1,5 +1,5 @@
-"""Rows whose block tables begin alike, through an exchange, against float64. No torch: ISA paths run
-in processes of their own, which should start fast."""
+"""Rows whose block tables begin alike, through an exchange, against float64. No torch: ISA paths
+run in processes of their own, which should start fast."""
 
 from __future__ import annotations
 
