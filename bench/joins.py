@@ -1,5 +1,5 @@
-"""The critical path of joins: os_layer with offloaded rows coming and going, and without; and how
-long one hop takes from submission to its result.
+"""The critical path of joins: os_layer with offloaded rows coming and going, and without; and what
+a hop takes beside its attention.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LANES = 16  # per layer: 400 slots over 30 layers, and some
 JOIN_BYTES = 2 * (2 * Q_HEADS * HEAD_SIZE + 2 * KV_HEADS * HEAD_SIZE + 2 * HIDDEN)
 COPY_BYTES = 64 << 20
 HOPS = 2000
+HOP_WAIT_NS = 1_000_000_000
 CONTEXT = 64
 MAX_TOKENS = 256
 DENSE_US = 300  # the dense modules' time between two layers' calls, spent waiting
@@ -168,39 +169,30 @@ def copy_gbps() -> float:
 
 
 def hop_us(workers: Workers) -> dict[str, float]:
-    """From the submission of one row to its result in hand, both calls from Python included; and
-    what the two calls take with nothing to do."""
+    """One row of one token leaves and is waited for within one call of a layer: the call, the call
+    without a row, and the difference: submission, pickup, next to no attention, completion."""
     loop = JoinLoop(workers)
     loop.fill(1)
-    q, k, v, o, residual = loop.addresses
-    slots, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
-    kv_width, q_width = KV_HEADS * HEAD_SIZE, Q_HEADS * HEAD_SIZE
-    rows = (q, q_width, k, kv_width, v, kv_width, residual, HIDDEN)
-
-    def pick(max_rows: int) -> int:
-        at = positions.ctypes.data
-        back = (slots, o, q_width, residual, HIDDEN)
-        return loop.exchange.pick(0, 0, max_rows, 10_000_000, *back, positions=at)[0]
-
-    pick(1)
-    times, idle = [], []
+    call = loop.call
+    call.run(0, 0, *loop.addresses, 1, HOP_WAIT_NS)
+    slot = call.tail_slots[:1].copy()
+    times, empty = [], []
     for _ in range(HOPS):
-        loop.exchange.begin(int(slots[0]), CONTEXT, 1)
+        loop.exchange.begin(int(slot[0]), 0, 1)
+        call.set_tail(slot)
         begin = time.perf_counter_ns()
-        loop.exchange.submit(0, 0, slots, *rows)
-        pick(1)
+        joined, _ = call.run(0, 0, *loop.addresses, 1, HOP_WAIT_NS)
         times.append(time.perf_counter_ns() - begin)
+        assert joined == 1
+        call.set_tail(slot[:0])
         begin = time.perf_counter_ns()
-        loop.exchange.submit(0, 0, slots[:0], *rows)
-        pick(0)
-        idle.append(time.perf_counter_ns() - begin)
+        call.run(1, 0, *loop.addresses, 1, 0)
+        empty.append(time.perf_counter_ns() - begin)
     loop.close()
     ordered = sorted(times)
-    return {
-        "median": statistics.median(times) / 1000,
-        "p99": ordered[len(ordered) * 99 // 100] / 1000,
-        "calls": statistics.median(idle) / 1000,
-    }
+    median, without = statistics.median(times) / 1000, statistics.median(empty) / 1000
+    p99 = ordered[len(ordered) * 99 // 100] / 1000
+    return {"median": median, "p99": p99, "without": without, "there_and_back": median - without}
 
 
 def main() -> None:

@@ -60,6 +60,17 @@ typedef struct {
  * merges and stores. */
 void os_attend_item(const os_attention *attention, const os_row *row, int32_t head, int32_t range,
                     int32_t ranges, const os_split *split, os_hand *hand);
+/* A prefix of `blocks` blocks that `count` rows have in common, all of it before their own tokens: one
+ * pass over its KV of one head. The partial has the rows' queries in order; it lies in the hand. At most
+ * OS_SHARED_QUERIES queries. */
+os_partial os_attend_prefix(const os_attention *attention, const os_row *const *rows, int32_t count,
+                            int32_t head, int32_t blocks, os_hand *hand);
+/* Appends and attends what of (row, head) comes behind such a prefix. */
+void os_attend_rest(const os_attention *attention, const os_row *row, int32_t head, int32_t blocks,
+                    os_partial out, os_hand *hand);
+/* Merges the partials (into the first) and stores the result of (row, head). */
+void os_attend_merge(const os_attention *attention, const os_row *row, int32_t head,
+                     os_partial *partials, int32_t count);
 /* Writes the row's k and v of one kv head. */
 void os_append_head(const os_attention *attention, const os_row *row, int32_t head);
 /* How many ranges of at least `split_tokens` the row's KV gives, at most `wanted`; at least 1. */

@@ -20,29 +20,31 @@ int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted) {
   return ranges < 1 ? 1 : (int32_t)ranges;
 }
 
-static os_range range_of(const os_attention *a, const os_row *row, int32_t head, int32_t range,
-                         int32_t ranges) {
+/* Bytes before kv head `head`'s queries in a row of q. */
+static size_t query_offset(const os_attention *a, int32_t head) {
+  const int32_t width = a->group * a->arena->config.head_size;
+  return (size_t)head * (size_t)width * os_dtype_bytes(a->dtype);
+}
+
+static os_range range_of(const os_attention *a, const os_row *row, int32_t head, int64_t first,
+                         int64_t end) {
   const os_arena *arena = a->arena;
   const os_arena_config *c = &arena->config;
-  const int64_t tokens = row->start + row->q_len;
-  const int64_t blocks = (tokens + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS;
-  const int64_t end = blocks * (range + 1) / ranges * OS_BLOCK_TOKENS;
-  const size_t column = (size_t)head * (size_t)(a->group * c->head_size);
   return (os_range){
       .tiles = arena->tiles + (size_t)a->layer * arena->layer_bytes +
                (size_t)head * arena->head_bytes,
       .block_stride = (int64_t)arena->tile_bytes,
       .blocks = row->blocks,
       .start = row->start,
-      .first = blocks * range / ranges * OS_BLOCK_TOKENS,
-      .end = end < tokens ? end : tokens,
+      .first = first,
+      .end = end,
       .q_len = row->q_len,
       .group = a->group,
       .head_size = c->head_size,
       .kv_dtype = c->dtype,
       .dtype = a->dtype,
       .scale = a->scale,
-      .q = row->q + column * os_dtype_bytes(a->dtype),
+      .q = row->q + query_offset(a, head),
       .q_stride = row->q_stride,
   };
 }
@@ -57,25 +59,76 @@ static void store(const os_attention *a, const os_row *row, int32_t head, const 
   a->arena->kernel->finish(x, partials, count, to);
 }
 
+/* The part's KV is read here and nowhere else. */
+static void attend_range(const os_attention *a, const os_range *x, os_partial out, os_hand *hand) {
+  a->arena->kernel->attend(x, out, hand->scratch);
+  const int64_t bytes = (x->end - x->first) * (int64_t)a->arena->tile_bytes / OS_BLOCK_TOKENS;
+  atomic_fetch_add_explicit(&hand->kv_bytes, bytes, memory_order_relaxed);
+}
+
 void os_attend_item(const os_attention *a, const os_row *row, int32_t head, int32_t range,
                     int32_t ranges, const os_split *split, os_hand *hand) {
   const os_arena_config *c = &a->arena->config;
-  const os_range x = range_of(a, row, head, range, ranges);
+  const int64_t tokens = row->start + row->q_len;
+  const int64_t blocks = (tokens + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS;
+  const int64_t end = blocks * (range + 1) / ranges * OS_BLOCK_TOKENS;
+  const os_range x = range_of(a, row, head, blocks * range / ranges * OS_BLOCK_TOKENS,
+                              end < tokens ? end : tokens);
   const int32_t queries = row->q_len * a->group;
   const size_t floats = os_partial_floats(queries, c->head_size);
   float *memory = split ? split->partials + (size_t)range * floats : hand->partial;
   os_partial partials[MAX_RANGES] = {os_partial_at(memory, queries, c->head_size)};
   if (row->append && range == ranges - 1) os_append_head(a, row, head);
-  a->arena->kernel->attend(&x, partials[0], hand->scratch);
-  atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
-  const int64_t bytes = (x.end - x.first) * (int64_t)a->arena->tile_bytes / OS_BLOCK_TOKENS;
-  atomic_fetch_add_explicit(&hand->kv_bytes, bytes, memory_order_relaxed);
+  attend_range(a, &x, partials[0], hand);
   if (split) { /* the last finisher merges: it sees the others' partials through this counter */
     if (atomic_fetch_sub_explicit(split->left, 1, memory_order_acq_rel) > 1) return;
     for (int32_t i = 0; i < ranges; i++)
       partials[i] = os_partial_at(split->partials + (size_t)i * floats, queries, c->head_size);
   }
   store(a, row, head, &x, partials, split ? ranges : 1);
+}
+
+/* ---- shared prefixes ----------------------------------------------------------------------- */
+
+static void gather_queries(const os_attention *a, const os_row *row, int32_t head, uint8_t *to) {
+  const size_t element = os_dtype_bytes(a->dtype);
+  const size_t bytes = (size_t)(a->group * a->arena->config.head_size) * element;
+  const uint8_t *from = row->q + query_offset(a, head);
+  for (int32_t i = 0; i < row->q_len; i++)
+    memcpy(to + (size_t)i * bytes, from + (size_t)(i * row->q_stride) * element, bytes);
+}
+
+os_partial os_attend_prefix(const os_attention *a, const os_row *const *rows, int32_t count,
+                            int32_t head, int32_t blocks, os_hand *hand) {
+  const int32_t size = a->arena->config.head_size, width = a->group * size;
+  const int64_t end = (int64_t)blocks * OS_BLOCK_TOKENS;
+  os_row together = {
+      .blocks = rows[0]->blocks, .start = end, .q = rows[0]->q, .q_stride = width};
+  for (int32_t i = 0; i < count; i++) {
+    const size_t at = (size_t)(together.q_len * width) * os_dtype_bytes(a->dtype);
+    gather_queries(a, rows[i], head, (uint8_t *)hand->shared + at);
+    together.q_len += rows[i]->q_len;
+  }
+  os_range x = range_of(a, &together, head, 0, end);
+  x.q = hand->shared; /* of one head already */
+  const os_partial all = os_partial_at(hand->shared + OS_SHARED_QUERIES * OS_MAX_HEAD_SIZE,
+                                       together.q_len * a->group, size);
+  attend_range(a, &x, all, hand);
+  return all;
+}
+
+void os_attend_rest(const os_attention *a, const os_row *row, int32_t head, int32_t blocks,
+                    os_partial out, os_hand *hand) {
+  const int64_t first = (int64_t)blocks * OS_BLOCK_TOKENS;
+  const os_range x = range_of(a, row, head, first, row->start + row->q_len);
+  os_append_head(a, row, head);
+  attend_range(a, &x, out, hand);
+}
+
+void os_attend_merge(const os_attention *a, const os_row *row, int32_t head, os_partial *partials,
+                     int32_t count) {
+  const os_range x = range_of(a, row, head, 0, row->start + row->q_len);
+  store(a, row, head, &x, partials, count);
 }
 
 /* ---- one call over all device rows --------------------------------------------------------- */
@@ -108,6 +161,7 @@ static void attend_item(void *context, int32_t i, os_hand *hand) {
   }
   os_attend_item(&call->attention, row, unit % call->kv_heads, range, ranges,
                  ranges > 1 ? &split : NULL, hand);
+  atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
 }
 
 /* KV is split only when there are fewer items than twice the threads. */

@@ -8,7 +8,7 @@
 #include "error.h"
 #include "memory.h"
 
-enum { MAX_AREAS = 16, MAX_AREA_RANGES = 32, CACHE_LINE = 64 };
+enum { MAX_SPLITS = 16, MAX_RANGES = 32, MAX_SHARES = 256, CACHE_LINE = 64 };
 
 /* ---- sizes --------------------------------------------------------------------------------- */
 
@@ -16,11 +16,6 @@ enum { MAX_AREAS = 16, MAX_AREA_RANGES = 32, CACHE_LINE = 64 };
 typedef struct {
   size_t q, kv, lse, residual, total;
 } slot_bytes;
-
-typedef struct {
-  int32_t areas, ranges;
-  size_t bytes;
-} split_room;
 
 static size_t whole_lines(size_t bytes) {
   return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
@@ -41,15 +36,18 @@ static slot_bytes measure_slot(const os_exchange_config *c) {
 static int32_t at_most(int32_t value, int32_t limit) { return value < limit ? value : limit; }
 
 /* As many split slots at once as there can be while items are fewer than twice the workers. */
-static split_room measure_splits(const os_exchange_config *c) {
+static os_areas measure_splits(const os_exchange_config *c) {
   const int32_t kv_heads = c->arena->config.kv_heads;
   const int32_t wanted = (2 * os_workers_count(c->workers) + kv_heads - 1) / kv_heads;
-  split_room room = {.areas = wanted < 2 ? 0 : at_most(wanted, MAX_AREAS),
-                     .ranges = at_most(wanted, MAX_AREA_RANGES)};
-  const size_t floats =
-      os_partial_floats(OS_MAX_Q_LEN * (c->q_heads / kv_heads), c->arena->config.head_size);
-  room.bytes = (size_t)room.areas * (size_t)room.ranges * (size_t)kv_heads * floats * sizeof(float);
-  return room;
+  return os_areas_shape(&c->arena->config, wanted < 2 ? 0 : at_most(wanted, MAX_SPLITS),
+                        at_most(wanted, MAX_RANGES), OS_MAX_Q_LEN * (c->q_heads / kv_heads));
+}
+
+/* So many hops at once can have their prefix attended by others; none where two rows are too many. */
+static os_areas measure_shares(const os_exchange_config *c) {
+  const int32_t group = c->q_heads / c->arena->config.kv_heads;
+  const int32_t count = 2 * group > OS_SHARED_QUERIES ? 0 : at_most(c->slots, MAX_SHARES);
+  return os_areas_shape(&c->arena->config, count, 2, OS_SHARED_QUERIES - group);
 }
 
 static int check_config(const os_exchange_config *c) {
@@ -65,8 +63,11 @@ static int check_config(const os_exchange_config *c) {
 
 int64_t os_exchange_bytes(const os_exchange_config *config) {
   if (check_config(config)) return OS_EINVAL;
+  const size_t per_layer = sizeof(line) + OS_KIN_KEYS * sizeof(int32_t);
   const size_t per_slot = measure_slot(config).total + sizeof(slot);
-  return (int64_t)((size_t)config->slots * per_slot + measure_splits(config).bytes);
+  return (int64_t)((size_t)config->slots * per_slot +
+                   (size_t)config->arena->config.layers * per_layer +
+                   measure_splits(config).bytes + measure_shares(config).bytes);
 }
 
 /* ---- create and destroy -------------------------------------------------------------------- */
@@ -97,37 +98,35 @@ static int allocate(os_exchange *x) {
   x->free_slots = calloc(slots, sizeof *x->free_slots);
   x->freed = calloc(slots, sizeof *x->freed);
   x->completions = calloc(slots, sizeof *x->completions);
-  x->free_areas = calloc(MAX_AREAS, sizeof *x->free_areas);
-  x->counters = calloc(MAX_AREAS * (size_t)x->kv_heads, sizeof *x->counters);
-  if (!x->slots || !x->lines || !x->free_slots || !x->freed || !x->completions ||
-      !x->free_areas || !x->counters)
+  x->plans = calloc(MAX_SHARES * (size_t)x->kv_heads, sizeof *x->plans);
+  x->youngest = calloc(layers * OS_KIN_KEYS, sizeof *x->youngest);
+  if (!x->slots || !x->lines || !x->free_slots || !x->freed || !x->completions || !x->plans ||
+      !x->youngest)
     return os_fail(OS_ENOMEM, "could not allocate %zu slots", slots);
   x->memory = os_map(x->memory_bytes);
-  if (!x->memory) return OS_ENOMEM;
-  if (x->partials_bytes == 0) return OS_OK;
-  x->partials = os_map(x->partials_bytes);
-  return x->partials ? OS_OK : OS_ENOMEM;
+  if (!x->memory || os_areas_create(&x->splits) != OS_OK) return OS_ENOMEM;
+  return os_areas_create(&x->shares);
 }
 
 static void arrange(os_exchange *x, const slot_bytes *bytes) {
   for (int32_t i = 0; i < x->config.slots; i++) place_slot(x, i, bytes);
   x->free_count = x->config.slots;
-  for (int32_t i = 0; i < x->areas; i++) x->free_areas[i] = i;
-  x->free_areas_count = x->areas;
   for (int32_t i = 0; i < x->arena->config.layers; i++)
     x->lines[i] = (line){.first = OS_NONE, .last = OS_NONE};
+  for (int32_t i = 0; i < x->arena->config.layers * OS_KIN_KEYS; i++) x->youngest[i] = OS_NONE;
 }
 
 static void release_memory(os_exchange *x) {
   os_unmap(x->memory, x->memory_bytes);
-  os_unmap(x->partials, x->partials_bytes);
+  os_areas_destroy(&x->splits);
+  os_areas_destroy(&x->shares);
   free(x->slots);
   free(x->lines);
   free(x->free_slots);
   free(x->freed);
   free(x->completions);
-  free(x->free_areas);
-  free(x->counters);
+  free(x->plans);
+  free(x->youngest);
   free(x);
 }
 
@@ -139,7 +138,6 @@ os_exchange *os_exchange_create(const os_exchange_config *config) {
     return NULL;
   }
   const slot_bytes bytes = measure_slot(config);
-  const split_room room = measure_splits(config);
   memset(x, 0, sizeof *x);
   x->config = *config;
   x->arena = config->arena;
@@ -147,9 +145,8 @@ os_exchange *os_exchange_create(const os_exchange_config *config) {
   x->head_size = config->arena->config.head_size;
   x->group = config->q_heads / x->kv_heads;
   x->memory_bytes = (size_t)config->slots * bytes.total;
-  x->areas = room.areas;
-  x->area_ranges = room.ranges;
-  x->partials_bytes = room.bytes;
+  x->splits = measure_splits(config);
+  x->shares = measure_shares(config);
   if (allocate(x) == OS_OK) {
     arrange(x, &bytes);
     return x;

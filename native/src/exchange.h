@@ -7,9 +7,7 @@
 #ifndef OS_EXCHANGE_H
 #define OS_EXCHANGE_H
 
-#include "arena.h"
-
-enum { OS_NONE = -1 };
+#include "areas.h"
 
 typedef enum {
   SLOT_FREE,
@@ -27,9 +25,12 @@ typedef struct {
   os_attention attention;
   os_row row;
   uint64_t completion; /* what the workers report: epoch << 32 | slot, as submitted */
-  _Atomic int32_t left; /* items not yet finished */
+  _Atomic uint64_t left; /* hop << 32 | items not yet finished, and workers that look at the hop */
+  _Atomic uint64_t kin;  /* name of the next younger hop with the same key at this layer, or 0 */
+  uint32_t hop;          /* counts submissions, never 0 */
+  int32_t key;           /* a block that stands for the hop's prefix, or OS_NONE */
   int32_t seq, ranges;
-  int32_t area; /* of split partials, or OS_NONE */
+  int32_t area; /* of x->splits where ranges > 1, else of x->shares; or OS_NONE */
   slot_state state;
   uint32_t epoch;
   int32_t layer;          /* of the last submission */
@@ -40,6 +41,9 @@ typedef struct {
   uint8_t *q, *k, *v, *o, *residual;
   float *lse;
 } slot;
+
+/* A prime, for hops are found by a block's id modulo it: two in one place cost a chance to share. */
+enum { OS_KIN_KEYS = 4093 };
 
 /* Hops that wait at one layer, in order of submission. */
 typedef struct {
@@ -58,12 +62,9 @@ struct os_exchange {
   int32_t freed_count;
   uint8_t *memory;
   size_t memory_bytes;
-  int32_t areas, area_ranges; /* KV splits: areas of [kv_heads][area_ranges] partials */
-  float *partials;
-  size_t partials_bytes;
-  _Atomic int32_t *counters; /* [areas][kv_heads] ranges not yet finished */
-  int32_t *free_areas;       /* a stack */
-  int32_t free_areas_count;
+  os_areas splits, shares; /* where ranges of a hop meet; prefix and rest of a hop */
+  _Atomic int32_t *plans;  /* [shares.count][kv_heads], see share.c */
+  int32_t *youngest;       /* [layers][OS_KIN_KEYS]: by key, the slot submitted last, or OS_NONE */
   os_exchange_stats stats;
   uint64_t completion_head;
   _Atomic uint64_t *completions; /* [slots]; 0: empty. A slot has one hop in flight at most */
@@ -81,6 +82,15 @@ void os_line_append(os_exchange *exchange, int32_t index);
 void os_line_remove(os_exchange *exchange, int32_t index);
 /* A task's run: one (kv head, kv range) of a slot. */
 void os_run_slot(os_task *task, int32_t item, os_hand *hand);
-float *os_area_partials(const os_exchange *exchange, int32_t area, int32_t head);
+/* One item less, or one worker that looks at the hop: the last one completes it. */
+void os_hop_let_go(slot *s);
+static inline uint64_t os_hop_name(const slot *s, int32_t index) {
+  return (uint64_t)s->hop << 32 | (uint32_t)index;
+}
+
+/* Chains a hop that is ready for the workers behind those with which it may share a prefix. */
+void os_kin_join(os_exchange *exchange, int32_t index);
+/* Attends one kv head of a hop that is not split: alone, with others, or what others left of it. */
+void os_run_unsplit(slot *s, int32_t head, os_hand *hand);
 
 #endif

@@ -22,28 +22,28 @@ static void complete(os_exchange *x, uint64_t completion) {
   atomic_fetch_sub_explicit(&x->leaving, 1, memory_order_release);
 }
 
-float *os_area_partials(const os_exchange *x, int32_t area, int32_t head) {
-  const size_t floats = os_partial_floats(OS_MAX_Q_LEN * x->group, x->head_size);
-  const size_t unit = (size_t)(area * x->kv_heads + head) * (size_t)x->area_ranges;
-  return x->partials + unit * floats;
-}
-
 /* Nothing of the slot is read once its last item is counted: the engine may have it again. */
-void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
-  slot *s = (slot *)task;
+void os_hop_let_go(slot *s) {
   os_exchange *x = s->exchange;
-  const int32_t head = item / s->ranges, range = item % s->ranges;
-  const bool is_split = s->area != OS_NONE;
-  os_split split = {0};
-  if (is_split)
-    split = (os_split){os_area_partials(x, s->area, head),
-                       x->counters + s->area * x->kv_heads + head};
-  os_attend_item(&s->attention, &s->row, head, range, s->ranges, is_split ? &split : NULL, hand);
   const uint64_t completion = s->completion;
   const int32_t seq = s->seq;
-  if (atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel) > 1) return;
+  const uint64_t left = atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel);
+  if ((uint32_t)left > 1) return;
   atomic_fetch_add_explicit(&x->arena->sequences[seq].finished, 1, memory_order_release);
   complete(x, completion);
+}
+
+void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
+  slot *s = (slot *)task;
+  const int32_t head = item / s->ranges, range = item % s->ranges;
+  if (s->ranges > 1) {
+    const os_split split = os_areas_split(&s->exchange->splits, s->area, head);
+    os_attend_item(&s->attention, &s->row, head, range, s->ranges, &split, hand);
+  } else {
+    os_run_unsplit(s, head, hand);
+  }
+  atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
+  os_hop_let_go(s);
 }
 
 /* ---- submission ---------------------------------------------------------------------------- */
@@ -102,15 +102,12 @@ static int claim_slots(os_exchange *x, int32_t count, const int32_t *slots) {
 
 static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
   const int32_t threads = os_workers_count(x->config.workers);
-  if (items_waiting >= 2 * threads || x->free_areas_count == 0) return 1;
+  if (items_waiting >= 2 * threads || x->splits.free_count == 0) return 1;
   int32_t wanted = (2 * threads + items_waiting - 1) / items_waiting;
-  if (wanted > x->area_ranges) wanted = x->area_ranges;
+  if (wanted > x->splits.parts) wanted = x->splits.parts;
   const int32_t ranges = os_ranges(s->row.start + s->row.q_len, x->config.split_tokens, wanted);
   if (ranges < 2) return 1;
-  s->area = x->free_areas[--x->free_areas_count];
-  for (int32_t head = 0; head < x->kv_heads; head++)
-    atomic_store_explicit(&x->counters[s->area * x->kv_heads + head], ranges,
-                          memory_order_relaxed);
+  s->area = os_areas_take(&x->splits, ranges);
   return ranges;
 }
 
@@ -135,7 +132,9 @@ static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t ite
   s->has_result = false;
   s->ranges = choose_ranges(x, s, items_waiting);
   const int32_t items = x->kv_heads * s->ranges;
-  atomic_store_explicit(&s->left, items, memory_order_relaxed);
+  if (++s->hop == 0) s->hop = 1; /* a name must never read as none */
+  atomic_store_explicit(&s->left, (uint64_t)s->hop << 32 | (uint32_t)items, memory_order_relaxed);
+  atomic_store_explicit(&s->kin, 0, memory_order_relaxed);
   sequence->submitted++;
   const int64_t end = s->row.start + s->row.q_len;
   if (end > sequence->length) sequence->length = end;
@@ -190,6 +189,7 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
     read_rows(&v_rows, s->v, s->row.q_len);
     if (residual) read_rows(&residual_rows, s->residual, s->row.q_len);
     const int32_t own_items = prepare(x, slots[i], layer, iteration, items_waiting);
+    os_kin_join(x, slots[i]);
     s->state = SLOT_IN_FLIGHT;
     os_line_append(x, slots[i]);
     os_workers_put(x->config.workers, i, &s->task, own_items);

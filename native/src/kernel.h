@@ -9,6 +9,7 @@ enum {
   OS_MAX_QUERIES = OS_MAX_Q_LEN * OS_MAX_GROUP, /* queries that share one kv head */
   OS_STEP_TOKENS = 64,                          /* tokens between two softmax rescalings */
   OS_LANES = 16,                                /* accumulator rows are padded to this many floats */
+  OS_SHARED_QUERIES = 24, /* of rows that share a prefix: of more, arithmetic sets the pace anyway */
 };
 
 /* One kv head's share of one row, over KV positions [first, end). `first` is block-aligned. */

@@ -61,7 +61,7 @@ static void take_completion(os_exchange *x, uint64_t completion) {
   const int32_t index = (int32_t)(uint32_t)completion;
   slot *s = &x->slots[index];
   x->stats.in_flight--;
-  if (s->area != OS_NONE) x->free_areas[x->free_areas_count++] = s->area;
+  if (s->area != OS_NONE) os_areas_give(s->ranges > 1 ? &x->splits : &x->shares, s->area);
   s->area = OS_NONE;
   if (s->epoch != (uint32_t)(completion >> 32)) {
     x->stats.stale++;

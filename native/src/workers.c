@@ -188,18 +188,22 @@ static void *live(void *argument) {
 
 /* ---- create and destroy -------------------------------------------------------------------- */
 
+static size_t hand_bytes(void) {
+  const size_t floats = OS_SCRATCH_FLOATS + os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE) +
+                        OS_SHARED_QUERIES * OS_MAX_HEAD_SIZE +
+                        os_partial_floats(OS_SHARED_QUERIES, OS_MAX_HEAD_SIZE);
+  return floats * sizeof(float);
+}
+
 int os_hand_create(os_hand *hand) {
-  size_t floats = OS_SCRATCH_FLOATS + os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE);
-  hand->scratch = os_map(floats * sizeof(float));
+  hand->scratch = os_map(hand_bytes());
   if (!hand->scratch) return OS_ENOMEM;
   hand->partial = hand->scratch + OS_SCRATCH_FLOATS;
+  hand->shared = hand->partial + os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE);
   return OS_OK;
 }
 
-void os_hand_destroy(os_hand *hand) {
-  size_t floats = OS_SCRATCH_FLOATS + os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE);
-  os_unmap(hand->scratch, floats * sizeof(float));
-}
+void os_hand_destroy(os_hand *hand) { os_unmap(hand->scratch, hand_bytes()); }
 
 static int start_worker(os_workers *w, int32_t i, const int32_t *cores) {
   worker *self = &w->workers[i];

@@ -12,6 +12,7 @@
 typedef struct {
   float *scratch;   /* OS_SCRATCH_FLOATS */
   float *partial;   /* one os_partial of the largest size */
+  float *shared;    /* OS_SHARED_QUERIES queries side by side, then one os_partial of as many */
   _Atomic int64_t busy_ns, items, kv_bytes, sleeps;
 } os_hand;
 

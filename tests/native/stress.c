@@ -1,13 +1,15 @@
 /* Slots opened, submitted, picked, cancelled and used again in random order, while other device
- * rows attend on the same workers and the gate closes now and then. */
+ * rows attend on the same workers and the gate closes now and then. Most sequences begin with the same
+ * blocks. */
 #include <stdbool.h>
 #include <string.h>
 
 #include "check.h"
 
-enum { LAYERS = 3, KV_HEADS = 2, GROUP = 3, SIZE = 16, HIDDEN = 8, SLOTS = 6, SEQUENCES = 7 };
-enum { BLOCKS_EACH = 20, ROWS = 24, WIDTH = KV_HEADS * SIZE, Q_WIDTH = WIDTH * GROUP };
-enum { STEPS = 3000, FORBIDDEN = -100 };
+enum { LAYERS = 2, KV_HEADS = 2, GROUP = 3, SIZE = 16, HIDDEN = 8, SLOTS = 6, SEQUENCES = 7 };
+enum { SHARED_BLOCKS = 18, SHARING = 5 /* sequences */, BLOCKS_EACH = 30 };
+enum { ROWS = 24, WIDTH = KV_HEADS * SIZE, Q_WIDTH = WIDTH * GROUP };
+enum { STEPS = 6000, FORBIDDEN = -100 };
 
 typedef enum { FREE, IDLE, OUT, CLOSING } life;
 
@@ -40,9 +42,12 @@ static void make(world *w) {
   CHECK(w->arena);
   for (int32_t i = 0; i < SEQUENCES; i++) {
     int32_t blocks[BLOCKS_EACH];
-    for (int32_t b = 0; b < BLOCKS_EACH; b++) blocks[b] = b * SEQUENCES + i;
+    for (int32_t b = 0; b < BLOCKS_EACH; b++)
+      blocks[b] = b * SEQUENCES + (b < SHARED_BLOCKS && i < SHARING ? 0 : i);
     w->sequences[i] = os_seq_open(w->arena);
     CHECK(os_seq_set_blocks(w->arena, w->sequences[i], 0, BLOCKS_EACH, blocks) == OS_OK);
+    if (i < SLOTS) w->lengths[i] = SHARED_BLOCKS * 16;
+    CHECK(os_seq_truncate(w->arena, w->sequences[i], SHARED_BLOCKS * 16) == OS_OK);
   }
   w->exchange = os_exchange_create(&(os_exchange_config){.arena = w->arena,
                                                          .workers = w->workers,
@@ -65,8 +70,9 @@ static void open_one(world *w, int32_t i) {
 }
 
 static void submit_one(world *w, int32_t i) {
-  const int32_t q_len = 1 + random_below(&w->random, 8);
-  if (w->lengths[i] + q_len > BLOCKS_EACH * 16) w->lengths[i] = 0;
+  const int32_t most = random_below(&w->random, 4) ? 2 : 8; /* many queries are not grouped */
+  const int32_t q_len = 1 + random_below(&w->random, most);
+  if (w->lengths[i] + q_len > BLOCKS_EACH * 16) w->lengths[i] = SHARED_BLOCKS * 16;
   CHECK(os_slot_begin(w->exchange, w->slots[i], w->lengths[i], q_len) == OS_OK);
   const int32_t layer = random_below(&w->random, LAYERS);
   CHECK(os_exchange_submit(w->exchange, layer, 0, 1, &w->slots[i], w->q, Q_WIDTH, w->k, WIDTH, w->v,

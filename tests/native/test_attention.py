@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniserve_native import AttendCall, DType, NativeError, Workers, isa_name
+from support.isa_paths import available_isas, in_process
 from support.kv_reference import Case, Errors, attention, bound, lse_bound, run_attend
-
-TESTS = Path(__file__).parents[1]
-NATIVE = TESTS.parent / "native"
-
-
-def available_isas() -> list[str]:
-    """Paths of this machine, from the message that refuses a path which does not exist."""
-    answer = in_process("none", "import omniserve_native as n; n.isa_name()")
-    return answer.stderr.rsplit("this machine has: ", 1)[1].split(" (")[0].split(", ")
-
-
-def in_process(isa: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code on one ISA path."""
-    paths = [str(NATIVE), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMNISERVE_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"])

@@ -1,0 +1,31 @@
+"""Native code on one ISA path: each needs a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+NATIVE = TESTS.parent / "native"
+
+
+def available_isas() -> list[str]:
+    """Paths of this machine, from the message that refuses a path which does not exist."""
+    answer = in_process("none", "import omniserve_native as n; n.isa_name()")
+    return answer.stderr.rsplit("this machine has: ", 1)[1].split(" (")[0].split(", ")
+
+
+def in_process(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code on one ISA path."""
+    paths = [str(NATIVE), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMNISERVE_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
