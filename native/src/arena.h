@@ -47,6 +47,7 @@ struct os_arena {
 typedef struct {
   const os_arena *arena;
   int32_t layer, group, dtype;
+  int32_t threads; /* that take heads in turn */
   float scale;
 } os_attention;
 

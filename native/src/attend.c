@@ -49,6 +49,13 @@ static os_range range_of(const os_attention *a, const os_row *row, int32_t head,
   };
 }
 
+/* Blocks from `first` to `end` of the head that this thread probably takes next. */
+static os_next next_head(const os_attention *a, int32_t head, int64_t first, int64_t end) {
+  if (head + a->threads >= a->arena->config.kv_heads) return (os_next){0};
+  return (os_next){first / OS_BLOCK_TOKENS, (end - first + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS,
+                   a->threads * (int64_t)a->arena->head_bytes};
+}
+
 static void store(const os_attention *a, const os_row *row, int32_t head, const os_range *x,
                   os_partial *partials, int32_t count) {
   os_result to = row->result;
@@ -72,8 +79,9 @@ void os_attend_item(const os_attention *a, const os_row *row, int32_t head, int3
   const int64_t tokens = row->start + row->q_len;
   const int64_t blocks = (tokens + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS;
   const int64_t end = blocks * (range + 1) / ranges * OS_BLOCK_TOKENS;
-  const os_range x = range_of(a, row, head, blocks * range / ranges * OS_BLOCK_TOKENS,
-                              end < tokens ? end : tokens);
+  os_range x = range_of(a, row, head, blocks * range / ranges * OS_BLOCK_TOKENS,
+                        end < tokens ? end : tokens);
+  if (!split) x.next = next_head(a, head, x.first, x.end);
   const int32_t queries = row->q_len * a->group;
   const size_t floats = os_partial_floats(queries, c->head_size);
   float *memory = split ? split->partials + (size_t)range * floats : hand->partial;
@@ -111,6 +119,7 @@ os_partial os_attend_prefix(const os_attention *a, const os_row *const *rows, in
   }
   os_range x = range_of(a, &together, head, 0, end);
   x.q = hand->shared; /* of one head already */
+  x.next = (os_next){blocks, (rows[0]->start - end) / OS_BLOCK_TOKENS, 0}; /* the lead's rest */
   const os_partial all = os_partial_at(hand->shared + OS_SHARED_QUERIES * OS_MAX_HEAD_SIZE,
                                        together.q_len * a->group, size);
   attend_range(a, &x, all, hand);
@@ -120,7 +129,8 @@ os_partial os_attend_prefix(const os_attention *a, const os_row *const *rows, in
 void os_attend_rest(const os_attention *a, const os_row *row, int32_t head, int32_t blocks,
                     os_partial out, os_hand *hand) {
   const int64_t first = (int64_t)blocks * OS_BLOCK_TOKENS;
-  const os_range x = range_of(a, row, head, first, row->start + row->q_len);
+  os_range x = range_of(a, row, head, first, row->start + row->q_len);
+  x.next = next_head(a, head, first, x.end);
   os_append_head(a, row, head);
   attend_range(a, &x, out, hand);
 }
@@ -310,6 +320,7 @@ int os_attend(const os_attend_args *args) {
                                     .layer = args->layer,
                                     .group = args->q_heads / kv_heads,
                                     .dtype = args->dtype,
+                                    .threads = os_workers_count(args->workers) + 1,
                                     .scale = args->scale},
                       .rows = arena->rows,
                       .workers = args->workers,

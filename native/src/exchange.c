@@ -80,6 +80,7 @@ static void place_slot(os_exchange *x, int32_t index, const slot_bytes *bytes) {
   s->attention = (os_attention){.arena = x->arena,
                                 .group = x->group,
                                 .dtype = x->config.dtype,
+                                .threads = os_workers_count(x->config.workers),
                                 .scale = x->config.scale};
   s->area = s->previous = s->next = OS_NONE;
   s->q = at;

@@ -9,8 +9,14 @@ enum {
   OS_MAX_QUERIES = OS_MAX_Q_LEN * OS_MAX_GROUP, /* queries that share one kv head */
   OS_STEP_TOKENS = 64,                          /* tokens between two softmax rescalings */
   OS_LANES = 16,                                /* accumulator rows are padded to this many floats */
-  OS_SHARED_QUERIES = 24, /* of rows that share a prefix: of more, arithmetic sets the pace anyway */
+  OS_SHARED_QUERIES = 12, /* of rows that share a prefix: as many as the registers hold at once */
 };
+
+/* Blocks of the same table that the thread probably reads after a range, for fetching them at its end. */
+typedef struct {
+  int64_t first, count;
+  int64_t offset; /* bytes from the range's tiles to theirs: another kv head */
+} os_next;
 
 /* One kv head's share of one row, over KV positions [first, end). `first` is block-aligned. */
 typedef struct {
@@ -23,6 +29,7 @@ typedef struct {
   float scale;
   const void *q; /* query (i, g) at element i * q_stride + g * head_size */
   int64_t q_stride;
+  os_next next;
 } os_range;
 
 /* Softmax state of queries r = i * group + g; `max` is of the scores before scaling. */

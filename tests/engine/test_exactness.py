@@ -120,6 +120,20 @@ def test_prefix_reuse_in_both_tiers(path, tiny_model_dir, reference_generate):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_offloaded_rows_that_share_a_long_prefix(path, tiny_model_dir, reference_generate):
+    """Long enough for host workers to attend it for several rows at once."""
+    model_dir = tiny_model_dir(TINY_MODELS[0])
+    prompt = [(7 * i + i * i) % 199 + 3 for i in range(300)]
+    asked = {f"be{i}": prompt[: 300 - i] for i in range(6)}
+    with engine_for(model_dir, be_device_residency=False, host_workers=1, **path) as engine:
+        generate(engine, [submit("first", prompt, "BE", max_tokens=1)])
+        got = generate(engine, [submit(k, p, "BE", max_tokens=TOKENS) for k, p in asked.items()])
+        assert engine.residency.host.hit_tokens >= 6 * 288
+        for key, tokens in asked.items():
+            check_same(key, got[key], *reference_generate(model_dir, tokens, TOKENS))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_moves_between_tiers_and_cancellation(path, tiny_model_dir, reference_generate):
     model_dir = tiny_model_dir(TINY_MODELS[3])
     asked = prompts(5)

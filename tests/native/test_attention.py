@@ -55,7 +55,8 @@ cases = st.builds(
     scale=st.sampled_from([0.05, 0.125, 1.0]),
     spread=st.sampled_from([0.1, 1.0]),
     seed=st.integers(0, 1000),
-)
+).filter(lambda case: case.scale * case.spread**2 * case.head_size**0.5 <= 8)
+# Of scores further apart, float32's own rounding moves the probabilities by more than 1e-5.
 
 
 @settings(max_examples=60, deadline=None)
