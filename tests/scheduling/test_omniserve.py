@@ -127,6 +127,22 @@ def test_be_prefill_gets_exactly_the_slack():
     assert be_rows(none) == 0
 
 
+def test_beside_ls_prompts_be_prompts_get_only_the_slack_that_the_error_budget_adds_to_their_half():
+    def prefilled(share, *prompts):
+        policy = Omniserve(CAPS, MODEL)
+        policy.error_budget.share = share
+        staged = job(9, BE, Stage.STAGED, tokens=500)
+        return be_rows(plan(decoding(1, 100.0, 0.100), staged, *prompts, policy=policy))
+
+    def prompt():
+        due = Deadlines(arrival_s=100.0, ttft_s=1.0, tpot_s=0.1)
+        return job(2, LS, Stage.WAITING, tokens=20, deadlines=due)
+
+    assert prefilled(0.5) > 20
+    assert prefilled(0.5, prompt()) == 0
+    assert 10 < prefilled(0.75, prompt()) < prefilled(1.0, prompt()) - 10
+
+
 def test_be_prefill_leaves_requests_what_they_save_for_bursts_but_be_decodes_do_not_wait():
     saved = decoding(1, 100.0, 0.020)
     saved.deadlines.emitted(100.1, tokens=30)  # due at 100.62, saving until 100.57
