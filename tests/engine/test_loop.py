@@ -112,6 +112,23 @@ def test_prefix_is_found_again_in_both_tiers_and_salt_separates():
     assert got.tokens["other"] == continuation(prompt, 5)
 
 
+@pytest.mark.parametrize("residency", [True, False])
+def test_requests_of_one_prompt_that_come_together_compute_it_once(residency):
+    engine = make_engine(device_blocks=60, host_blocks=60, be_device_residency=residency)
+    same, other = list(range(1, 42)), list(range(3, 30))
+    for n in range(4):
+        engine.submit(submit(f"same{n}", same, "BE"))
+    engine.submit(submit("other", other, "BE"))
+    got = run(engine)
+    tier = engine.residency.device if residency else engine.residency.host
+    size = tier.block_tokens
+    assert tier.hit_tokens == 3 * (40 // size * size)
+    for n in range(4):
+        assert got.tokens[f"same{n}"] == continuation(same, 5)
+    assert got.tokens["other"] == continuation(other, 5)
+    check_no_leak(engine)
+
+
 def test_drafts_are_verified_in_one_hop():
     engine = make_engine(be_device_residency=False, drafts=ScriptedDrafts(right=2, wrong=2))
     engine.submit(submit("be", [9] * 6, "BE", max_tokens=12))

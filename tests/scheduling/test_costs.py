@@ -71,11 +71,11 @@ def test_prompts_go_by_laxity_and_priority_and_the_hopeless_do_not_pull_others_d
 def test_a_decode_sets_its_due_time_with_bounded_credit_and_none_once_lost():
     paced, ahead, lost = (prompt(n, 10, 1.0) for n in range(3))
     paced.deadlines.emitted(0.5)
-    assert decode_slack([paced], 0.55, 1e-3).slack_s == pytest.approx(0.05)
+    assert decode_slack([paced], [paced.deadlines], 0.55, 1e-3).slack_s == pytest.approx(0.05)
     ahead.deadlines.emitted(0.5, tokens=6)
-    assert decode_slack([ahead], 0.5, 1e-3).slack_s == pytest.approx(0.2)
+    assert decode_slack([ahead], [ahead.deadlines], 0.5, 1e-3).slack_s == pytest.approx(0.2)
     lost.deadlines.emitted(1.5)
-    assert decode_slack([lost], 1.5, 1e-3).slack_s == float("inf")
+    assert decode_slack([lost], [lost.deadlines], 1.5, 1e-3).slack_s == float("inf")
 
 
 def test_rows_in_flight_are_followed_from_layer_to_layer():

@@ -55,6 +55,8 @@ def test_be_waits_for_prompts_memory_or_because_the_device_yields_more():
     assert why(waiting, *staged) == "2 BE prompts are being computed before it"
     assert "20 KV blocks; 4 are free" in why(waiting, room=Room(4, 5, 8))
     assert "yields less" in why(waiting)
+    first, second = job(1, BE, Stage.STAGED, prompt=7), job(2, BE, Stage.WAITING, prompt=7)
+    assert "another request computes the same prompt" in why(second, first)
 
 
 def test_work_under_way_says_what_ls_leaves_and_what_it_queues_for():

@@ -72,6 +72,19 @@ def test_device_rows_are_capped_and_be_loses_first():
     assert [handle for handle, _ in rows(answer)] == [0, 1, 2, 3]
 
 
+def test_a_prompt_is_computed_by_one_request_while_others_overtake_those_that_want_the_same():
+    def admitted(*jobs):
+        return [a.job.handle for a in plan(*jobs, be_device_residency=False).admissions]
+
+    same = [job(n, BE, tokens=40, prompt=7) for n in range(3)]
+    other = job(9, BE, tokens=40, prompt=8)
+    assert admitted(*same, other) == [0, 9]
+    under_way = job(0, BE, Stage.STAGED, tokens=40, prompt=7)
+    assert admitted(under_way, *same[1:], other) == [9]
+    found = job(0, BE, Stage.STAGED, tokens=40, computed=32, prompt=7)
+    assert admitted(found, *same[1:], other) == [1]
+
+
 def test_waiting_ls_is_admitted_in_order_and_nobody_overtakes():
     room = Room(device_free_blocks=3, host_free_blocks=100, free_slots=16)
     answer = plan(job(1, tokens=100), job(2, tokens=10), room=room)

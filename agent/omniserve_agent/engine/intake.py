@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -164,6 +165,7 @@ class Intake:
             max_total_tokens=max_total,
             predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
             deadlines=_deadlines(submit, now_s),
+            prompt=_prompt_name(submit, self.block_tokens),
             min_share_percent=submit.min_share_percent,
         )
         eos = frozenset() if submit.ignore_eos else self.limits.eos_token_ids
@@ -175,6 +177,13 @@ class Intake:
             tokens=tokens,
             needs_history=needs_history(submit.sampling),
         )
+
+
+def _prompt_name(submit: Submit, block_tokens: int) -> int | None:
+    """Equal for requests that share the KV of their prompt; None where it fills no block."""
+    if len(submit.prompt) <= block_tokens:
+        return None
+    return hash((submit.cache_salt, array("i", submit.prompt).tobytes()))
 
 
 def _deadlines(submit: Submit, now_s: float) -> Deadlines | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
-Runs = tuple[tuple[int, int], ...]  # (rows that join, at how many layers); covers all layers
+Runs = tuple[tuple[int, int], ...]  # (rows that join, ascending; at how many layers), all layers
 TABLED_ROWS = 4096
 
 
@@ -93,17 +93,27 @@ class Costs:
         """What it will take on the average: corrected, without the margin."""
         return self.correction.apply(load.kind, self.predicted(load))
 
+    def prompt_s(self, rows: int) -> float:
+        """`seconds` of an iteration with these prompt rows alone."""
+        model = self.model
+        per_layer_s = self.dense(rows) + model.pair * pairs(0, rows)
+        predicted_s = model.fixed + model.layers * per_layer_s + self.head(1)
+        return predicted_s * self.factor("prefill")
+
     def predicted(self, load: Load) -> float:
         """As the latency model has it."""
         model, rows = self.model, load.rows
-        seconds, joined, layers = model.fixed, 0, 0
-        for count, at in load.joins:
-            seconds += at * self.dense(rows + count)
-            joined += at * count
-            layers += at
-        seconds += (model.layers - layers) * self.dense(rows) + self.head(load.logit_rows)
-        attention = model.key * load.keys + model.pair * load.pairs
-        return seconds + model.layers * attention + model.join * joined
+        per_layer_s = self.dense(rows) + model.key * load.keys + model.pair * load.pairs
+        seconds = model.fixed + model.layers * per_layer_s + self.head(load.logit_rows)
+        return seconds + self.joins_s(rows, load.joins) if load.joins else seconds
+
+    def joins_s(self, rows: int, joins: Runs) -> float:
+        """What these joins add to `predicted` beside `rows` device rows."""
+        alone_s, join_s = self.dense(rows), self.model.join
+        if rows + joins[-1][0] < TABLED_ROWS:  # runs ascend
+            table = self._dense
+            return sum([at * (table[rows + n] - alone_s + join_s * n) for n, at in joins])
+        return sum([at * (self.dense(rows + n) - alone_s + join_s * n) for n, at in joins])
 
     def dense(self, rows: int) -> float:
         """One layer's dense modules."""

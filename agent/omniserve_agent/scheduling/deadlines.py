@@ -10,7 +10,7 @@ SAVED_SHARE = 0.16  # of a request's time since its first token: the most it sav
 SAVED_TOKENS = 8.0  # token times that it saves at most
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Deadlines:
     """One request against its SLO. The first token is due at arrival + TTFT, token k after it at
     first token + k × TPOT, since TPOT is judged as a mean."""

@@ -11,6 +11,7 @@ from omniserve_agent.scheduling.jobs import (
     blocks_for,
 )
 from omniserve_agent.scheduling.plan import Caps, PolicyState, Room
+from omniserve_agent.scheduling.shared_prompts import under_way
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 
@@ -55,6 +56,8 @@ def _ls(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
 
 
 def _be(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
+    if job.prompt in under_way(jobs, caps.block_tokens):
+        return "another request computes the same prompt: it is found once it is complete"
     staged, chunked = jobs.count(BE, Stage.STAGED), jobs.count(BE, Stage.PREFILL)
     if max(staged, chunked) >= caps.staged_jobs:
         return f"{staged + chunked} BE prompts are being computed before it"

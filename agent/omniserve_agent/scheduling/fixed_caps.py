@@ -31,6 +31,7 @@ from omniserve_agent.scheduling.plan import (
     Room,
     Unlearning,
 )
+from omniserve_agent.scheduling.shared_prompts import under_way
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Grant:
     be_host_admissions: bool
     ls_prompts: Sequence[Job] | None = None  # PREFILL and WAITING in order; None: by rank
     be_first: str | None = None  # a BE service whose jobs go before others of their stage
+    sweeps: bool = True  # see `Plan`
 
 
 @dataclass
@@ -120,6 +122,7 @@ class FixedCaps(Unlearning):
                 draft.ls_prefill_rows, rows, draft.staged
             ),
             join_rows=grant.join_rows,
+            sweeps=grant.sweeps,
         )
 
     def growth_reserve(self, jobs: JobIndex) -> int:
@@ -131,8 +134,10 @@ class FixedCaps(Unlearning):
         return blocks_for(tokens, self.caps.block_tokens)
 
     def _ls_decode(self, jobs: JobIndex, draft: _Draft) -> None:
-        rows = [chunk for chunk in jobs.decoding(LS) if not chunk.job.held][: draft.rows_left]
-        self._add_rows(rows, draft)
+        chunks: Sequence[DeviceChunk] = jobs.decoding(LS)
+        if True in [job.held for job in jobs.at(LS, Stage.DECODE)]:
+            chunks = [chunk for chunk in chunks if not chunk.job.held]
+        self._add_rows(chunks[: draft.rows_left], draft)
 
     def _be_decode(self, jobs: JobIndex, draft: _Draft) -> None:
         chunks, most = jobs.decoding(BE), draft.rows_left
@@ -144,11 +149,11 @@ class FixedCaps(Unlearning):
         rows = [c for c in chunks if not (c.job.held or c.job.handle in moving)]
         self._add_rows([*_first_of(draft.grant.be_first, rows, _chunk_service)[:most]], draft)
 
-    def _add_rows(self, rows: list[DeviceChunk], draft: _Draft) -> None:
+    def _add_rows(self, rows: Sequence[DeviceChunk], draft: _Draft) -> None:
         size = self.caps.block_tokens
         draft.device += rows
         draft.rows_left -= len(rows)
-        draft.device_free -= sum([c.job.tokens > c.job.device_blocks * size for c in rows])
+        draft.device_free -= sum([(j := c.job).tokens > j.device_blocks * size for c in rows])
 
     def _reclaim_for_growth(self, jobs: JobIndex, draft: _Draft) -> None:
         """Move BE requests off the device before LS needs their blocks."""
@@ -206,23 +211,29 @@ class FixedCaps(Unlearning):
 
     def _be_admissions(self, jobs: JobIndex, draft: _Draft) -> None:
         """Staged prefills under way, then waiting BE: the device while there is room, else host."""
-        first, service = draft.grant.be_first, _service
-        under_way = _first_of(first, jobs.at(BE, Stage.STAGED), service)
-        draft.staged += draft.grant.be_prefill.together(under_way)
-        if not self.caps.be_host and jobs.at(BE, Stage.BOUNDARY):
-            return  # paused requests come back first
+        staged = _first_of(draft.grant.be_first, jobs.at(BE, Stage.STAGED), _service)
+        draft.staged += draft.grant.be_prefill.together(staged)
+        if self.caps.be_host or not jobs.at(BE, Stage.BOUNDARY):  # paused ones come back first
+            self._admit_be(jobs, draft)
+
+    def _admit_be(self, jobs: JobIndex, draft: _Draft) -> None:
         prompts = {
             Tier.HOST: jobs.count(BE, Stage.STAGED),
             Tier.DEVICE: jobs.count(BE, Stage.PREFILL),
         }
-        for job in _first_of(first, jobs.at(BE, Stage.WAITING), service):
+        computed = under_way(jobs, self.caps.block_tokens)
+        for job in _first_of(draft.grant.be_first, jobs.at(BE, Stage.WAITING), _service):
             if min(prompts.values()) >= self.caps.staged_jobs:
                 return
+            if job.prompt in computed:
+                continue
             tier = self._tier_for(job, jobs, draft)
             if tier is None or prompts[tier] >= self.caps.staged_jobs:
                 return
             draft.admissions.append(Admission(job, tier))
             prompts[tier] += 1
+            if job.prompt is not None:
+                computed.add(job.prompt)
 
     def _tier_for(self, job: Job, jobs: JobIndex, draft: _Draft) -> Tier | None:
         predicted = self._blocks(max(job.predicted_tokens, job.tokens + 1))
@@ -286,7 +297,7 @@ class FixedCaps(Unlearning):
             return
         first = jobs.first(BE)
         if first is not None and first.stage in DEVICE_STAGES:
-            planned = any(chunk.job is first for chunk in draft.device)
+            planned = first in [chunk.job for chunk in draft.device]
             if not (planned or first.held or first.handle in draft.moving):
                 draft.moves.append(Move(first, Tier.HOST))
 

@@ -25,7 +25,7 @@ class InFlight:
     ready: float = 1.0
     total: int = 0
     parked: NDArray[np.float64] = field(init=False)
-    _histogram: list[int] = field(default_factory=list)  # layers by the rows they will see join
+    _ready: list[tuple[int, int]] = field(default_factory=list)  # rows that would join: layers
 
     def __post_init__(self) -> None:
         self.parked = np.zeros(self.layers)
@@ -40,8 +40,9 @@ class InFlight:
             self.parked[0] += total - known
         elif known > total:
             self.parked *= total / known
-        expected = np.rint(self.parked * self.ready).astype(np.int64)
-        self._histogram = np.bincount(expected).tolist()
+        layers = np.bincount(np.rint(self.parked * self.ready).astype(np.int64))
+        rows = layers.nonzero()[0]
+        self._ready = list(zip(rows.tolist(), layers[rows].tolist(), strict=True))
 
     def observed(self, joined_rows: Sequence[float], lanes: int) -> None:
         """An iteration joined so many rows at each layer (fewer layers where it was cut short)."""
@@ -57,14 +58,13 @@ class InFlight:
 
     def runs(self, lanes: int) -> Runs:
         """Joins to expect, as runs of layers with equally many: at most `lanes` a layer."""
-        counts = self._histogram
         if self.total == 0 or lanes <= 0:
             return ((0, self.layers),)
-        within = [(rows, layers) for rows, layers in enumerate(counts[:lanes]) if layers]
-        beyond = sum(counts[lanes:])
+        within = [run for run in self._ready if run[0] < lanes]
+        beyond = sum([layers for _, layers in self._ready[len(within) :]])
         return (*within, (lanes, beyond)) if beyond else tuple(within)
 
 
 def steps(runs: Runs) -> int:
     """Layer-steps these joins make together."""
-    return sum(rows * layers for rows, layers in runs)
+    return sum([rows * layers for rows, layers in runs])

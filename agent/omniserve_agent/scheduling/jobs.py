@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
+from operator import attrgetter
 
 from omniserve_agent.scheduling.deadlines import Deadlines
 
@@ -43,6 +44,7 @@ class Stage(Enum):
     __hash__ = object.__hash__  # members are unique: indices by stage need no hash of their names
 
 
+STAGES = tuple(Stage)  # quicker to go over than the class
 DEVICE_STAGES = (Stage.PREFILL, Stage.DECODE)
 HOST_STAGES = (Stage.STAGED, Stage.BOUNDARY, Stage.HOPPING)
 
@@ -65,13 +67,13 @@ class Job:
     host_blocks: int = 0
     deadlines: Deadlines | None = None  # LS with an SLO
     held: bool = False  # its next row needs a token that is still on its way back
+    prompt: int | None = None  # names its whole prompt where others may have the same one
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
     counted: tuple[int, int] = (0, 0)  # the index's own: what this job adds to its sums
+    rank: tuple[int, int] = field(init=False)  # inside a class: higher priority first, then arrival
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Order inside a class: higher priority first, then arrival."""
-        return (-self.priority, self.arrival)
+    def __post_init__(self) -> None:
+        self.rank = (-self.priority, self.arrival)
 
     @property
     def remaining(self) -> int:
@@ -84,8 +86,7 @@ def blocks_for(tokens: int, block_tokens: int) -> int:
     return -(-tokens // block_tokens)
 
 
-def _rank(job: Job) -> tuple[int, int]:
-    return job.rank
+_rank = attrgetter("rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class JobIndex:
     _decoding: dict[ServiceClass, list[DeviceChunk]] = field(
         default_factory=lambda: {c: [] for c in ServiceClass}
     )
+    _deadlines: list[Deadlines] = field(default_factory=list)
 
     def add(self, job: Job) -> None:
         """A new job, in the stage it carries."""
@@ -124,7 +126,7 @@ class JobIndex:
         at = bisect_left(jobs, job.rank, key=_rank)
         del jobs[at]
         if job.stage is Stage.DECODE:
-            del self._decoding[job.service_class][at]
+            self._left_decoding(job, at)
         self._count(job, (0, 0))
         job.stage = stage
         if stage is not Stage.DONE:
@@ -136,10 +138,17 @@ class JobIndex:
         jobs.insert(at, job)
         if job.stage is Stage.DECODE:
             self._decoding[job.service_class].insert(at, DeviceChunk(job, 1))
+            if job.deadlines is not None:
+                self._deadlines.append(job.deadlines)
         if job.service_class is ServiceClass.BE and job.stage in HOST_STAGES:
             wanted = blocks_for(job.predicted_tokens, self.block_tokens)
             tokens = 0 if job.stage is Stage.STAGED else job.tokens
             self._count(job, (max(0, wanted - job.host_blocks), tokens))
+
+    def _left_decoding(self, job: Job, at: int) -> None:
+        del self._decoding[job.service_class][at]
+        if job.deadlines is not None:
+            self._deadlines.remove(job.deadlines)
 
     def _count(self, job: Job, new: tuple[int, int]) -> None:
         self.host_growth_blocks += new[0] - job.counted[0]
@@ -154,6 +163,10 @@ class JobIndex:
         """The jobs of `at(service_class, Stage.DECODE)` as chunks; a live view as well."""
         return self._decoding[service_class]
 
+    def decode_deadlines(self) -> Sequence[Deadlines]:
+        """Of the jobs that decode on the device, in no order; a live view."""
+        return self._deadlines
+
     def among(self, service_class: ServiceClass, stages: Sequence[Stage]) -> Iterator[Job]:
         """Jobs of one class over several stages."""
         for stage in stages:
@@ -165,11 +178,13 @@ class JobIndex:
             block_tokens=self.block_tokens,
             _lists={k: jobs if k[0] is ServiceClass.LS else [] for k, jobs in self._lists.items()},
             _decoding={**self._decoding, ServiceClass.BE: []},
+            _deadlines=self._deadlines,
         )
 
     def first(self, service_class: ServiceClass) -> Job | None:
         """The job of this class that ranks first over all stages."""
-        heads = [jobs[0] for stage in Stage if (jobs := self._lists[service_class, stage])]
+        lists = self._lists
+        heads = [jobs[0] for stage in STAGES if (jobs := lists[service_class, stage])]
         return min(heads, key=_rank, default=None)
 
     def count(self, service_class: ServiceClass, *stages: Stage) -> int:

@@ -133,8 +133,9 @@ class Omniserve:
             be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
             ls_prompts=prompts.order,
             be_first=first,
+            sweeps=host_s is not None,
         )
-        return replace(self._fixed.fill(jobs, room, grant), sweeps=host_s is not None)
+        return self._fixed.fill(jobs, room, grant)
 
     def _sweep(self, jobs: JobIndex, load: Load) -> float | None:
         """Seconds that the host adds where the iteration is a sweep; None where it is none."""
@@ -178,15 +179,16 @@ class Omniserve:
         row decodes."""
         fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
         saved = 1.0 - self.error_budget.share
-        found = decode_slack(jobs.at(LS, Stage.DECODE), now_s, fastest_s, saved)
+        decoding = jobs.at(LS, Stage.DECODE)
+        found = decode_slack(decoding, jobs.decode_deadlines(), now_s, fastest_s, saved)
         most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._traffic else IDLE_BUDGET_S))
         tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
         return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)
 
     def _arrival_slack_s(self) -> float:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
-        prompts = ((seen.ttft_s, Load().prompt(seen.p95_prompt)) for seen in self._traffic.values())
-        return min([ttft_s - self.costs.seconds(load) for ttft_s, load in prompts], default=inf)
+        seen = self._traffic.values()
+        return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
 
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
@@ -200,8 +202,8 @@ class Omniserve:
         waiting = [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
         if not waiting:
             return Prompts()
-        chunk = Load().prompt(PRICED_CHUNK_ROWS)
-        found = least_laxity(waiting, now_s, self.costs.seconds(chunk) / PRICED_CHUNK_ROWS)
+        row_s = self.costs.prompt_s(PRICED_CHUNK_ROWS) / PRICED_CHUNK_ROWS
+        found = least_laxity(waiting, now_s, row_s)
         behind_s = arrival_s - found.ahead_s  # an arrival comes behind them
         return replace(found, slack_s=max(0.0, min(found.slack_s, behind_s)))
 
@@ -262,15 +264,14 @@ class Omniserve:
             return most, load
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
         edges = edges_within(self._edges, load.rows + 1, load.rows + most)
-        choices, loads = [], {}
+        alone_s, factor, choices = self.costs.predicted(load), self.costs.factor(load.kind), []
         for lanes in {most, 1, *(edge - load.rows for edge in edges)}:
             runs = self._flights.runs(lanes)
-            loads[lanes] = load.joined(runs)
-            seconds = self.costs.seconds(loads[lanes])
+            seconds = (alone_s + self.costs.joins_s(load.rows, runs)) * factor
             if seconds <= budget_s or lanes == 1:
                 choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
         lanes = best(choices).amount
-        return lanes, loads[lanes]
+        return lanes, load.joined(self._flights.runs(lanes))
 
     def _be_prefill(
         self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from omniserve_agent.scheduling.deadlines import USABLE_CREDIT_TOKENS
+from omniserve_agent.scheduling.deadlines import USABLE_CREDIT_TOKENS, Deadlines
 from omniserve_agent.scheduling.jobs import Job
 
 LOOK_AHEAD = 64  # LS prompts that wait and are put in order, the first in rank
@@ -25,38 +25,43 @@ class Pace:
     tpot_s: float = inf  # the shortest
 
 
-def decode_slack(jobs: Sequence[Job], now_s: float, fastest_s: float, saved: float = 0.0) -> Pace:
-    """One pass over due times; only rows behind their pace are asked whether they can attain.
-    `saved`: the share of what requests save at most for bursts."""
-    deadlines = [d for job in jobs if (d := job.deadlines) is not None]
+def decode_slack(
+    jobs: Sequence[Job],
+    deadlines: Sequence[Deadlines],
+    now_s: float,
+    fastest_s: float,
+    saved: float = 0.0,
+) -> Pace:
+    """From the jobs that decode, and their deadlines in any order. Only rows that the fastest
+    iteration would make late are asked whether they can still attain.
+
+    `saved`: the share of what requests save at most for bursts.
+    """
     if not deadlines:
         return Pace()
-    tpot_s = min([d.tpot_s for d in deadlines])
-    earliest_s = min([d.due_s for d in deadlines])
-    if earliest_s < now_s + fastest_s:
-        slack_s = _behind(jobs, now_s, fastest_s)
-    elif earliest_s == inf:
-        return Pace(tpot_s=tpot_s)
-    else:
-        slack_s = min(earliest_s - now_s, USABLE_CREDIT_TOKENS * tpot_s)
     latest_s = now_s + fastest_s
-    paced = [d.due_s - saved * d.saving_s for d in deadlines if d.due_s >= latest_s]
-    return Pace(slack_s, min(slack_s, max(0.0, min(paced, default=inf) - now_s)), tpot_s)
+    tpot_s, due_s = min([d.tpot_s for d in deadlines]), min([d.due_s for d in deadlines])
+    paced, behind_s = deadlines, inf
+    if due_s < latest_s:
+        paced = [d for d in deadlines if d.due_s >= latest_s]
+        due_s = min([d.due_s for d in paced], default=inf)
+        behind_s = _behind(jobs, now_s, fastest_s)
+    slack_s = min(behind_s, _usable(due_s - now_s, tpot_s))
+    unsaved_s = min([d.due_s - saved * d.saving_s for d in paced], default=inf) - now_s
+    return Pace(slack_s, min(slack_s, max(0.0, unsaved_s)), tpot_s)
+
+
+def _usable(slack_s: float, tpot_s: float) -> float:
+    return min(slack_s, USABLE_CREDIT_TOKENS * tpot_s) if slack_s < inf else inf
 
 
 def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
-    slack_s = inf
-    for job in jobs:
-        deadlines = job.deadlines
-        if deadlines is None or deadlines.due_s == inf:
-            continue
-        ahead_s = min(deadlines.due_s - now_s, USABLE_CREDIT_TOKENS * deadlines.tpot_s)
-        if ahead_s >= slack_s:
-            continue
+    """Slack of the rows that will be late and can still come back to their pace; inf without."""
+    latest_s, slack_s = now_s + fastest_s, inf
+    late = [(job, d) for job in jobs if (d := job.deadlines) is not None and d.due_s < latest_s]
+    for job, deadlines in late:
         if deadlines.reachable(now_s, job.max_total_tokens - job.tokens, fastest_s):
-            slack_s = max(0.0, ahead_s)
-            if slack_s == 0.0:
-                break
+            slack_s = min(slack_s, max(0.0, deadlines.due_s - now_s))
     return slack_s
 
 

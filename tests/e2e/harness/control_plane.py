@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from e2e.harness.waiting import eventually
 
 READY_TIMEOUT_S = 90
 KEY_TIMEOUT_S = 30
+PORTS = range(20_000, 32_000)
+_CANDIDATES = iter(random.sample(PORTS, len(PORTS)))
 
 
 class ControlPlane:
@@ -52,6 +55,7 @@ class ControlPlane:
         if controllers:
             self._controllers.start()
             self._scheduler.start()
+            eventually(self._controlled, READY_TIMEOUT_S, "controllers and scheduler at work")
 
     def stop(self) -> None:
         """Stops what runs, in the order in which nothing waits for anything."""
@@ -87,6 +91,15 @@ class ControlPlane:
         except (requests.RequestException, OSError, ApiError):
             return False
         return response.status_code == 200
+
+    def _controlled(self) -> bool:
+        self._controllers.require_alive()
+        self._scheduler.require_alive()
+        try:
+            self.api.get("/api/v1/namespaces/default/serviceaccounts/default")
+        except (requests.RequestException, OSError, ApiError):
+            return False
+        return True
 
     @property
     def _key(self) -> Path:
@@ -152,11 +165,16 @@ class ControlPlane:
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on, never the same twice. None of those that outgoing connections are
+    given: one of them could take it before its program listens."""
+    for port in _CANDIDATES:
+        with closing(socket.socket()) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no free port in {PORTS}")
 
 
 def write_kubeconfig(path: Path, access: Access, namespace: str = "default") -> None:
