@@ -14,8 +14,9 @@
 
 #include "exchange.h"
 
-/* Of fewer, what is saved is less than the looking and merging (docs/benchmarks.md). */
-enum { LEAST_BLOCKS = 16, MOST_STEPS = 64 };
+/* Common blocks for every query head of a group: of fewer, what is saved is less than what a second range
+ * and the merging cost (docs/benchmarks.md). Arithmetic is not saved, and grows with the group. */
+enum { LEAST_BLOCKS_A_HEAD = 16, MOST_STEPS = 64 };
 /* What is planned for a hop's prefix at one kv head; else the number of blocks that a lead attends. */
 enum { PLAN_OPEN = 0, PLAN_OWN = -1 };
 
@@ -28,12 +29,14 @@ typedef struct {
 
 /* ---- the engine's side --------------------------------------------------------------------- */
 
+static int32_t least_blocks(const slot *s) { return LEAST_BLOCKS_A_HEAD * s->attention.group; }
+
 /* Blocks are shared through prefixes alone, so the last of the least run stands for all before it; the
  * workers compare the tables before they believe that. */
 static int32_t key_of(const os_exchange *x, const slot *s) {
   if (x->shares.count == 0 || s->ranges > 1) return OS_NONE;
-  if (s->row.start < LEAST_BLOCKS * OS_BLOCK_TOKENS) return OS_NONE;
-  return s->row.blocks[LEAST_BLOCKS - 1];
+  if (s->row.start / OS_BLOCK_TOKENS < least_blocks(s)) return OS_NONE;
+  return s->row.blocks[least_blocks(s) - 1];
 }
 
 static void open_plans(os_exchange *x, int32_t area) {
@@ -97,7 +100,7 @@ static void find_family(const slot *lead, int32_t head, family *f) {
     if (!s) return;
     name = atomic_load_explicit(&s->kin, memory_order_acquire);
     const int32_t common = can_follow(s, head, room) ? common_blocks(lead, s) : 0;
-    if (common < LEAST_BLOCKS) {
+    if (common < least_blocks(lead)) {
       os_hop_let_go(s);
       continue;
     }

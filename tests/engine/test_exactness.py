@@ -122,7 +122,7 @@ def test_prefix_reuse_in_both_tiers(path, tiny_model_dir, reference_generate):
 @pytest.mark.parametrize("path", PATHS)
 def test_offloaded_rows_that_share_a_long_prefix(path, tiny_model_dir, reference_generate):
     """Long enough for host workers to attend it for several rows at once."""
-    model_dir = tiny_model_dir(TINY_MODELS[0])
+    model_dir = tiny_model_dir(TINY_MODELS[1])  # of group 1
     prompt = [(7 * i + i * i) % 199 + 3 for i in range(300)]
     asked = {f"be{i}": prompt[: 300 - i] for i in range(6)}
     with engine_for(model_dir, be_device_residency=False, host_workers=1, **path) as engine:

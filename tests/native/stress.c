@@ -6,8 +6,8 @@
 
 #include "check.h"
 
-enum { LAYERS = 2, KV_HEADS = 2, GROUP = 3, SIZE = 16, HIDDEN = 8, SLOTS = 6, SEQUENCES = 7 };
-enum { SHARED_BLOCKS = 18, SHARING = 5 /* sequences */, BLOCKS_EACH = 30 };
+enum { LAYERS = 2, KV_HEADS = 2, GROUP = 2, SIZE = 16, HIDDEN = 8, SLOTS = 6, SEQUENCES = 7 };
+enum { SHARED_BLOCKS = 34, SHARING = 5 /* sequences */, BLOCKS_EACH = 46 };
 enum { ROWS = 24, WIDTH = KV_HEADS * SIZE, Q_WIDTH = WIDTH * GROUP };
 enum { STEPS = 6000, FORBIDDEN = -100 };
 
