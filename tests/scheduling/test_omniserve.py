@@ -127,6 +127,22 @@ def test_be_prefill_gets_exactly_the_slack():
     assert be_rows(none) == 0
 
 
+def test_a_prompt_for_the_host_is_worth_what_all_who_wait_for_it_will_put_out():
+    def begun(*waiting):
+        residents = [job(n, BE, Stage.DECODE) for n in range(2)]
+        room = Room(0, 1000, 64)  # the device is full
+        answer = plan(*residents, *waiting, room=room)
+        return [admission.job.handle for admission in answer.admissions]
+
+    def waits(handle, **fields):
+        return job(handle, BE, Stage.WAITING, tokens=900, **fields)
+
+    assert begun(waits(10)) == []
+    assert begun(*(waits(10 + n, prompt=7) for n in range(20))) == [10]
+    computed = job(5, BE, Stage.HOPPING, tokens=900, prompt=7)
+    assert begun(computed, waits(10, prompt=7)) == [10]  # it will be found
+
+
 def test_beside_ls_prompts_be_prompts_get_only_the_slack_that_the_error_budget_adds_to_their_half():
     def prefilled(share, *prompts):
         policy = Omniserve(CAPS, MODEL)

@@ -108,6 +108,7 @@ class JobIndex:
     block_tokens: int = 16
     host_growth_blocks: int = 0  # that BE jobs on the host are still expected to take
     offloaded_tokens: int = 0  # KV of BE jobs on the host that decode
+    offloaded_prompts: dict[int, int] = field(default_factory=dict)  # theirs: how many have each
     _lists: dict[tuple[ServiceClass, Stage], list[Job]] = field(
         default_factory=lambda: {(c, s): [] for c in ServiceClass for s in Stage}
     )
@@ -153,6 +154,10 @@ class JobIndex:
     def _count(self, job: Job, new: tuple[int, int]) -> None:
         self.host_growth_blocks += new[0] - job.counted[0]
         self.offloaded_tokens += new[1] - job.counted[1]
+        if job.prompt is not None and (change := bool(new[1]) - bool(job.counted[1])):
+            left = self.offloaded_prompts.pop(job.prompt, 0) + change
+            if left:
+                self.offloaded_prompts[job.prompt] = left
         job.counted = new
 
     def at(self, service_class: ServiceClass, stage: Stage) -> Sequence[Job]:

@@ -28,7 +28,8 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
-from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.shared_prompts import sharing
+from omniserve_agent.scheduling.slack import LOOK_AHEAD, Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
@@ -190,8 +191,11 @@ class Omniserve:
         return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
 
     def _prompt_share(self, jobs: JobIndex, ls: Load) -> float:
-        """How much of the slack is for BE's prompts as LS keeps its objective. Beside LS prompts the
-        half they begin with is not: in a burst each prompt waits for what the one before let in."""
+        """How much of the slack is for BE's prompts as LS keeps its objective.
+
+        Beside LS prompts the half they begin with is not: in a burst each prompt waits for what the
+        one before let in.
+        """
         if not ls.rows:
             return 1.0
         share = self.error_budget.share
@@ -302,21 +306,23 @@ class Omniserve:
         """Whether computing a prompt for the host yields more than the same time on the device.
 
         A second of prefill brings 1 / (P · row time) of an offloaded request, of which only the
-        tokens of the next HORIZON_S count, since it advances a layer per iteration. Without that
-        second, the D rows on the device would put out D / T tokens; and LS, whose KV grows with
-        the length of iterations, would leave room for further ones.
+        tokens of the next HORIZON_S count, since it advances a layer per iteration; of all requests
+        that wait for this prompt, where several have it in common. Without that second, the D rows
+        on the device would put out D / T tokens; and LS, whose KV grows with the length of
+        iterations, would leave room for further ones.
         """
         waiting = jobs.at(BE, Stage.WAITING)
         if not waiting:
             return True
         first, resident = waiting[0], jobs.count(BE, Stage.DECODE)
-        rows, output = first.tokens, max(1, first.predicted_tokens - first.tokens)
+        rows, output = _prompt_rows(jobs, first), max(1, first.predicted_tokens - first.tokens)
         chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
         prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
         steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
-        return min(output, hops) / prompt_s >= HURDLE * (resident + displaced) / steady_s
+        bought = min(output, hops) * sharing(waiting[:LOOK_AHEAD], first.prompt)
+        return bought / prompt_s >= HURDLE * (resident + displaced) / steady_s
 
 
 def kind_of(work: Work) -> str:
@@ -331,6 +337,11 @@ def ls_decode(jobs: JobIndex) -> Load:
     decoding = jobs.at(LS, Stage.DECODE)
     count = len(decoding)
     return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
+
+
+def _prompt_rows(jobs: JobIndex, job: Job) -> int:
+    """Of its prompt, what is to compute: next to none where a request on the host has the same."""
+    return jobs.block_tokens if job.prompt in jobs.offloaded_prompts else job.tokens
 
 
 def _ls_chunks(jobs: JobIndex) -> int:

@@ -6,7 +6,9 @@ from where it is complete, so that those who start beside the first would all co
 
 from __future__ import annotations
 
-from omniserve_agent.scheduling.jobs import JobIndex, ServiceClass, Stage
+from collections.abc import Sequence
+
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 
 
 def under_way(jobs: JobIndex, block_tokens: int) -> set[int]:
@@ -16,3 +18,8 @@ def under_way(jobs: JobIndex, block_tokens: int) -> set[int]:
         for job in jobs.among(ServiceClass.BE, (Stage.STAGED, Stage.PREFILL))
         if job.prompt is not None and job.remaining > block_tokens
     }
+
+
+def sharing(waiting: Sequence[Job], prompt: int | None) -> int:
+    """How many of these requests wait for this prompt; 1 for one that nobody can share."""
+    return max(1, [job.prompt for job in waiting].count(prompt)) if prompt is not None else 1
