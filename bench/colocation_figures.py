@@ -62,7 +62,7 @@ def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Cal
     for step in range(int(100 * rates[0]), int(100 * rates[-1]) + 1, 5):
         rate = step / 100
         medium_ms = _between(rates, tpot, LOADS["medium"] * rate)
-        slo = Slo(TTFT_FACTOR * ttft_ms, TPOT_FACTOR * medium_ms)
+        slo = Slo(round(TTFT_FACTOR * ttft_ms), round(TPOT_FACTOR * medium_ms))  # as the API has it
         reached = {r: attainment(loaded[r].requests, slo) for r in rates}
         if _between(rates, reached, rate) >= OBJECTIVE:
             best = (rate, slo, medium_ms, reached)
