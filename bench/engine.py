@@ -46,6 +46,7 @@ MAX_MODEL_LEN = 4096  # as in the manifest
 MAX_IDLE_CORES = 0.1
 BATCH_STREAMS = 16
 TABLE_WIDTH = 130
+ALL_IN = ("--admission", "off")  # sixteen at once are more than the manifest's SLO lets in
 DIVIDED, WHOLE = "omniserve-divided", "omniserve-whole"
 
 
@@ -139,8 +140,8 @@ def programs(options: argparse.Namespace, cores: Sequence[int], model_dir: Path)
     """The sides, in the order of their turns."""
     every = f"{cores[0]}-{cores[-1]}"
     sides = [
-        omniserve(DIVIDED, MANIFEST, []),
-        omniserve(WHOLE, MANIFEST, ["--device-cores", every, "--share-cores"]),
+        omniserve(DIVIDED, MANIFEST, ALL_IN),
+        omniserve(WHOLE, MANIFEST, ["--device-cores", every, "--share-cores", *ALL_IN]),
     ]
     if options.peer:
         sides.append(vllm.program(vllm.interpreter(ROOT), model_dir, cores, MAX_MODEL_LEN))
@@ -158,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
     log_dir = ROOT / "bench/out/logs"
     with started(programs(options, cores, model_dir), cores, log_dir) as servers:
         rows = engine_rows(take_turns(servers, load), load, cores)
-    offloading = omniserve("omniserve-offloading", MANIFEST, ["--no-be-residency"])
+    offloading = omniserve("omniserve-offloading", MANIFEST, ["--no-be-residency", *ALL_IN])
     with started([offloading], cores, log_dir) as (server,):
         look = first_look(server.url, load.rounds, load.prompt, load.seed, vocabulary)
     Console(width=TABLE_WIDTH).print(table(rows))
