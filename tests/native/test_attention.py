@@ -55,8 +55,7 @@ cases = st.builds(
     scale=st.sampled_from([0.05, 0.125, 1.0]),
     spread=st.sampled_from([0.1, 1.0]),
     seed=st.integers(0, 1000),
-).filter(lambda case: case.scale * case.spread**2 * case.head_size**0.5 <= 8)
-# Of scores further apart, float32's own rounding moves the probabilities by more than 1e-5.
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,6 +72,12 @@ def test_helpers_split_the_kv_of_a_lone_row(dtype: DType, workers: Workers) -> N
             check(case, workers)
     check(Case(tuple((n, 1) for n in range(0, 200, 7)), dtype=dtype), workers)
     check(Case(((40, 90), (0, 300)), dtype=dtype), workers)
+
+
+@pytest.mark.parametrize("seed", [9, 11, 15])
+def test_long_sums_of_large_terms_keep_what_float_is_promised(seed: int) -> None:
+    """In one sum over the head these were off by up to 1.4e-5."""
+    check(Case(((300, 20), (250, 20)), 232, kv_heads=3, group=16, scale=1.0, seed=seed))
 
 
 def test_huge_scores_stay_exact() -> None:

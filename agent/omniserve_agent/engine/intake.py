@@ -180,7 +180,11 @@ class Intake:
 
 
 def _prompt_name(submit: Submit, block_tokens: int) -> int | None:
-    """Equal for requests that share the KV of their prompt; None where it fills no block."""
+    """Equal for requests of one whole prompt; None where it fills no block.
+
+    Cheap, since every request that comes is named: the hash chain of its blocks is left to its
+    admission.
+    """
     if len(submit.prompt) <= block_tokens:
         return None
     return hash((submit.cache_salt, array("i", submit.prompt).tobytes()))

@@ -56,7 +56,7 @@ def _ls(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
 
 
 def _be(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
-    if job.prompt in under_way(jobs, caps.block_tokens):
+    if job.prompt in under_way(jobs):
         return "another request computes the same prompt: it is found once it is complete"
     staged, chunked = jobs.count(BE, Stage.STAGED), jobs.count(BE, Stage.PREFILL)
     if max(staged, chunked) >= caps.staged_jobs:

@@ -221,7 +221,7 @@ class FixedCaps(Unlearning):
             Tier.HOST: jobs.count(BE, Stage.STAGED),
             Tier.DEVICE: jobs.count(BE, Stage.PREFILL),
         }
-        computed = under_way(jobs, self.caps.block_tokens)
+        computed = under_way(jobs)
         for job in _first_of(draft.grant.be_first, jobs.at(BE, Stage.WAITING), _service):
             if min(prompts.values()) >= self.caps.staged_jobs:
                 return

@@ -14,7 +14,7 @@ from math import inf
 from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
-from omniserve_agent.scheduling.error_budget import FIRST_SHARE, ErrorBudget
+from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
 from omniserve_agent.scheduling.floors import Floors
 from omniserve_agent.scheduling.in_flight import InFlight, steps
@@ -28,8 +28,8 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
-from omniserve_agent.scheduling.shared_prompts import sharing
-from omniserve_agent.scheduling.slack import LOOK_AHEAD, Pace, Prompts, decode_slack, least_laxity
+from omniserve_agent.scheduling.shared_prompts import next_to_compute
+from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Traffic, slack_share
 
@@ -168,7 +168,8 @@ class Omniserve:
         """
         ls_s = self.costs.seconds(ls)
         slack_s = max(0.0, min(pace.saving_s - ls_s, prompts.slack_s))
-        prefill_s = ls_s + slack_s * self._slack_share(jobs, ls) * self._prompt_share(jobs, ls)
+        share = self._slack_share(jobs, ls) * (self.error_budget.share if ls.rows else 1.0)
+        prefill_s = ls_s + slack_s * share
         if pace.slack_s < self.costs.expected(decode):
             return _Time(ls_s, prefill_s, prefill_s)
         spare_s = min(max(pace.slack_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
@@ -189,17 +190,6 @@ class Omniserve:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
         seen = self._traffic.values()
         return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
-
-    def _prompt_share(self, jobs: JobIndex, ls: Load) -> float:
-        """How much of the slack is for BE's prompts as LS keeps its objective.
-
-        Beside LS prompts the half they begin with is not: in a burst each prompt waits for what the
-        one before let in.
-        """
-        if not ls.rows:
-            return 1.0
-        share = self.error_budget.share
-        return max(0.0, (share - FIRST_SHARE) / (1.0 - FIRST_SHARE)) if _ls_chunks(jobs) else share
 
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
@@ -311,17 +301,17 @@ class Omniserve:
         on the device would put out D / T tokens; and LS, whose KV grows with the length of
         iterations, would leave room for further ones.
         """
-        waiting = jobs.at(BE, Stage.WAITING)
-        if not waiting:
+        family = next_to_compute(jobs)
+        if not family:
             return True
-        first, resident = waiting[0], jobs.count(BE, Stage.DECODE)
+        first, resident = family[0], jobs.count(BE, Stage.DECODE)
         rows, output = _prompt_rows(jobs, first), max(1, first.predicted_tokens - first.tokens)
         chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
         prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
         steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
-        bought = min(output, hops) * sharing(waiting[:LOOK_AHEAD], first.prompt)
+        bought = min(output, hops) * len(family)
         return bought / prompt_s >= HURDLE * (resident + displaced) / steady_s
 
 

@@ -6,20 +6,26 @@ from where it is complete, so that those who start beside the first would all co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 
+BE = ServiceClass.BE
+LOOK_AHEAD = 64  # requests that wait, the first in rank
 
-def under_way(jobs: JobIndex, block_tokens: int) -> set[int]:
+
+def under_way(jobs: JobIndex) -> set[int]:
     """Prompts of which BE requests still compute at least a block."""
     return {
         job.prompt
-        for job in jobs.among(ServiceClass.BE, (Stage.STAGED, Stage.PREFILL))
-        if job.prompt is not None and job.remaining > block_tokens
+        for job in jobs.among(BE, (Stage.STAGED, Stage.PREFILL))
+        if job.prompt is not None and job.remaining > jobs.block_tokens
     }
 
 
-def sharing(waiting: Sequence[Job], prompt: int | None) -> int:
-    """How many of these requests wait for this prompt; 1 for one that nobody can share."""
-    return max(1, [job.prompt for job in waiting].count(prompt)) if prompt is not None else 1
+def next_to_compute(jobs: JobIndex) -> list[Job]:
+    """The first BE request that waits for a prompt nobody computes yet, and all others that wait
+    for the same one; none where there is no such request."""
+    busy = under_way(jobs)
+    waiting = [j for j in jobs.at(BE, Stage.WAITING)[:LOOK_AHEAD] if j.prompt not in busy]
+    if not waiting or waiting[0].prompt is None:
+        return waiting[:1]
+    return [job for job in waiting if job.prompt == waiting[0].prompt]

@@ -13,8 +13,6 @@ from math import inf
 from omniserve_agent.scheduling.deadlines import USABLE_CREDIT_TOKENS, Deadlines
 from omniserve_agent.scheduling.jobs import Job
 
-LOOK_AHEAD = 64  # LS prompts that wait and are put in order, the first in rank
-
 
 @dataclass(frozen=True, slots=True)
 class Pace:
