@@ -13,7 +13,7 @@ avx512="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq"
 
 isa_flags() {
   case "$(uname -m)/$1" in
-    x86_64/kernel_avx2) echo "$avx2" ;;
+    x86_64/kernel_avx2 | x86_64/dense_avx2) echo "$avx2" ;;
     x86_64/kernel_avx512 | x86_64/dense_avx512) echo "$avx512" ;;
     x86_64/kernel_avx512_vnni) echo "$avx512 -mavx512vnni" ;;
     x86_64/kernel_avx512_bf16) echo "$avx512 -mavx512vnni -mavx512bf16" ;;

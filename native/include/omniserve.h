@@ -237,7 +237,7 @@ int os_layer(os_exchange *exchange, os_layer_args *args);
 
 /* ---- dense modules (CPU device, bfloat16) --------------------------------------------------- */
 
-/* 1 where the ISA path in use is one of AVX-512; else 0, and the calls below fail. */
+/* 1 where the ISA path in use has AVX2 or AVX-512; else 0, and the calls below fail. */
 int os_dense_supported(void);
 
 typedef struct {

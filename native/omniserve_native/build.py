@@ -27,6 +27,7 @@ ISA_FLAGS = {
     "kernel_avx512.c": AVX512_FLAGS,
     "kernel_avx512_vnni.c": VNNI_FLAGS,
     "kernel_avx512_bf16.c": [*VNNI_FLAGS, "-mavx512bf16"],
+    "dense_avx2.c": AVX2_FLAGS,
     "dense_avx512.c": AVX512_FLAGS,
     "dense_avx512_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
 }

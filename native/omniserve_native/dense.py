@@ -13,7 +13,7 @@ SCRATCH_ALIGNMENT_BYTES = 64
 
 
 def dense_supported() -> bool:
-    """Whether the ISA path in use has bf16 dot products; else the classes here raise."""
+    """Whether the ISA path in use is AVX2 or AVX-512; else the classes here raise."""
     return bool(lib.os_dense_supported())
 
 

@@ -34,6 +34,7 @@ static const os_dense_kernel *kernel(void) {
   const os_kernel *path = os_kernel_get();
   if (path == &os_kernel_avx512_bf16) return &os_dense_avx512_bf16;
   if (path == &os_kernel_avx512_vnni || path == &os_kernel_avx512) return &os_dense_avx512;
+  if (path == &os_kernel_avx2) return &os_dense_avx2;
 #endif
   return NULL;
 }
@@ -88,7 +89,7 @@ static os_packed pack(store *to, const os_weight *weight, int32_t outputs, int32
 
 static int check_supported(void) {
   if (kernel()) return OS_OK;
-  return os_fail(OS_ESTATE, "dense modules need an ISA path with AVX-512; see os_dense_supported");
+  return os_fail(OS_ESTATE, "dense modules need an ISA path with AVX2 or AVX-512; see os_dense_supported");
 }
 
 static int check_weight(const char *name, const os_weight *weight) {

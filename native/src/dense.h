@@ -37,7 +37,7 @@ typedef struct {
 } os_dense_kernel;
 
 #if defined(__x86_64__)
-extern const os_dense_kernel os_dense_avx512, os_dense_avx512_bf16;
+extern const os_dense_kernel os_dense_avx2, os_dense_avx512, os_dense_avx512_bf16;
 #endif
 
 #endif

@@ -18,12 +18,13 @@ from omniserve_native import (
     Workers,
     dense_supported,
 )
+from support.isa_paths import available_isas, in_process
 from support.tiny_models import TINY_MODELS
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 
 pytestmark = pytest.mark.skipif(
-    not dense_supported(), reason="the ISA path in use has no bf16 dot products"
+    not dense_supported(), reason="the ISA path in use has no dense modules"
 )
 
 
@@ -153,6 +154,15 @@ def test_silu_at_its_ends(value, tiny_model_dir):
     NativeLayers(config, None).layer(weights).post_attention(zero[:1, : zero.shape[1]], x)
     expected = torch.nn.functional.silu(torch.tensor(value).to(BF16))
     torch.testing.assert_close(x[0, 0], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2"])
+def test_every_isa_path_keeps_to_this_file(isa):
+    if isa not in available_isas():
+        pytest.skip(f"this machine has no {isa}")
+    arguments = [__file__, "-q", "-k", "not every_isa"]
+    answer = in_process(isa, f"import pytest; raise SystemExit(pytest.main({arguments!r}))")
+    assert answer.returncode == 0, answer.stdout[-3000:]
 
 
 def test_native_only_where_it_is_right(tiny_model_dir):
