@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from awake import stolen_s, stolen_share
 from colocation_traces import BeRequest, LsRequest
 
 LS_TIMEOUT_S = 60.0
@@ -69,6 +70,7 @@ class CellFigures(msgspec.Struct, kw_only=True):
     engine: dict[str, Any]  # counters at the end
     client_cpu_share: float
     server_cpu_s: float = 0.0
+    stolen_share: float = 0.0  # of the cores' time, by the host of this virtual machine
 
 
 @dataclass
@@ -143,6 +145,7 @@ async def run_cell(
     """Send the trace, sample ceilings, and count BE tokens from its first to its last arrival."""
     before, started_s, cpu_s = await _counts(session, url), time.perf_counter(), time.process_time()
     overflow = await _be_tokens(session, overflow_url)
+    stolen_before_s = stolen_s()
     ceilings: Counter[str] = Counter()
     watching = asyncio.create_task(_watch(session, url, ceilings))
     tasks = []
@@ -153,6 +156,7 @@ async def run_cell(
     after, seconds = await _counts(session, url), time.perf_counter() - started_s
     overflow = await _be_tokens(session, overflow_url) - overflow
     used_s = time.process_time() - cpu_s
+    stolen = stolen_share(stolen_before_s, seconds)
     watching.cancel()
     results = await asyncio.gather(*tasks)
     return CellFigures(
@@ -163,6 +167,7 @@ async def run_cell(
         ceilings=dict(ceilings),
         engine=after.difference(before),
         client_cpu_share=used_s / seconds,
+        stolen_share=stolen,
     )
 
 

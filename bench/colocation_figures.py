@@ -125,6 +125,7 @@ def row(cells: Sequence[CellFigures], slo: Slo) -> dict[str, Any]:
         "overflow_tokens_per_s": sum(c.overflow_tokens for c in cells) / seconds,
         "ceiling": ceilings.most_common(1)[0][0] if ceilings else "none",
         "rounds": len(cells),
+        "stolen_share": sum(c.stolen_share * c.seconds for c in cells) / seconds,
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from awake import awake
 from colocation_client import BeFeed, CellFigures, client_session, run_cell
 from colocation_figures import Slo
 from colocation_setup import Device, PolicyRow, write_manifest
@@ -47,6 +48,7 @@ class Session:
         """Start the server (or two), run every cell, stop. Raises ServerError."""
         cores = sorted(os.sched_getaffinity(0))
         with (
+            awake(cores),
             running(self._program(), cores, self.log_dir) as server,
             self._overflow(cores) as other,
         ):

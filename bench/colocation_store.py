@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,9 @@ class Store:
     path: Path
 
     def __post_init__(self) -> None:
-        self._cells: dict[str, CellFigures] = {}
-        if self.path.exists():
-            for line in self.path.read_bytes().splitlines():
-                self._take(line)
-
-    def _take(self, line: bytes) -> None:
-        try:
-            found = msgspec.json.decode(line, type=_Line)
-        except msgspec.MsgspecError:
-            return
-        self._cells[_name(found.key)] = found.figures
+        self._discarded_path = self.path.with_suffix(".discarded.jsonl")
+        self._cells = {_name(line.key): line.figures for line in _read(self.path)}
+        self._discarded = Counter(_name(line.key) for line in _read(self._discarded_path))
 
     def find(self, key: Key) -> CellFigures | None:
         """What was measured for this key."""
@@ -44,10 +39,29 @@ class Store:
 
     def add(self, key: Key, figures: CellFigures) -> None:
         """Keep it, on disk first."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(_Line(key, figures)) + b"\n")
+        _append(self.path, key, figures)
         self._cells[_name(key)] = figures
+
+    def discard(self, key: Key, figures: CellFigures) -> None:
+        """Not to be counted, and not lost: into a file beside the cells."""
+        _append(self._discarded_path, key, figures)
+        self._discarded[_name(key)] += 1
+
+    def discarded(self, key: Key) -> int:
+        """How often this cell was measured in vain."""
+        return self._discarded[_name(key)]
+
+
+def _read(path: Path) -> Iterator[_Line]:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(msgspec.MsgspecError):
+            yield msgspec.json.decode(line, type=_Line)
+
+
+def _append(path: Path, key: Key, figures: CellFigures) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(_Line(key, figures)) + b"\n")
 
 
 def _name(key: Key) -> str:

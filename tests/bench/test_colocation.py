@@ -98,6 +98,16 @@ def test_finished_cells_survive_and_a_torn_line_does_not(tmp_path):
     assert store.find(second) is None
 
 
+def test_cells_that_do_not_count_are_kept_apart_and_counted(tmp_path):
+    path, key = tmp_path / "cells.jsonl", {"policy": "a", "round": 0}
+    store = Store(path)
+    store.discard(key, cell([seen()]))
+    store.discard(key, cell([seen()]))
+    assert (store.find(key), store.discarded(key)) == (None, 2)
+    assert Store(path).discarded(dict(reversed(key.items()))) == 2
+    assert Store(path).discarded({"policy": "b", "round": 0}) == 0
+
+
 def test_traces_are_seeded_and_follow_the_sizes():
     sizes = EMULATED.sizes
     trace = ls_trace(sizes, "poisson", 20.0, 10.0, (1, 2))
