@@ -81,7 +81,7 @@ def running(program: Program, cores: Sequence[int], log_dir: Path) -> Iterator[S
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **program.environment},
-            start_new_session=True,
+            process_group=0,  # of this session: the scheduler weighs sessions against each other
         )
     try:
         server = Server(program, f"http://127.0.0.1:{port}", process)

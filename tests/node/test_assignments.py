@@ -197,15 +197,15 @@ def test_the_kv_cache_dtype_reaches_the_engine(kind):
     assert config.kv_cache_dtype == kind
 
 
-def test_an_emulated_device_holds_kv_without_memory_and_leaves_its_core_to_http(tmp_path):
+def test_an_emulated_device_holds_kv_without_memory_and_has_its_core_for_itself(tmp_path):
     shape = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     (tmp_path / "config.json").write_text(json.dumps(shape | {"hidden_size": 576}))
     device = holding(Device("emulated:gpu-emulated"), tmp_path)
     node = plan(prepared(service("a"), device=device), host_kv_bytes=14 * GIB)
     (config,) = node.configs
     assert config.device_kv_bytes == 16384 * 23040
-    assert (config.device_cores, config.host_cores, node.http_cores) == ([0], [1], (0,))
-    assert not config.host_batch_priority
+    assert (config.device_cores, config.host_cores, node.http_cores) == ([0], [1], (1,))
+    assert config.host_batch_priority
 
 
 def test_a_model_the_profile_does_not_know_is_refused(tmp_path):

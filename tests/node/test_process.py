@@ -44,19 +44,19 @@ def test_a_child_dies_with_its_parent():
     wait_until_gone(child)
 
 
-def test_a_child_leads_its_own_session_and_gets_the_cores(run):
+def test_a_child_leads_its_own_group_and_gets_the_cores(run):
     core = min(os.sched_getaffinity(0))
 
     async def scenario():
-        program = "import os; print(os.getpid(), os.getsid(0), os.sched_getaffinity(0))"
+        program = "import os; print(os.getpid(), os.getpgid(0), os.sched_getaffinity(0))"
         process = await spawn(
             [sys.executable, "-c", program], cores=[core], stdout=asyncio.subprocess.PIPE
         )
         output, _ = await process.communicate()
         return output.decode().split(maxsplit=2)
 
-    pid, session, cores = run(scenario())
-    assert pid == session
+    pid, group, cores = run(scenario())
+    assert pid == group
     assert cores.strip() == str({core})
 
 

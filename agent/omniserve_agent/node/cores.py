@@ -71,8 +71,8 @@ def divide(
 ) -> Division:
     """Divide `cores` between `engines` engines; raises NodeError with figures where they lack.
 
-    The threads of `emulated` devices sleep most of the time: HTTP goes to their cores rather than
-    to those of host attention.
+    The thread of an `emulated` device is one per engine, as a GPU's. It sleeps most of the time and
+    still wants its core for itself: with HTTP there, a layer's end was met milliseconds late.
     """
     _check_wishes(cores, wishes)
     pools = _pools(tuple(cores), engines, cuda or emulated, wishes)
@@ -80,10 +80,10 @@ def divide(
     if shared and not wishes.share and (engines > 1 or len(cores) > 1):
         raise NodeError(f"{shared}; use fewer models, more cores, or --share-cores without SLOs")
     parts = _share_all(pools, engines) if shared else _slices(pools, engines)
-    crowded = bool(shared) or not (pools.http or emulated)
+    crowded = bool(shared) or not pools.http
     return Division(
         engines=tuple(_engine(device, host, crowded) for device, host in parts),
-        http=pools.http or (pools.device if emulated else pools.host),
+        http=pools.http or pools.host,
         warnings=(f"{shared}: cores are shared and SLOs are not promised",) if shared else (),
     )
 

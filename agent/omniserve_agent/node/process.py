@@ -1,4 +1,4 @@
-"""Child processes: own session, death with the parent, a bounded end."""
+"""Child processes: own process group, death with the parent, a bounded end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ async def spawn(
     stderr: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `program` in its own session, so that the terminal's SIGINT does not reach it.
+    """Start `program` in its own process group, so that the terminal's SIGINT does not reach it.
+
+    Not in its own session: the kernel weighs sessions against each other (autogroup), and priorities
+    within one count for nothing against another. HTTP and the engine's host workers share cores.
 
     `cores` is its core mask; empty: inherited. Output is inherited unless a pipe is asked for, and
     `environment` is added to what is inherited.
@@ -34,13 +37,13 @@ async def spawn(
         stdin=DEVNULL,
         stdout=stdout,
         stderr=stderr,
-        start_new_session=True,
+        process_group=0,
         env={**os.environ, **(environment or {})},
     )
 
 
 async def end(process: Process, patience_s: float = 0.0) -> None:
-    """Wait `patience_s` for the process to end, then kill it with everything in its session."""
+    """Wait `patience_s` for the process to end, then kill it with everything in its group."""
     if process.returncode is None and patience_s > 0:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), patience_s)
