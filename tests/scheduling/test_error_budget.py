@@ -3,6 +3,7 @@
 import pytest
 
 from omniserve_agent.scheduling.error_budget import (
+    BURN_HIGH,
     FIRST_SHARE,
     HIGHEST,
     LEAST_SAMPLES,
@@ -69,15 +70,26 @@ def test_switched_off_it_still_measures():
 def test_be_prompts_get_more_of_the_slack_while_the_budget_is_unused_and_less_while_it_burns():
     budget = ErrorBudget(window_s=60.0)
     assert budget.share == FIRST_SHARE
-    for second in range(60):
+    for second in range(150):
         budget.judged(True, float(second))
     assert budget.share == 1.0
-    for second in range(60, 120):
+    for second in range(150, 200):
         budget.judged(second % 2 == 0, float(second))
     assert budget.share == pytest.approx(SMALLEST_SHARE)
-    for second in range(120, 400):
+    for second in range(200, 500):
         budget.judged(True, float(second))
     assert budget.share == 1.0
+
+
+def test_a_burst_of_misses_takes_the_slack_back_before_the_long_window_shows_it():
+    budget = ErrorBudget()
+    for number in range(10 * 300):
+        budget.judged(True, number / 10)
+    assert budget.share == 1.0
+    for number in range(10 * 10):
+        budget.judged(number % 20 != 0, 300 + number / 10)
+    assert budget.burn < BURN_HIGH
+    assert budget.share < 0.75
 
 
 def test_a_budget_that_is_off_leaves_the_share():

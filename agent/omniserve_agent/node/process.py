@@ -25,8 +25,8 @@ async def spawn(
 ) -> Process:
     """Start `program` in its own process group, so that the terminal's SIGINT does not reach it.
 
-    Not in its own session: the kernel weighs sessions against each other (autogroup), and priorities
-    within one count for nothing against another. HTTP and the engine's host workers share cores.
+    Not in its own session: the kernel weighs sessions against each other (autogroup), so that
+    priorities within one count for nothing against another, and HTTP may share the workers' cores.
 
     `cores` is its core mask; empty: inherited. Output is inherited unless a pipe is asked for, and
     `environment` is added to what is inherited.
