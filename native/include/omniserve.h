@@ -52,7 +52,7 @@ typedef struct {
   int32_t count;          /* threads, 0..1024; 0 = the caller does all the work itself */
   const int32_t *cores;   /* one core per thread, or NULL: not pinned */
   int32_t spin_ns;        /* how long an idle worker spins before it sleeps */
-  int32_t batch_priority; /* 1: SCHED_BATCH and nice 5, for cores shared with others */
+  int32_t batch_priority; /* 1: SCHED_BATCH, nice 5, long slices, for cores shared with others */
 } os_workers_config;
 
 typedef struct {
