@@ -3,7 +3,8 @@
 A virtual core that sleeps gives its physical one back, and gets it again when the host's scheduler
 pleases: 3 to 4 ms later on a busy host, amid every iteration of a device that is waited for. So a
 process of policy SCHED_IDLE spins on each core while something is measured: whatever else wants to
-run preempts it at once. All sides of a comparison are measured so.
+run preempts it at once, if it is of the same session (the kernel weighs sessions against each
+other, so servers must not be started in their own). All sides of a comparison are measured so.
 """
 
 from __future__ import annotations

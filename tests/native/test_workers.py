@@ -1,0 +1,28 @@
+"""Workers on cores that they share with others stand back."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from omniserve_native import Workers
+
+
+def threads() -> set[int]:
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()}
+
+
+def priority(thread: int) -> tuple[int, int]:
+    return os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_priority_of_a_worker(shared: bool) -> None:
+    before = threads()
+    with Workers(1, batch_priority=shared) as workers:
+        until = time.monotonic() + 10
+        while not workers.stats().running and time.monotonic() < until:
+            time.sleep(0.001)
+        (thread,) = threads() - before
+        assert priority(thread) == ((os.SCHED_BATCH, 5) if shared else priority(os.getpid()))
