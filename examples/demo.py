@@ -1,7 +1,7 @@
-"""`make demo`: chat requests keep their latency while a batch of long prompts takes what is left.
+"""`make demo`: chat requests keep their latency while a batch takes what is left.
 
 Starts the agent with examples/hybrid.yaml on SmolLM2, sends a Poisson stream of chat requests (LS)
-beside a batch of long prompts (BE), and shows live what the agent reports of itself at /statusz.
+beside a batch that never ends (BE), and shows live what the agent reports of itself at /statusz.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 240  # the first start converts the model
 STOP_TIMEOUT_S = 20
 CHAT_PER_SECOND = 0.6
-BATCH_WORKERS = 16  # long prompts under way at once
+BATCH_WORKERS = 16  # requests under way at once
+BATCH_CHARACTERS, BATCH_TOKENS = 1200, 128  # of a prompt, and generated
 # Small on purpose: room for the chats only, so that the batch's attention runs on the host cores.
-DEVICE_KV = "64Mi"
+DEVICE_KV = "24Mi"
 QUESTIONS = [
     "What is the capital of France?",
     "Name three uses of a paper clip.",
@@ -148,15 +149,16 @@ async def chats(client: openai.AsyncOpenAI, seen: Outcome, seed: int) -> None:
 
 
 async def batch_worker(client: openai.AsyncOpenAI, seen: Outcome, seed: int) -> None:
-    """Long prompts to the BE service, one after the other, until cancelled."""
+    """Requests to the BE service, one after the other, until cancelled."""
     text, places = (ROOT / "LICENSE").read_text(), random.Random(seed)
     while True:
-        start = places.randrange(0, len(text) - 4000)
+        start = places.randrange(0, len(text) - BATCH_CHARACTERS)
+        part = text[start : start + BATCH_CHARACTERS]
         try:
             await client.completions.create(
                 model="batch",
-                prompt=f"Summarise this licence:\n\n{text[start : start + 3500]}\n\nSummary:",
-                max_tokens=64,
+                prompt=f"Summarise this licence:\n\n{part}\n\nSummary:",
+                max_tokens=BATCH_TOKENS,
                 temperature=0.8,
                 seed=seed,
             )
@@ -218,7 +220,7 @@ def screen(status: dict[str, Any], elapsed_s: float, seconds: float) -> Group:
     """The live view."""
     head = Text(
         f"{elapsed_s:.0f} of {seconds:.0f} s   chat: {CHAT_PER_SECOND}/s Poisson   "
-        f"batch: {BATCH_WORKERS} long prompts at once"
+        f"batch: {BATCH_WORKERS} requests at once"
     )
     return Group(head, services_table(status), engine_table(status))
 
