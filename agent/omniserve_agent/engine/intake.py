@@ -24,10 +24,10 @@ from omniserve_agent.scheduling.lengths import OutputLengths
 WAITING_STAGES = (Stage.WAITING, Stage.SWAPPED)
 
 
-# An SLO is judged where events are written. From the choice of a token to there it takes a message,
-# detokenising and a write, and that varies: the pace inside is set so much tighter.
-DELIVERY_S = 0.003
+# An SLO is judged where events are written. From the choice of a token to there it takes a while
+# (`Submit.delivery_ms`), and that varies: the pace inside is set so much tighter.
 DELIVERY_JITTER = 0.015
+MOST_FOR_DELIVERY = 0.5  # of the TTFT objective
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def _deadlines(submit: Submit, now_s: float) -> Deadlines | None:
     if submit.ttft_slo_ms is None or submit.tpot_slo_ms is None:
         return None
     received_s = now_s if submit.received_s is None else min(submit.received_s, now_s)
-    ttft_s = max(submit.ttft_slo_ms / 1e3 - DELIVERY_S, 0.5e-3)
+    delivery_ms = min(submit.delivery_ms, MOST_FOR_DELIVERY * submit.ttft_slo_ms)
+    ttft_s = (submit.ttft_slo_ms - delivery_ms) / 1e3
     return Deadlines(received_s, ttft_s, (1.0 - DELIVERY_JITTER) * submit.tpot_slo_ms / 1e3)
 
 

@@ -271,7 +271,7 @@ class Engine:
         self._count_tokens(request, len(taken))
         if request.job.deadlines is not None:
             request.job.deadlines.emitted(self._collected_s, len(taken))
-        self._events.append(_event(request, taken, reason))
+        self._events.append(_event(request, taken, reason, self._collected_s))
         request.cached_tokens = 0
         self.residency.register(request)
         if reason is not None:
@@ -314,7 +314,9 @@ class Engine:
             self.executor.discard_prefill(staged)
 
 
-def _event(request: Request, choices: Sequence[Choice], reason: str | None) -> TokenEvent:
+def _event(
+    request: Request, choices: Sequence[Choice], reason: str | None, chosen_s: float
+) -> TokenEvent:
     wants = request.submit.sampling.logprobs is not None
     chosen = [c.logprob for c in choices if c.logprob is not None]
     top: list[list[TokenLogprob]] = [c.top_logprobs or [] for c in choices]
@@ -325,4 +327,5 @@ def _event(request: Request, choices: Sequence[Choice], reason: str | None) -> T
         top_logprobs=top if wants else None,
         finish_reason=reason,  # type: ignore[arg-type]
         cached_tokens=request.cached_tokens or 0,
+        chosen_s=chosen_s,
     )

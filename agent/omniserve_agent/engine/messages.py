@@ -50,6 +50,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     ttft_slo_ms: int | None = None
     tpot_slo_ms: int | None = None
     received_s: float | None = None  # by the API process, on the machine's monotonic clock
+    delivery_ms: float = 3.0  # from the choice of a first token to its write, as lately measured
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
 
 
@@ -107,6 +108,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_logprobs: list[list[TokenLogprob]] | None = None  # per token id, likeliest first
     finish_reason: Literal["stop", "length"] | None = None
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first event
+    chosen_s: float | None = None  # when the first of them was known, on the monotonic clock
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

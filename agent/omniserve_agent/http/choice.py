@@ -23,7 +23,8 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Something to show of choice `index`. `tokens` counts all tokens since the last chunk."""
+    """Something to show of choice `index`. `tokens` counts all tokens since the last chunk;
+    `chosen_s` is when the engine knew the first of them."""
 
     index: int
     text: str = ""
@@ -31,6 +32,7 @@ class Chunk:
     scored: list[ScoredToken] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     cached_tokens: int = 0
+    chosen_s: float | None = None
 
 
 class ChoiceText:
@@ -44,11 +46,13 @@ class ChoiceText:
         self._emitted_chars = 0
         self._tokens = 0
         self._cached_tokens = 0
+        self._chosen_s: float | None = None
         self._scored: deque[ScoredToken] = deque()
 
     def push(self, event: TokenEvent) -> Chunk | None:
         """What the event makes visible; None while all of it is held back."""
         self._cached_tokens += event.cached_tokens
+        self._chosen_s = self._chosen_s or event.chosen_s
         text, stopped = "", False
         for position, token_id in enumerate(event.token_ids):
             self._tokens += 1
@@ -91,4 +95,5 @@ class ChoiceText:
     ) -> Chunk:
         tokens, self._tokens = self._tokens, 0
         cached, self._cached_tokens = self._cached_tokens, 0
-        return Chunk(self._index, text, tokens, scored, reason, cached)
+        chosen_s, self._chosen_s = self._chosen_s, None
+        return Chunk(self._index, text, tokens, scored, reason, cached, chosen_s)

@@ -74,7 +74,7 @@ class Run:
     def wrote(self, chunk: Chunk) -> None:
         """The chunk has been written (or could have been): take its time and its tokens."""
         record = self.records[chunk.index]
-        record.wrote(chunk.tokens, chunk.cached_tokens)
+        record.wrote(chunk.tokens, chunk.cached_tokens, chunk.chosen_s)
         self.usage.completion_tokens += chunk.tokens
         if chunk.index % self.choices_per_prompt == 0:
             self.usage.cached_tokens += chunk.cached_tokens

@@ -2,8 +2,9 @@
 
 By service and class: `omniserve_requests_total` (by outcome), `omniserve_slo_offered_total`,
 `omniserve_slo_attained_total`, `omniserve_ttft_seconds`, `omniserve_tpot_seconds`,
-`omniserve_prompt_tokens_total`, `omniserve_cached_prompt_tokens_total`,
-`omniserve_output_tokens_total`. By engine: `omniserve_engine_*`, see `engine_metrics`.
+`omniserve_delivery_seconds`, `omniserve_prompt_tokens_total`,
+`omniserve_cached_prompt_tokens_total`, `omniserve_output_tokens_total`. By engine:
+`omniserve_engine_*`, see `engine_metrics`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from omniserve_agent.serving import ServedService
 
 _TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300)
 _TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 5)
+_DELIVERY_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _LABELS = ("service", "class")
 
 
@@ -57,6 +59,11 @@ class Metrics:
             "Mean time per output token after the first, of finished requests.",
             _TPOT_BUCKETS,
         )
+        self._delivery = self._histogram(
+            "delivery_seconds",
+            "From the engine's choice of a first token to its event written, of LS requests.",
+            _DELIVERY_BUCKETS,
+        )
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
@@ -80,6 +87,11 @@ class Metrics:
                 self._ttft.labels(*labels).observe(seen.ttft_ms / 1e3)
             if seen.tpot_ms is not None:
                 self._tpot.labels(*labels).observe(seen.tpot_ms / 1e3)
+
+    def delivered(self, service: ServedService, seconds: float) -> None:
+        """A first token was written so long after it was chosen."""
+        labels = (service.key, service.service_class.value)
+        self._delivery.labels(*labels).observe(max(0.0, seconds))
 
     def tokens(
         self, service: ServedService, *, prompt: int = 0, cached: int = 0, output: int = 0

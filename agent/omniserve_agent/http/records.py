@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.http.attainment import Observation, Outcome
+from omniserve_agent.http.delivery import Deliveries
 from omniserve_agent.http.metrics import Metrics
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.tally import Tally
@@ -20,25 +21,31 @@ class ClientGoneError(Exception):
 
 
 class Books:
-    """A tally per service. A class change begins a new one, as the figures mean something else,
-    and so does another object of the same name."""
+    """A tally per service, and how long deliveries take. A class change begins a new tally, as the
+    figures mean something else, and so does another object of the same name."""
 
     def __init__(self, registry: ServiceRegistry, metrics: Metrics, clock: Clock) -> None:
         self._registry = registry
-        self._metrics = metrics
-        self._clock = clock
+        self.metrics = metrics
+        self.clock = clock
         self._started_s = clock()
+        self.deliveries = Deliveries()
         self._tallies: dict[str, tuple[tuple[ServiceClass, str], Tally]] = {}
 
     def tally(self, service: ServedService) -> Tally:
         """The service's tally."""
         known, kind = self._tallies.get(service.key), (service.service_class, service.uid)
         if known is None or known[0] != kind:
-            started_s = self._started_s if known is None else self._clock()
+            started_s = self._started_s if known is None else self.clock()
             known = (kind, Tally(started_s))
             self._forget_removed()
             self._tallies[service.key] = known
         return known[1]
+
+    def delivered(self, service: ServedService, seconds: float) -> None:
+        """A first token of an LS service took so long from the engine's choice to its write."""
+        self.deliveries.delivered(seconds)
+        self.metrics.delivered(service, seconds)
 
     def _forget_removed(self) -> None:
         keys = {service.key for service in self._registry.services}
@@ -46,49 +53,43 @@ class Books:
 
     def open(self, service: ServedService, received_s: float, prompt_tokens: int) -> Record:
         """A record of one request that is about to be sent to the engine."""
-        self._metrics.tokens(service, prompt=prompt_tokens)
-        return Record(service, self.tally(service), self._metrics, self._clock, received_s)
+        self.metrics.tokens(service, prompt=prompt_tokens)
+        return Record(service, self, received_s)
 
     def unsent(self, service: ServedService, outcome: Outcome, received_s: float) -> None:
         """A request that never reached the engine."""
-        Record(service, self.tally(service), self._metrics, self._clock, received_s).end(outcome)
+        Record(service, self, received_s).end(outcome)
 
 
 class Record:
     """One request from submission to its end."""
 
-    def __init__(
-        self,
-        service: ServedService,
-        tally: Tally,
-        metrics: Metrics,
-        clock: Clock,
-        received_s: float,
-    ) -> None:
+    def __init__(self, service: ServedService, books: Books, received_s: float) -> None:
         self._service = service
-        self._tally = tally
-        self._metrics = metrics
-        self._clock = clock
+        self._books = books
+        self._tally = books.tally(service)
         self._received_s = received_s
         self._first_s: float | None = None
         self._last_s: float | None = None
         self._output_tokens = 0
         self._ended = False
-        tally.waiting += 1
+        self._tally.waiting += 1
 
-    def wrote(self, tokens: int, cached_tokens: int = 0) -> None:
+    def wrote(self, tokens: int, cached_tokens: int = 0, chosen_s: float | None = None) -> None:
         """An event that carried so many output tokens has been written."""
         if tokens == 0:
             return
-        now_s = self._clock()
+        now_s = self._books.clock()
         if self._first_s is None:
             self._first_s = now_s
             self._tally.waiting -= 1
             self._tally.running += 1
+            if self._service.slo is not None and chosen_s is not None:
+                self._books.delivered(self._service, now_s - chosen_s)
         self._last_s = now_s
         self._output_tokens += tokens
         self._tally.add_tokens(tokens, now_s)
-        self._metrics.tokens(self._service, output=tokens, cached=cached_tokens)
+        self._books.metrics.tokens(self._service, output=tokens, cached=cached_tokens)
 
     def end(self, outcome: Outcome) -> None:
         """The request is over; later calls change nothing."""
@@ -102,13 +103,13 @@ class Record:
         seen = Observation(
             outcome,
             self._received_s,
-            self._clock(),
+            self._books.clock(),
             self._first_s,
             self._last_s,
             self._output_tokens,
         )
         offered, attained = self._tally.add(seen, self._service.slo)
-        self._metrics.ended(self._service, seen, offered, attained)
+        self._books.metrics.ended(self._service, seen, offered, attained)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from omniserve_agent.http.log import log_unexpected
 from omniserve_agent.http.records import ClientGoneError
 from omniserve_agent.http.state import State
 from omniserve_agent.http.streaming import EventStream
-from omniserve_agent.http.submits import Job, stop_strings, submits
+from omniserve_agent.http.submits import Came, Job, stop_strings, submits
 from omniserve_agent.http.tokenizer import ModelTokenizer
 
 Running = AbstractAsyncContextManager[Run]
@@ -34,7 +34,8 @@ async def respond(
     """Run the job and write the answer. `continues_text`: outputs go on where their prompts end."""
     stops = stop_strings(job.sampling)
     limit = limit_tokens(state, job.service)
-    wanted = submits(job, limit, state.settings.max_choices, arrival.received_s)
+    came = Came(arrival.received_s, state.books.deliveries.allowance_s)
+    wanted = submits(job, limit, state.settings.max_choices, came)
     texts = [
         ChoiceText(i, tokenizer.detokenizer(s.prompt if continues_text else ()), stops)
         for i, s in enumerate(wanted)

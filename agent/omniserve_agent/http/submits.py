@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omniserve_agent.engine.messages import SamplingParams, Submit
+from omniserve_agent.http.delivery import FIRST_GUESS_S
 from omniserve_agent.http.errors import invalid
 from omniserve_agent.http.protocol import MAX_STOP_CHARS, MAX_STOPS, Sampling
 from omniserve_agent.serving import ServedService
@@ -30,11 +31,19 @@ class Job:
     eos_id: int | None = None
 
 
+@dataclass(frozen=True)
+class Came:
+    """When a request came, on the monotonic clock, and how long its first token will be on its way
+    from the engine, in seconds."""
+
+    received_s: float | None = None
+    delivery_s: float = FIRST_GUESS_S
+
+
 def submits(
-    job: Job, limit_tokens: int, max_choices: int, received_s: float | None = None
+    job: Job, limit_tokens: int, max_choices: int, came: Came | None = None
 ) -> list[Submit]:
-    """`n` submits per prompt, prompt by prompt; ApiError 400 if one cannot be. `received_s` is when
-    the request came, on the monotonic clock."""
+    """`n` submits per prompt, prompt by prompt; ApiError 400 if one cannot be."""
     count = len(job.prompts) * job.sampling.n
     if count > max_choices:
         raise invalid(
@@ -50,7 +59,7 @@ def submits(
             _output_tokens(job, len(prompt), limit_tokens),
             choice,
             bias,
-            received_s,
+            came or Came(),
         )
         for prompt in job.prompts
         for choice in range(job.sampling.n)
@@ -124,7 +133,7 @@ def _submit(
     max_tokens: int,
     choice: int,
     bias: dict[int, float],
-    received_s: float | None,
+    came: Came,
 ) -> Submit:
     service, wanted = job.service, job.sampling
     return Submit(
@@ -152,6 +161,7 @@ def _submit(
         cache_salt=service.namespace,
         ttft_slo_ms=service.slo.ttft_ms if service.slo else None,
         tpot_slo_ms=service.slo.tpot_ms if service.slo else None,
-        received_s=received_s,
+        received_s=came.received_s,
+        delivery_ms=1e3 * came.delivery_s,
         min_share_percent=service.min_share_percent,
     )

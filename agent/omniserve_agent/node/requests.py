@@ -91,6 +91,7 @@ def merged(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         top_logprobs=_joined(first.top_logprobs, second.top_logprobs),
         finish_reason=second.finish_reason or first.finish_reason,
         cached_tokens=first.cached_tokens or second.cached_tokens,
+        chosen_s=first.chosen_s,
     )
 
 

@@ -18,7 +18,9 @@ from omniserve_agent.simulation.emulated import EmulatedDevice, Heads, emulated_
 from omniserve_native import MAX_Q_LEN
 
 PRE_ATTENTION_SHARE = 0.25  # of a layer's dense time: norm, QKV and rotary of Llama-like layers
-FIRST_PLAIN_TOKEN = 1000  # smaller ids are often control tokens and single bytes
+# Smaller ids are often control tokens and single bytes; among larger ones, which are rarer words,
+# are parts of characters: their text would wait for the next token.
+PLAIN_TOKENS = range(1000, 3000)
 PEAK_LOGIT = 10.0
 
 
@@ -124,7 +126,7 @@ def build_emulated(
         rows(shape.kv_heads * size),
         rows(shape.kv_heads * size),
     )
-    first = FIRST_PLAIN_TOKEN if vocabulary > 2 * FIRST_PLAIN_TOKEN else 0
+    plain = PLAIN_TOKENS if vocabulary > PLAIN_TOKENS.stop else range(vocabulary)
     return EmulatedModel(
         config=shape,
         dtype=dtype,
@@ -132,7 +134,7 @@ def build_emulated(
         embedding=torch.zeros(1, shape.hidden_size, dtype=dtype).expand(vocabulary, -1),
         layers=[layer] * shape.layers,
         final_norm=torch.ones(shape.hidden_size, dtype=dtype),
-        head=EmulatedHead(emulation, range(first, vocabulary), torch.zeros(1, vocabulary)),
+        head=EmulatedHead(emulation, plain, torch.zeros(1, vocabulary)),
         rope_rows=torch.zeros(positions, 2 * size, dtype=dtype),
         emulation=emulation,
     )
