@@ -70,6 +70,10 @@ class Backend(Protocol):
         used up) and RequestRefusedError.
         """
 
+    def judged(self, service: str, attained: bool) -> None:
+        """Tell the engine whether an LS request of `namespace/name` was delivered within its
+        SLO."""
+
 
 @dataclass(frozen=True)
 class Slo:

@@ -105,3 +105,31 @@ def test_events_say_when_their_tokens_were_chosen():
     times = [event.chosen_s for event in events]
     assert times == sorted(times)
     assert times[-1] == clock.now_s
+
+
+class Listening:
+    """A policy, and what its slow loop is told."""
+
+    def __init__(self, policy):
+        self.policy, self.seen = policy, []
+
+    def judged(self, attained, now_s):
+        self.seen.append(attained)
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+
+def test_who_delivers_judges():
+    clock = Clock()
+    engine = engine_with(AdmissionMode.OFF, clock)
+    engine.policy = judge = Listening(engine.policy)
+    late = {"received_s": clock.now_s - 3.0, **SLO}
+    engine.submit(submit("here", [1, 2], **late))
+    engine.submit(submit("there", [1, 2], sender_judges=True, **late))
+    run(engine)
+    assert judge.seen == [False]
+    engine.judged("default/ls", True)
+    engine.judged("default/ls", False)
+    assert judge.seen == [False, True, False]
+    assert engine.missed["default/ls"] == 2

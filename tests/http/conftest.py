@@ -105,6 +105,10 @@ class FakeEngine:
     restarts: int = 0
     submits: list = field(default_factory=list)
     closed: list = field(default_factory=list)
+    judgements: list = field(default_factory=list)
+
+    def judged(self, service, attained):
+        self.judgements.append((service, attained))
 
     async def stream(self, submit):
         self.submits.append(submit)

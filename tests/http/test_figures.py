@@ -129,6 +129,8 @@ async def test_attainment_of_a_request(
     assert figures["window"]["attained"] == attained
     assert figures["window"]["ttftMsP50"] == first_s * 1e3
     assert (figures["running"], figures["waiting"]) == (0, 0)
+    assert backend.judgements == [("default/chat", bool(attained))]
+    assert backend.submits[0].sender_judges
     names = {"service": "default/chat", "class": "LS"}
     assert found[labelled("omniserve_slo_offered_total", **names)] == 1
     assert found[labelled("omniserve_slo_attained_total", **names)] == attained

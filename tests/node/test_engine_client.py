@@ -7,6 +7,7 @@ import pytest
 from omniserve_agent.engine.messages import (
     Cancel,
     Failed,
+    Judged,
     Loading,
     Outputs,
     Ready,
@@ -256,6 +257,16 @@ def test_an_id_in_use_is_refused_and_leaves_the_first_alone(run, engine, submit)
         assert len(engine.sent) == 1
 
     run(scenario())
+
+
+def test_judgements_reach_an_engine_that_is_there(engine):
+    engine.client.judged("team/chat", False)
+    engine.start()
+    engine.client.judged("team/chat", False)
+    assert engine.sent == []
+    engine.be_ready()
+    engine.client.judged("team/chat", True)
+    assert engine.sent == [Judged("team/chat", True)]
 
 
 def test_giving_up_ends_everything_now_and_later(run, engine, submit):

@@ -126,6 +126,11 @@ class Engine:
         else:
             self.door.cancel(request_id)
 
+    def judged(self, service: str, attained: bool) -> None:
+        """An LS request kept its SLO or not, for the budgets and the figures."""
+        self.missed[service] += not attained
+        self.policy.judged(attained, self._clock())
+
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing until a message comes."""
@@ -281,12 +286,10 @@ class Engine:
             self._end(request)
 
     def _judge(self, request: Request) -> None:
-        """Whether an LS request that ends kept its SLO, for the budgets and the figures."""
+        """By its own times, where nobody sees the request's tokens delivered."""
         due = request.job.deadlines
-        if due is not None:
-            attained = due.attained(self._collected_s)
-            self.missed[request.submit.service] += not attained
-            self.policy.judged(request.job, attained, self._collected_s)
+        if due is not None and not request.submit.sender_judges:
+            self.judged(request.submit.service, due.attained(self._collected_s))
 
     def _count_tokens(self, request: Request, tokens: int) -> None:
         totals = self.services.setdefault(request.submit.service, ServiceTotals())

@@ -1,7 +1,8 @@
 """What the API process and an engine process say to each other: token ids only, msgpack on ZeroMQ.
 
-The API process sends `Submit`, `Cancel` and `Shutdown`; the engine answers with `Loading`, `Ready`,
-`Outputs`, `Failed` and `Stats`. This module imports neither torch nor zmq.
+The API process sends `Submit`, `Cancel`, `Judged` and `Shutdown`; the engine answers with
+`Loading`, `Ready`, `Outputs`, `Refused`, `Failed` and `Stats`. This module imports neither torch
+nor zmq.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     tpot_slo_ms: int | None = None
     received_s: float | None = None  # by the API process, on the machine's monotonic clock
     delivery_ms: float = 3.0  # from the choice of a first token to its write, as lately measured
+    sender_judges: bool = False  # `Judged` follows; else the engine judges by its own times
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
 
 
@@ -60,11 +62,18 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
+class Judged(msgspec.Struct, frozen=True, tag="judged"):
+    """An LS request has been delivered, within its SLO or not: what its client saw counts."""
+
+    service: str
+    attained: bool
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop after delivering what is done; requests still running are dropped."""
 
 
-ToEngine = Submit | Cancel | Shutdown
+ToEngine = Submit | Cancel | Judged | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

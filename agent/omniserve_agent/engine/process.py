@@ -22,6 +22,7 @@ from omniserve_agent.engine.messages import (
     EngineConfig,
     Failed,
     FromEngine,
+    Judged,
     Loading,
     Outputs,
     Shutdown,
@@ -207,6 +208,8 @@ def _take_messages(engine: Engine, wire: Wire) -> bool:
                     wire.send(refused)
             case Cancel():
                 engine.cancel(message.request_id)
+            case Judged():
+                engine.judged(message.service, message.attained)
             case Shutdown():
                 return False
     return True

@@ -13,6 +13,7 @@ from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.tally import Tally
 from omniserve_agent.serving import FOR_CAPACITY, RequestRefusedError, ServedService
 
+DELIVERED = (Outcome.FINISHED, Outcome.CANCELLED)  # as far as the client wanted it
 Clock = Callable[[], float]
 
 
@@ -110,6 +111,8 @@ class Record:
         )
         offered, attained = self._tally.add(seen, self._service.slo)
         self._books.metrics.ended(self._service, seen, offered, attained)
+        if offered and self._service.slo is not None and outcome in DELIVERED:
+            self._service.backend.judged(self._service.key, attained)
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def _submit(
         ttft_slo_ms=service.slo.ttft_ms if service.slo else None,
         tpot_slo_ms=service.slo.tpot_ms if service.slo else None,
         received_s=came.received_s,
+        sender_judges=service.slo is not None,
         delivery_ms=1e3 * came.delivery_s,
         min_share_percent=service.min_share_percent,
     )

@@ -17,6 +17,7 @@ from omniserve_agent.engine.messages import (
     Cancel,
     Failed,
     FromEngine,
+    Judged,
     Loading,
     Outputs,
     Ready,
@@ -103,6 +104,11 @@ class EngineClient:
                     return
         finally:
             self._forget(request)
+
+    def judged(self, service: str, attained: bool) -> None:
+        """See `serving.Backend`; an engine that is not there has nothing to learn."""
+        if self._send is not None and self._ready is not None:
+            self._send(Judged(service, attained))
 
     # ---- the supervisor's side ----------------------------------------------------------------
 

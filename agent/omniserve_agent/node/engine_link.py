@@ -68,7 +68,7 @@ class EngineLink:
     def send(self, message: ToEngine) -> None:
         """Queue a message. Raises RequestRefusedError when too many submissions are unsent.
 
-        Cancels and shutdowns always fit: there is at most one per submission or life.
+        The others always fit: there is at most one of a kind per submission or life.
         """
         if isinstance(message, Submit) and self._outbox.qsize() >= _HIGH_WATER_MESSAGES:
             raise RequestRefusedError(

@@ -33,9 +33,9 @@ class LsAlone:
         """Corrects the predictions."""
         self.inner.observed(work, seconds)
 
-    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+    def judged(self, attained: bool, now_s: float) -> None:
         """Moves the margin."""
-        self.inner.judged(job, attained, now_s)
+        self.inner.judged(attained, now_s)
 
     @property
     def state(self) -> PolicyState:

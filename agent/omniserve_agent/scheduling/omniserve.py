@@ -92,7 +92,7 @@ class Omniserve:
             self._flights.observed(work.joined_rows, self._lanes)
         self._floors.observed(work, seconds, self.model)
 
-    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+    def judged(self, attained: bool, now_s: float) -> None:
         """An LS request ended: the slow loop of the budgets."""
         self.error_budget.judged(attained, now_s)
 

@@ -81,7 +81,7 @@ class Policy(Protocol):
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration did this and took so long."""
 
-    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+    def judged(self, attained: bool, now_s: float) -> None:
         """An LS request with an SLO ended, and kept it or not."""
 
     @property
@@ -98,7 +98,7 @@ class Unlearning:
     def observed(self, work: Work, seconds: float) -> None:
         """Nothing to learn."""
 
-    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+    def judged(self, attained: bool, now_s: float) -> None:
         """Nothing to learn."""
 
     @property

@@ -241,8 +241,7 @@ class Node:
             self.jobs.move(job, Stage.DONE)
             self.lengths.observe(job.service, run.output_tokens)
             if job.deadlines is not None:
-                attained = job.deadlines.attained(self.now_s)
-                self.policy.judged(job, attained, self.now_s)
+                self.policy.judged(job.deadlines.attained(self.now_s), self.now_s)
             self.ended.append(self.runs.pop(job.handle))
 
     # ---- plan to work ----------------------------------------------------------------------
