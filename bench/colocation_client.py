@@ -34,6 +34,7 @@ GAUGES = (
     "device_kv_blocks_used",
     "host_kv_blocks_used",
 )
+SERVER_TIMES = ("ttftMsP50", "ttftMsP99", "tpotMsP50", "tpotMsP99")
 COUNTERS = (
     "iterations",
     "sweeps",
@@ -219,10 +220,11 @@ def _completion_tokens(tail: bytes) -> int:
 class _Counts:
     be_tokens: int
     stats: dict[str, Any]
+    serving: dict[str, Any]
 
     def difference(self, before: _Counts) -> dict[str, Any]:
         """Counters since then; gauges as they are now."""
-        gauges = {name: self.stats.get(name) for name in GAUGES}
+        gauges = {name: self.stats.get(name) for name in GAUGES} | self.serving
         return gauges | {
             name: self.stats.get(name, 0) - before.stats.get(name, 0) for name in COUNTERS
         }
@@ -232,7 +234,11 @@ async def _counts(session: aiohttp.ClientSession, url: str) -> _Counts:
     async with session.get(f"{url}/statusz") as response:
         status = msgspec.json.decode(await response.read())
     tokens = sum(s["outputTokens"] for s in status["services"] if s["class"] == "BE")
-    return _Counts(tokens, status["engines"][0]["stats"] or {})
+    serving = {"delivery_ms": status.get("deliveryMs")}
+    for service in status["services"]:
+        if service["class"] == "LS":  # as the server saw it, over the SLO's window
+            serving |= {f"server_{name}": service["window"][name] for name in SERVER_TIMES}
+    return _Counts(tokens, status["engines"][0]["stats"] or {}, serving)
 
 
 async def _be_tokens(session: aiohttp.ClientSession, url: str | None) -> int:

@@ -26,6 +26,8 @@ async def statusz(request: web.Request) -> web.Response:
             "engines": [
                 _engine_report(state, name, backend) for name, backend in state.registry.engines
             ],
+            # How long first tokens are on their way to clients; engines are done so much earlier.
+            "deliveryMs": _rounded(1e3 * state.books.deliveries.allowance_s),
         }
     )
 
