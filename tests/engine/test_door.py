@@ -133,3 +133,18 @@ def test_who_delivers_judges():
     engine.judged("default/ls", False)
     assert judge.seen == [False, True, False]
     assert engine.missed["default/ls"] == 2
+
+
+def test_first_tokens_come_before_the_others():
+    engine = engine_with(AdmissionMode.OFF, Clock())
+    engine.submit(submit("early", [1, 2], **SLO))
+    while engine.intake.find("early").output_tokens < 2:
+        engine.step()
+    engine.submit(submit("late", [1, 2], **SLO))
+    engine.submit(submit("batch", [1, 2], "BE"))
+    seen = []
+    while not engine.idle:
+        events = [(event.request_id, event.first) for event in engine.step()]
+        assert events == sorted(events, key=lambda event: not event[1])
+        seen += events
+    assert [name for name, first in seen if first] == ["late"]

@@ -110,6 +110,7 @@ class Engine:
         self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
         self._uncollected: deque[tuple[float, Launched]] = deque()
+        self._first_events: list[TokenEvent] = []
         self._events: list[TokenEvent] = []
 
     # ---- what the process calls ------------------------------------------------------------
@@ -154,7 +155,7 @@ class Engine:
         while len(self._uncollected) > keep:
             self._deliver(*self._uncollected.popleft())
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
-        events, self._events = self._events, []
+        events, self._first_events, self._events = self._first_events + self._events, [], []
         return events
 
     def waits(self) -> dict[str, str]:
@@ -276,7 +277,8 @@ class Engine:
         self._count_tokens(request, len(taken))
         if request.job.deadlines is not None:
             request.job.deadlines.emitted(self._collected_s, len(taken))
-        self._events.append(_event(request, taken, reason, self._collected_s))
+        event = _event(request, taken, reason, self._collected_s)
+        (self._first_events if event.first else self._events).append(event)
         request.cached_tokens = 0
         self.residency.register(request)
         if reason is not None:
@@ -331,4 +333,5 @@ def _event(
         finish_reason=reason,  # type: ignore[arg-type]
         cached_tokens=request.cached_tokens or 0,
         chosen_s=chosen_s,
+        first=request.job.deadlines is not None and request.output_tokens == len(choices),
     )

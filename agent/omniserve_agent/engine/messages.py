@@ -118,10 +118,11 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: Literal["stop", "length"] | None = None
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first event
     chosen_s: float | None = None  # when the first of them was known, on the monotonic clock
+    first: bool = False  # the first tokens of a request with an SLO
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """What one iteration produced."""
+    """What one iteration produced. Events that are `first` come before the others."""
 
     events: list[TokenEvent]
 

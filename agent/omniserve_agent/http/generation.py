@@ -13,7 +13,7 @@ from omniserve_agent.engine.messages import ServiceClass, Submit
 from omniserve_agent.http.attainment import Outcome
 from omniserve_agent.http.choice import ChoiceText, Chunk, ScoredToken
 from omniserve_agent.http.errors import unavailable
-from omniserve_agent.http.merge import Merge, choice_chunks
+from omniserve_agent.http.merge import Merge, Silence, choice_chunks
 from omniserve_agent.http.records import ClientGoneError, Record, recorded
 from omniserve_agent.http.state import State
 from omniserve_agent.serving import ServedService
@@ -107,14 +107,15 @@ async def running(
     received_s: float,
 ) -> AsyncIterator[Run]:
     """A run of the submits; when left, whatever still runs is cancelled and every record ended."""
-    silence_s = _silence_s(state, service)
+    silences = [Silence(_silence_s(state, service)) for _ in wanted]
     prompt_tokens = sum(len(submit.prompt) for submit in wanted[::choices_per_prompt])
     records = [state.books.open(service, received_s, len(submit.prompt)) for submit in wanted]
     merge = Merge(
         [
-            choice_chunks(service.backend, submit, text, silence_s)
-            for submit, text in zip(wanted, texts, strict=True)
-        ]
+            choice_chunks(service.backend, submit, text, silence)
+            for submit, text, silence in zip(wanted, texts, silences, strict=True)
+        ],
+        silences,
     )
     state.merges.add(merge)
     try:

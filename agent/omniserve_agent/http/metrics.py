@@ -29,6 +29,7 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(EngineCollector(services))
         self._registry = registry
+        self._tokens: dict[tuple[str, str], tuple[Counter, ...]] = {}  # looked up once
         self._requests = Counter(
             "omniserve_requests",
             "Requests that ended, a choice each; outcome: finished, refused (capacity), failed "
@@ -98,9 +99,12 @@ class Metrics:
     ) -> None:
         """Tokens of a request."""
         labels = (service.key, service.service_class.value)
-        self._prompt.labels(*labels).inc(prompt)
-        self._cached.labels(*labels).inc(cached)
-        self._output.labels(*labels).inc(output)
+        if labels not in self._tokens:
+            counters = (self._prompt, self._cached, self._output)
+            self._tokens[labels] = tuple(counter.labels(*labels) for counter in counters)
+        for counter, count in zip(self._tokens[labels], (prompt, cached, output), strict=True):
+            if count:
+                counter.inc(count)
 
     def _counter(self, name: str, help_text: str) -> Counter:
         return Counter(f"omniserve_{name}", help_text, _LABELS, registry=self._registry)

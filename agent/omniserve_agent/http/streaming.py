@@ -10,6 +10,8 @@ from aiohttp import web
 from omniserve_agent.http.errors import ApiError
 from omniserve_agent.http.records import ClientGoneError
 
+AT_ONCE_BYTES = 16 << 10  # far below what a transport takes before it makes writers wait
+
 
 class EventStream:
     """Headers go out with the first write, so that what fails before it has a status of its own."""
@@ -48,8 +50,17 @@ class EventStream:
         except ClientGoneError:
             return
 
+    @property
+    def _is_read(self) -> bool:
+        """Whether all that was written has gone: a little more goes without waiting."""
+        transport = self._request.transport
+        return self.started and transport is not None and not transport.get_write_buffer_size()
+
     async def _write(self, data: bytes) -> None:
         try:
+            if self._is_read and len(data) <= AT_ONCE_BYTES:
+                await self.response.write(data)
+                return
             async with asyncio.timeout(self._write_timeout_s):
                 if not self.started:
                     await self.response.prepare(self._request)
