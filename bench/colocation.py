@@ -37,7 +37,8 @@ from servers import ServerError
 
 CALL_AGAIN = 75  # exit code: sessions are left that did not fit the limit
 START_S, CELL_EXTRA_S = 22.0, 5.0  # estimates, for the limit
-UNLOADED_RATE, UNLOADED_S = 0.8, 15.0
+UNLOADED_RATE, UNLOADED_S = 0.8, 40.0
+CALIBRATION_S = 25.0  # per rate: shorter, and one burst decides what "heavy" is
 MOST_STOLEN = 0.015  # of a cell's time on all cores; where the host took more, it is measured again
 ATTEMPTS = 3  # the last one counts whatever the host took
 
@@ -296,7 +297,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         ablations,
         FULL,
         options.rounds,
-        10.0,
+        CALIBRATION_S,
         30.0,
         options.seed,
         report.commit(),

@@ -53,7 +53,8 @@ class Calibration:
 def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Calibration:
     """The highest rate R whose requests attain an SLO that itself follows from 0.6 R.
 
-    Attainment and TPOT are taken as linear between the rates that were measured.
+    Attainment does not rise with the rate: where it seems to, chance did it, and the rates between
+    share their mean. It and TPOT are taken as linear between the rates that were measured.
     """
     ttft_ms = _median(r.ttft_ms for r in unloaded.requests)
     rates = sorted(loaded)
@@ -64,7 +65,8 @@ def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Cal
         medium_ms = _between(rates, tpot, LOADS["medium"] * rate)
         slo = Slo(round(TTFT_FACTOR * ttft_ms), round(TPOT_FACTOR * medium_ms))  # as the API has it
         reached = {r: attainment(loaded[r].requests, slo) for r in rates}
-        if _between(rates, reached, rate) >= OBJECTIVE:
+        fitted = not_rising(reached, {r: len(loaded[r].requests) for r in rates})
+        if _between(rates, fitted, rate) >= OBJECTIVE:
             best = (rate, slo, medium_ms, reached)
     if best is None:
         raise ValueError(
@@ -74,6 +76,20 @@ def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Cal
     rate, slo, medium_ms, reached = best
     points = tuple((r, reached[r], tpot[r]) for r in rates)
     return Calibration(slo, rate, ttft_ms, medium_ms, points)
+
+
+def not_rising(values: Mapping[float, float], weights: Mapping[float, int]) -> dict[float, float]:
+    """The nearest values by weighted squares that never rise with their key, by pooling adjacent
+    violators (Ayer et al., 1955)."""
+    pools: list[tuple[float, int, list[float]]] = []  # mean, weight, keys
+    for key in sorted(values):
+        mean, weight, keys = values[key], weights[key], [key]
+        while pools and pools[-1][0] < mean:
+            before, more, earlier = pools.pop()
+            mean = (mean * weight + before * more) / max(1, weight + more)
+            weight, keys = weight + more, earlier + keys
+        pools.append((mean, weight, keys))
+    return {key: mean for mean, _, keys in pools for key in keys}
 
 
 def _median(values: Iterator[float | None]) -> float:

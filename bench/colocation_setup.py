@@ -93,7 +93,7 @@ EMULATED = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(8, 11, 14, 16, 18, 20, 22),
+    rates=(8, 12, 15, 17, 19, 21, 24),
     be_places=160,
     overflow_places=12,
     bars=True,

@@ -49,6 +49,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "error budget off": {"error_budget": False},
 }
 LONGER = {"memory": 3, "ablation": 3}  # times: a request on the host lives for many minutes
+TOLD_EVERY = 20  # runs, where there is no terminal
 HOSTS_USED_BY = ("omniserve", "static_headroom", "synchronous_offload")  # CPU-only hosts
 
 
@@ -139,6 +140,8 @@ def run_all(seconds: float, seed: int, console: Console, jobs: int) -> list[dict
         for done in as_completed(pending):
             rows[pending[done]] = done.result()
             progress.advance(task)
+            if not console.is_terminal and len(rows) % TOLD_EVERY == 0:
+                console.print(f"simulated: {len(rows)} of {len(wanted)} runs")
     return [rows[i] for i in range(len(wanted))]
 
 

@@ -8,6 +8,7 @@ from colocation_figures import (
     attainment_difference,
     be_ratio,
     calibrate,
+    not_rising,
     row,
 )
 from colocation_setup import EMULATED
@@ -64,6 +65,21 @@ def test_the_slo_and_the_highest_rate_fit_each_other():
     assert (found.slo.ttft_ms, found.slo.tpot_ms) == (30.0, 15.0)
     assert found.highest_rate == pytest.approx(6.0, abs=0.05)
     assert found.rates["heavy"] == pytest.approx(0.85 * found.highest_rate)
+
+
+def test_a_lucky_stretch_at_a_high_rate_does_not_count():
+    """98 % at 6 and all of as many at 8: 99 % at both is as likely as any; 97 % at 6 is not."""
+    good, bad = seen(ttft_ms=10, tpot_ms=10), seen(ttft_ms=1000, tpot_ms=10)
+    all_good = cell([good] * 100)
+    found = calibrate(all_good, {2.0: all_good, 6.0: cell([good] * 98 + [bad] * 2), 8.0: all_good})
+    assert found.highest_rate == pytest.approx(8.0, abs=0.05)
+    found = calibrate(all_good, {2.0: all_good, 6.0: cell([good] * 97 + [bad] * 3), 8.0: all_good})
+    assert 3.0 < found.highest_rate < 6.0
+
+
+def test_the_fit_never_rises():
+    found = not_rising({1.0: 1.0, 2.0: 0.5, 3.0: 0.9, 4.0: 0.4}, {1.0: 1, 2.0: 1, 3.0: 3, 4.0: 1})
+    assert found == pytest.approx({1.0: 1.0, 2.0: 0.8, 3.0: 0.8, 4.0: 0.4})
 
 
 def test_a_range_of_rates_that_nobody_attains_is_an_error():
