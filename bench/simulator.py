@@ -129,8 +129,7 @@ def measured(line: Line) -> tuple[float, float]:
         and r.ttft_ms <= ttft_ms
         and (r.tpot_ms is None or r.tpot_ms <= tpot_ms)
     ]
-    own = line.figures.be_tokens - line.figures.overflow_tokens
-    return len(good) / max(1, len(requests)), own / line.figures.seconds
+    return len(good) / max(1, len(requests)), line.figures.be_tokens / line.figures.seconds
 
 
 def read(path: Path) -> dict[tuple[str, int], list[Line]]:
