@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +50,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "error budget off": {"error_budget": False},
 }
 LONGER = {"memory": 3, "ablation": 3}  # times: a request on the host lives for many minutes
-TOLD_EVERY = 20  # runs, where there is no terminal
+TOLD_EVERY, TABLE_WIDTH = 20, 170  # runs, columns: where there is no terminal
 HOSTS_USED_BY = ("omniserve", "static_headroom", "synchronous_offload")  # CPU-only hosts
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     rows = run_all(args.seconds, args.seed, console, len(os.sched_getaffinity(0)))
     headline = paper_tables.headline(rows)
     paper_tables.show(console, rows, headline)
