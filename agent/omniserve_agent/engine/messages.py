@@ -51,7 +51,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     ttft_slo_ms: int | None = None
     tpot_slo_ms: int | None = None
     received_s: float | None = None  # by the API process, on the machine's monotonic clock
-    delivery_ms: float = 3.0  # from the choice of a first token to its write, as lately measured
+    delivery_ms: float = 0.0  # from the choice of a first token to its write, as lately measured
     sender_judges: bool = False  # `Judged` follows; else the engine judges by its own times
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service
 

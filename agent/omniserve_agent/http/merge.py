@@ -12,7 +12,7 @@ from omniserve_agent.http.choice import ChoiceText, Chunk
 from omniserve_agent.serving import Backend, EngineUnavailableError
 
 QUEUED_CHUNKS = 64
-SOONEST_S = 1e-3
+SOONEST_S = 1e-3  # a timer that is due looks again: not before the reader had its turn
 
 
 class Silence:
