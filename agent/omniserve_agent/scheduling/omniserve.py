@@ -122,8 +122,9 @@ class Omniserve:
         floor_s, first = self._floors.owed(jobs, now_s)
         be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
-        host_s = self._sweep(jobs, load)
-        prefill = self._be_prefill(jobs, room, load, time.prefill_s - (host_s or 0.0), floor_s)
+        hidden_s = self._sweep(jobs, load)
+        prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
+        prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s)
         self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
@@ -131,25 +132,38 @@ class Omniserve:
             be_prefill=prefill,
             join_rows=self._lanes,
             entries=self.caps.join_rows,
-            be_host_admissions=self.caps.be_host_admissions and self._host_pays(jobs, ls, load),
+            be_host_admissions=self.caps.be_host_admissions
+            and (hidden_s is not None or self._host_pays(jobs, ls, load)),
             ls_prompts=prompts.order,
             be_first=first,
-            sweeps=host_s is not None,
+            sweeps=hidden_s is not None,
         )
         return self._fixed.fill(jobs, room, grant)
 
     def _sweep(self, jobs: JobIndex, load: Load) -> float | None:
-        """Seconds that the host adds where the iteration is a sweep; None where it is none."""
+        """None where the iteration is no sweep; else seconds up to which prompts do not hold it up.
+
+        That is as long as the host attends, where its rows fill the lanes: more of them would bring
+        nothing while no LS row makes them wait. Else prompts go first, as in every iteration.
+        """
         in_flight = jobs.count(BE, Stage.HOPPING, Stage.BOUNDARY)
-        if jobs.count(LS, Stage.DECODE) or _ls_chunks(jobs) or not in_flight:
+        has_ls = jobs.count(LS, Stage.DECODE) or _ls_chunks(jobs)
+        if has_ls or not in_flight or not self.caps.sweeps:
             return None
         joining = min(in_flight, self.caps.join_rows)
         swept_s = self.costs.predicted(load.joined(((joining, self.caps.layers),)))
-        seconds = self.costs.predicted(load)
-        if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds):
+        seconds, token_s = self.costs.predicted(load), self._prompts_per_token_s(jobs)
+        if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds, token_s):
             return None
         self._lanes = joining
-        return self._sweeps.host_s(joining)
+        return inf if joining == in_flight else swept_s + self._sweeps.host_s(joining)
+
+    def _prompts_per_token_s(self, jobs: JobIndex) -> float:
+        """What an output token takes of prefill, of the requests that come next; 0 if none do."""
+        family = next_to_compute(jobs)
+        if not family:
+            return 0.0
+        return self._prompt_s(jobs, family[0]) / (_output(family[0]) * len(family))
 
     def _time(
         self,
@@ -305,14 +319,18 @@ class Omniserve:
         if not family:
             return True
         first, resident = family[0], jobs.count(BE, Stage.DECODE)
-        rows, output = _prompt_rows(jobs, first), max(1, first.predicted_tokens - first.tokens)
-        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
-        prompt_s = rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
+        output, prompt_s = _output(first), self._prompt_s(jobs, first)
         steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
         hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
         displaced = ls.keys / max(1, first.predicted_tokens)
         bought = min(output, hops) * len(family)
         return bought / prompt_s >= HURDLE * (resident + displaced) / steady_s
+
+    def _prompt_s(self, jobs: JobIndex, job: Job) -> float:
+        """What computing its prompt for the host takes."""
+        rows = _prompt_rows(jobs, job)
+        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
+        return rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
 
 
 def kind_of(work: Work) -> str:
@@ -327,6 +345,10 @@ def ls_decode(jobs: JobIndex) -> Load:
     decoding = jobs.at(LS, Stage.DECODE)
     count = len(decoding)
     return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
+
+
+def _output(job: Job) -> int:
+    return max(1, job.predicted_tokens - job.tokens)
 
 
 def _prompt_rows(jobs: JobIndex, job: Job) -> int:

@@ -125,5 +125,6 @@ class Caps:
     growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
     be_host: bool = True  # BE may run from the host; else what is moved there is paused
     be_host_admissions: bool = True  # waiting BE may begin on the host
+    sweeps: bool = True  # passes without LS rows may wait for the host
     be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
     be_device_rows: int | None = None  # the same for rows of an iteration

@@ -89,6 +89,7 @@ def caps_for(hardware: Hardware, setting: Setting) -> Caps:
         be_prefill_rows=setting.be_prefill_rows,
         be_device_residency=setting.be_device_residency,
         be_host_admissions=setting.layer_major,
+        sweeps=setting.sweeps,
     )
 
 
@@ -119,7 +120,6 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
         policy,
         setting.seed,
         tokens_per_hop=setting.tokens_per_hop,
-        sweeps=setting.sweeps,
         same_iteration_joins=setting.same_iteration_joins,
         slo=(setting.ttft_slo_s, setting.tpot_slo_s),
     )

@@ -56,7 +56,6 @@ class Node:
     policy: Policy
     seed: int
     tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
-    sweeps: bool = True
     same_iteration_joins: bool = True
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
     now_s: float = 0.0
@@ -152,7 +151,7 @@ class Node:
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
             seconds, landed = self._waiting_pass(work, noise)
-        elif plan.sweeps and not has_ls and self.sweeps and len(chunks) <= self.flights.count:
+        elif plan.sweeps and not has_ls and len(chunks) <= self.flights.count:
             seconds, landed = self._sweep(plan, work, noise, next_arrival_s)
         else:
             seconds, landed = self._piggyback_pass(plan, work, noise)
