@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=600.0,
+        default=300.0,
         help="virtual seconds of each run; three times as many where memory is contended",
     )
     parser.add_argument("--seed", type=int, default=0)

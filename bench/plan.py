@@ -65,9 +65,9 @@ class Timed:
         """Passed on."""
         self.inner.observed(work, seconds)
 
-    def judged(self, job: Job, attained: bool, now_s: float) -> None:
+    def judged(self, attained: bool, now_s: float) -> None:
         """Passed on."""
-        self.inner.judged(job, attained, now_s)
+        self.inner.judged(attained, now_s)
 
 
 def machine(layers: int) -> Hardware:

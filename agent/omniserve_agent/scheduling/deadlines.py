@@ -21,29 +21,26 @@ class Deadlines:
     first_token_s: float | None = None
     further_tokens: int = 0  # sent after the first
     due_s: float = field(init=False)  # of the next token, credit not bounded; inf once TTFT is lost
-    saving_s: float = field(init=False)  # what it saves at most for bursts of prompts
+    saving_s: float = 0.0  # what it saves at most for bursts of prompts
 
     def __post_init__(self) -> None:
-        self._set_due()
+        self.due_s = self.arrival_s + self.ttft_s
 
     def emitted(self, now_s: float, tokens: int = 1) -> None:
         """Tokens were sent."""
-        if self.first_token_s is None:
-            self.first_token_s = now_s
+        first_s = self.first_token_s
+        if first_s is None:
+            lost = now_s > self.due_s
+            first_s = self.first_token_s = now_s
             tokens -= 1
+            if lost:
+                self.due_s = inf
         self.further_tokens += tokens
-        self._set_due()
-
-    def _set_due(self) -> None:
-        self.due_s, self.saving_s = self.arrival_s + self.ttft_s, 0.0
-        if self.first_token_s is None:
-            return
-        if self.first_token_s > self.due_s:
-            self.due_s = inf
-            return
-        tokens = self.further_tokens + 1
-        self.due_s = self.first_token_s + tokens * self.tpot_s
-        self.saving_s = min(SAVED_SHARE * tokens, SAVED_TOKENS) * self.tpot_s
+        if self.due_s < inf:
+            next_token = self.further_tokens + 1
+            saved = SAVED_SHARE * next_token
+            self.due_s = first_s + next_token * self.tpot_s
+            self.saving_s = (saved if saved < SAVED_TOKENS else SAVED_TOKENS) * self.tpot_s
 
     def next_s(self, now_s: float, tokens_left: int, fastest_s: float) -> float | None:
         """When the next token must be there; None when the SLO can no longer be attained.

@@ -56,6 +56,11 @@ class InFlight:
         self.parked -= joined
         self.parked[1:] += joined[:-1]
 
+    @property
+    def most_ready(self) -> int:
+        """Rows that would join at the fullest layer."""
+        return self._ready[-1][0] if self._ready else 0
+
     def runs(self, lanes: int) -> Runs:
         """Joins to expect, as runs of layers with equally many: at most `lanes` a layer."""
         if self.total == 0 or lanes <= 0:

@@ -280,11 +280,13 @@ class Omniserve:
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
         edges = edges_within(self._edges, load.rows + 1, load.rows + most)
         alone_s, factor, choices = self.costs.predicted(load), self.costs.factor(load.kind), []
-        for lanes in {most, 1, *(edge - load.rows for edge in edges)}:
+        for lanes in sorted({most, 1, *(edge - load.rows for edge in edges)}):
             runs = self._flights.runs(lanes)
             seconds = (alone_s + self.costs.joins_s(load.rows, runs)) * factor
             if seconds <= budget_s or lanes == 1:
                 choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
+            if lanes >= self._flights.most_ready:
+                break  # further lanes would stay empty
         lanes = best(choices).amount
         return lanes, load.joined(self._flights.runs(lanes))
 

@@ -250,21 +250,27 @@ class Node:
         grown = []
         for chunk in plan.device:
             job = chunk.job
-            rows = min(chunk.rows, job.remaining)
-            if job.stage not in DEVICE_STAGES or rows <= 0:
+            if job.stage is Stage.DECODE:
+                rows = 1
+            elif job.stage is Stage.PREFILL:
+                rows = min(chunk.rows, job.tokens - job.computed)
+            else:
                 continue
-            if self._grow(Tier.DEVICE, job, job.computed + rows):
+            tokens = job.computed + rows
+            if rows <= 0:
+                continue
+            if tokens <= job.device_blocks * BLOCK_TOKENS or self._grow(Tier.DEVICE, job, tokens):
                 grown.append((job, rows))
         chunks = [(job, rows) for job, rows in grown if job.stage in DEVICE_STAGES]
-        work = Work()
+        work = Work(
+            device_rows=sum([rows for _, rows in chunks]),
+            logit_rows=sum([job.computed + rows == job.tokens for job, rows in chunks]),
+            device_keys=sum([job.computed + 1 for job, rows in chunks if rows == 1]),
+        )
         for job, rows in chunks:
-            work.device_rows += rows
-            work.logit_rows += job.computed + rows == job.tokens
-            if rows == 1:
-                work.device_keys += job.computed + 1
-            else:
+            if rows > 1:
                 work.device_pairs += pairs(job.computed, rows)
-            if job.service_class is BE and job.stage is Stage.PREFILL:
+            if job.stage is Stage.PREFILL and job.service_class is BE:
                 self.be_prefill_tokens += rows
         return work, chunks
 
@@ -350,6 +356,8 @@ class Node:
 
     def _extend(self, tier: Tier, job: Job, tokens: int) -> bool:
         held = job.device_blocks if tier is Tier.DEVICE else job.host_blocks
+        if tokens <= held * BLOCK_TOKENS:
+            return True
         own = tokens - self.runs[job.handle].arrival.cached_tokens
         missing = max(0, blocks_for(own, BLOCK_TOKENS) - held)
         free = self.device_free if tier is Tier.DEVICE else self.host_free
