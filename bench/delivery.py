@@ -196,7 +196,7 @@ def measure(pipe: Connection, url: str, count: int, options: argparse.Namespace)
         tail = statistics.quantiles(first_ms, n=100)
         rounds.append((1e6 * (after_s - cpu_s) / (after - events), tail[49], tail[94]))
     names = ("cpu_us_per_event", "first_token_ms_p50", "first_token_ms_p95")
-    figures = {}
+    figures: dict[str, float | list[float]] = {}
     for name, values in zip(names, zip(*rounds, strict=True), strict=True):
         figures |= spread(name, values)
     return {"streams": count, "tick_ms": options.tick_ms, **figures}

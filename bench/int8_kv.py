@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ def outputs(options: argparse.Namespace, dtype: str, kv: str) -> list[list[int]]
             request_id=str(i),
             service="bench/be",
             service_class=ServiceClass.BE,
-            prompt=list(prompt),
+            prompt=cast(list[int], prompt),
             max_tokens=TOKENS,
             sampling=SamplingParams(temperature=0.0),
             ignore_eos=True,

@@ -83,7 +83,8 @@ class JoinLoop:
         strides = (*widths, Q_HEADS * HEAD_SIZE, HIDDEN)
         self.call.set_strides(*strides)
         self._rows = [np.zeros((LANES, width), np.uint16) for width in strides]
-        self.addresses = [rows.ctypes.data for rows in self._rows]
+        q, k, v, o, residual = (rows.ctypes.data for rows in self._rows)
+        self.addresses = (q, k, v, o, residual)
         self._positions = np.full(SLOTS, CONTEXT)
 
     def fill(self, count: int) -> None:
@@ -98,8 +99,7 @@ class JoinLoop:
             self.exchange.begin(slot, CONTEXT, 1)
             slots = np.array([slot], np.int32)
             kv_width, q_width = KV_HEADS * HEAD_SIZE, Q_HEADS * HEAD_SIZE
-            strides = (q_width, kv_width, kv_width)
-            rows = [value for pair in zip((q, k, v), strides, strict=True) for value in pair]
+            rows = (q, q_width, k, kv_width, v, kv_width)
             self.exchange.submit(i % LAYERS, 0, slots, *rows, residual, HIDDEN)
 
     def iteration(self, number: int) -> tuple[int, list[int]]:
@@ -134,21 +134,22 @@ def measure(workers: Workers, iterations: int) -> JoinCosts:
     runs = [loop.iteration(1000 + i) for i in range(iterations + WARM_UP)][WARM_UP:]
     loop.close()
     joins = statistics.mean(run[0] for run in runs)
-    totals = [
-        statistics.median(sum(times) for times in side) / 1000
-        for side in ([run[1] for run in runs], without)
-    ]
-    layers = [
-        statistics.median(value for times in side for value in times[:-1]) / 1000
-        for side in ([run[1] for run in runs], without)
-    ]
-    added, speed = totals[0] - totals[1], copy_gbps()
+    sides = [run[1] for run in runs], without
+    total, total_without = (
+        statistics.median(sum(times) for times in side) / 1000 for side in sides
+    )
+    layer, layer_without = (
+        statistics.median(value for times in side for value in times[:-1]) / 1000 for side in sides
+    )
+    added, speed = total - total_without, copy_gbps()
     return JoinCosts(
         SLOTS,
         iterations,
         joins,
-        *layers,
-        *totals,
+        layer_us=layer,
+        layer_us_without=layer_without,
+        iteration_us=total,
+        iteration_us_without=total_without,
         added_us_per_iteration=added,
         added_us_per_join=added / max(joins, 1),
         added_us_per_layer=added / LAYERS,

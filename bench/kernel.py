@@ -163,8 +163,8 @@ class Problem:
         shape = self.shape
         q_heads = shape.kv_heads * shape.group
         call = AttendCall(self.arena, q_heads, shape.row_dtype, self.scale, shape.rows, workers)
-        rows = np.arange(shape.rows)
-        call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts))
+        rows = np.arange(shape.rows, dtype=np.int32)
+        call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts, np.int32))
         width = shape.kv_heads * shape.head_size
         call.set_strides(width * shape.group, width, width, width * shape.group)
         return call
@@ -238,7 +238,11 @@ def measure_at(
 ) -> dict[str, Any]:
     """One row."""
     shape = problem.shape
-    sides = {"roof": lambda: bench.roof.gbps(threads), "own": lambda: problem.gbps(threads)} | peers
+    sides: dict[str, Callable[[], float]] = {
+        "roof": lambda: bench.roof.gbps(threads),
+        "own": lambda: problem.gbps(threads),
+        **peers,
+    }
     for side in sides.values():
         side()  # warm
     turns = [{name: side() for name, side in sides.items()} for _ in range(bench.args.turns)]
@@ -339,8 +343,8 @@ def measure_path(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     for peer in peers.values():
         peer.close()
     roofs = {"roof_gbps_one": statistics.median(one), "roof_gbps_all": statistics.median(every)}
-    peer = vllm_failure or f"{vllm.NAME} {vllm.VERSION}"
-    return roofs | {"vllm": peer, "skipped": skipped, "rows": rows}
+    measured = vllm_failure or f"{vllm.NAME} {vllm.VERSION}"
+    return roofs | {"vllm": measured, "skipped": skipped, "rows": rows}
 
 
 def other_paths(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     for panel, threads in zip(panels[0], counts, strict=True):
         draw_panel(panel, figures, threads, colours)
     keys = [Line2D([], [], color="black", linewidth=1, label="read roof")]
-    dots = {"linestyle": "", "markersize": 5}
+    dots: dict[str, Any] = {"linestyle": "", "markersize": 5}
     keys += [Line2D([], [], marker="o", color=colours[isa], label=isa, **dots) for isa in isas]
     for dtype, marker in MARKERS.items():
         keys.append(Line2D([], [], marker=marker, color="grey", label=dtype, **dots))

@@ -175,9 +175,12 @@ class Bench:
 
     def _make_service(self, number: int) -> None:
         uri = f"file:///models/m{number % MODELS}"
-        body = {"apiVersion": "omniserve.io/v1alpha1", "kind": "LLMService"}
-        spec = ls(uri) if number % 3 == 0 else be(uri)
-        body |= {"metadata": {"name": f"s-{number}"}, "spec": spec}
+        body = {
+            "apiVersion": "omniserve.io/v1alpha1",
+            "kind": "LLMService",
+            "metadata": {"name": f"s-{number}"},
+            "spec": ls(uri) if number % 3 == 0 else be(uri),
+        }
         self.api.create(services_path(self._tenant(number)), body)
 
     @staticmethod

@@ -53,7 +53,8 @@ class Chunk:
         blocks = -(-tokens // BLOCK)
         self.arena = Arena(ArenaConfig(1, KV_HEADS, SIZE, blocks, 1, blocks, DType.BF16))
         self.sequence = self.arena.open_sequence()
-        self.arena.set_blocks(self.sequence, 0, np.random.default_rng(0).permutation(blocks))
+        shuffled = np.random.default_rng(0).permutation(blocks).astype(np.int32)
+        self.arena.set_blocks(self.sequence, 0, shuffled)
         self.k, self.v = rows_of(tokens, KV_HEADS * SIZE), rows_of(tokens, KV_HEADS * SIZE)
         sides = self.k.data_ptr(), self.v.data_ptr()
         self.arena.append(self.sequence, 0, 0, context, *sides, dtype=DType.BF16)
@@ -117,9 +118,14 @@ class Dense:
         self.values = {name: 0.02 * rows_of(*size) for name, size in sizes.items()}
         self.norm = torch.ones(HIDDEN, dtype=torch.bfloat16)
         weights = {name: Weight(value.data_ptr()) for name, value in self.values.items()}
-        norms = self.norm.data_ptr(), self.norm.data_ptr()
+        norm = self.norm.data_ptr()
         self.layer = DenseLayer(
-            shape, DenseWeights(*weights.values(), *norms), DenseScratch(shape), helpers
+            shape,
+            DenseWeights(
+                weights["qkv"], weights["o"], weights["gate_up"], weights["down"], norm, norm
+            ),
+            DenseScratch(shape),
+            helpers,
         )
         self.linear = DenseLinear(weights["gate_up"], *sizes["gate_up"], helpers)
         self.rows, self.x, self.rope = rows, rows_of(rows, HIDDEN), rows_of(rows, 2 * SIZE)

@@ -170,7 +170,7 @@ def main() -> None:
     rows = []
     for policy in dict.fromkeys(p.policy for p in found):
         mine = [p for p in found if p.policy == policy]
-        row = {"device": "emulated", "load": "heavy", "policy": policy}
+        row: dict[str, str | float] = {"device": "emulated", "load": "heavy", "policy": policy}
         for name, part in (("measured", "measured"), ("simulated", "simulated")):
             values = [getattr(p, part) for p in mine]
             row[f"attained_offered_{name}"] = statistics.fmean(v[0] for v in values)

@@ -110,7 +110,7 @@ def serve() -> None:
     os.dup2(2, 1)
     problem: Problem | None = None
     for line in sys.stdin:
-        asked, answer = json.loads(line), {}
+        asked, answer = json.loads(line), dict[str, object]()
         try:
             if asked == "run" and problem is not None:
                 answer["seconds"] = problem.run()

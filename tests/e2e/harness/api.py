@@ -135,8 +135,8 @@ class Api:
             session.headers["Authorization"] = f"Bearer {self.access.token}"
             session.verify = self.access.ca_file
             self._local.session = session
-        session: requests.Session = self._local.session
-        return session
+        kept: requests.Session = self._local.session
+        return kept
 
 
 def _raise_for_error(response: requests.Response) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import yaml
@@ -34,9 +35,9 @@ def install_definitions(api: Api, found: list[Object]) -> None:
             api.create(CRDS, definition)
     for definition in found:
         name = definition["metadata"]["name"]
-        eventually(lambda n=name: _established(api, n), SETTLE_TIMEOUT_S, f"CRD {name}")
+        eventually(partial(_established, api, name), SETTLE_TIMEOUT_S, f"CRD {name}")
         plural = definition["spec"]["names"]["plural"]
-        eventually(lambda p=plural: _served(api, p), SETTLE_TIMEOUT_S, f"{name} served")
+        eventually(partial(_served, api, plural), SETTLE_TIMEOUT_S, f"{name} served")
 
 
 def _established(api: Api, name: str) -> bool:
