@@ -8,7 +8,7 @@ one layer per iteration.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SHORTEST_S = 1e-6  # no iteration is free, whatever a profile says
 
@@ -26,8 +26,7 @@ def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One way to use the slack: its BE progress and what the iteration then takes."""
 
     amount: int

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from omniserve_agent.scheduling.budget import largest_fitting
 from omniserve_agent.scheduling.error_budget import ErrorBudget
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
@@ -16,8 +18,7 @@ Runs = tuple[tuple[int, int], ...]  # (rows that join, ascending; at how many la
 TABLED_ROWS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What the device would do beside layer-major prefills."""
 
     rows: int = 0  # device rows at every layer
@@ -99,6 +100,19 @@ class Costs:
         per_layer_s = self.dense(rows) + model.pair * pairs(0, rows)
         predicted_s = model.fixed + model.layers * per_layer_s + self.head(1)
         return predicted_s * self.factor("prefill")
+
+    def prompt_rows(self, load: Load, low: int, high: int, budget_s: float) -> int:
+        """The most prompt rows in [low, high] for which `load` with them is `expected` to take no
+        longer than the budget; `low` where none are. `load` has no joins."""
+        model, factor = self.model, self.correction.factors.get("prefill", 1.0)
+        keys_s, head_s = model.key * load.keys, self.head(load.logit_rows + 1)
+
+        def fits(rows: int) -> bool:
+            added = load.pairs + rows * (rows + 1) // 2
+            per_layer_s = self.dense(load.rows + rows) + keys_s + model.pair * added
+            return (model.fixed + model.layers * per_layer_s + head_s) * factor <= budget_s
+
+        return largest_fitting(low, high, fits)
 
     def predicted(self, load: Load) -> float:
         """As the latency model has it."""

@@ -33,7 +33,7 @@ class InFlight:
     def settle(self, total: int) -> None:
         """So many rows are in flight: new ones are at layer 0, lost ones could be anywhere."""
         self.total = total
-        known = float(self.parked.sum())
+        known = float(np.add.reduce(self.parked))
         if total == 0:
             self.parked[:] = 0.0
         elif total > known:

@@ -7,7 +7,7 @@ prefill fit before the earliest deadline, and of those as much as maximises BE p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 
@@ -220,7 +220,8 @@ class Omniserve:
         row_s = self.costs.prompt_s(PRICED_CHUNK_ROWS) / PRICED_CHUNK_ROWS
         found = least_laxity(waiting, now_s, row_s)
         behind_s = arrival_s - found.ahead_s  # an arrival comes behind them
-        return replace(found, slack_s=max(0.0, min(found.slack_s, behind_s)))
+        slack_s = max(0.0, min(found.slack_s, behind_s))
+        return Prompts(found.order, slack_s, found.ahead_s)
 
     def _ls_rows(
         self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
@@ -234,11 +235,7 @@ class Omniserve:
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
-        return largest_fitting(
-            min(MIN_LS_CHUNK_ROWS, wanted),
-            wanted,
-            lambda rows: self.costs.expected(decode.prompt(rows)) <= budget_s,
-        )
+        return self.costs.prompt_rows(decode, min(MIN_LS_CHUNK_ROWS, wanted), wanted, budget_s)
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""

@@ -7,15 +7,14 @@ first token is due once everything that has to be computed before it is subtract
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from omniserve_agent.scheduling.deadlines import USABLE_CREDIT_TOKENS, Deadlines
 from omniserve_agent.scheduling.jobs import Job
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """Of LS rows that decode, in seconds; inf where no row can attain."""
 
     slack_s: float = inf  # until the next token is due
@@ -63,8 +62,7 @@ def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
     return slack_s
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
+class Prompts(NamedTuple):
     """LS prompts in the order they are computed."""
 
     order: tuple[Job, ...] = ()
