@@ -244,7 +244,9 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying,
     device = sum(c.rows for c in answer.device)
     joins = ((min(flying, answer.join_rows), 1), (0, LAYERS - 1))  # all wait at layer 0
     planned_s = costs.seconds(Load(device, device, joins=joins))
-    planned_s += costs.staged_s(answer.prefill_row_layers, min(300, STAGED_CHUNK_ROWS), 150)
+    layers, rest = divmod(answer.prefill_row_layers, 300)  # each prompt's rows, a layer at a time
+    planned_s += layers * costs.staged_s(300, STAGED_CHUNK_ROWS, 150)
+    planned_s += costs.staged_s(rest, STAGED_CHUNK_ROWS, 150)
     alone_s = costs.seconds(Load(len(drawn), len(drawn)))
     one_lane_s = costs.seconds(Load(device, device, joins=((min(flying, 1), 1), (0, LAYERS - 1))))
     # BE rows that decode may make LS late by what it makes up for over a few tokens.
@@ -254,3 +256,30 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying,
     assert planned_s <= allowed_s + 1e-9
     ls_rows = [c.job.handle for c in answer.device if c.job.service_class is LS]
     assert ls_rows == list(range(len(drawn)))  # LS decode always runs
+
+
+@pytest.mark.parametrize("stage", [Stage.PREFILL, Stage.STAGED, Stage.DECODE, Stage.WAITING])
+def test_an_idle_engine_always_goes_on_with_be(stage):
+    """Where one token takes longer than an idle iteration may, and after a spell of bad ones."""
+    slow = LatencyModel(LAYERS, Curve((1, 8, 108), (0.5, 0.5, 2.0)), Curve((1,), (0.0,)))
+    policy = Omniserve(CAPS, slow)
+    for _ in range(600):
+        policy.observed(Work(device_rows=1), 500.0)
+    jobs = JobIndex()
+    jobs.add(job(1, BE, stage))
+    plan = policy.plan(jobs, ROOM, 0.0)
+    if stage is Stage.STAGED:
+        assert plan.staged
+        assert plan.prefill_row_layers > 0
+    else:
+        assert sum(chunk.rows for chunk in plan.device) > 0 or plan.admissions
+
+
+def test_an_ls_row_without_slack_leaves_be_none():
+    """The same beside LS: one row fills the iteration."""
+    full = LatencyModel(LAYERS, Curve((1, 8, 108), (1e-3, 5e-3, 11e-3)), Curve((1,), (0.0,)))
+    due = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.0101)
+    due.emitted(0.0)
+    row, prompt = job(1, LS, Stage.DECODE, deadlines=due), job(2, BE, Stage.PREFILL)
+    answer = plan(row, prompt, policy=Omniserve(CAPS, full), now_s=0.0)
+    assert [chunk.job.handle for chunk in answer.device] == [1]

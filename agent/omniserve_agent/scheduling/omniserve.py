@@ -26,7 +26,7 @@ from omniserve_agent.scheduling.jobs import (
     Stage,
     blocks_for,
 )
-from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
+from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.shared_prompts import next_to_compute
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
@@ -41,6 +41,7 @@ MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is 
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
+LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
 
 
@@ -261,7 +262,7 @@ class Omniserve:
             return min(most, others), ls
         keys = list(accumulate(job.tokens for job in resident[:most]))
         rows = largest_fitting(
-            0,
+            int(ls.rows == 0),  # without LS somebody always goes on
             len(keys),
             lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
         )
@@ -297,12 +298,16 @@ class Omniserve:
         iterations, which is the smaller the more rows decode at once. So prompts go first while
         there are places for more decoding rows (docs/decisions/0004).
         """
+        chunked = jobs.at(BE, Stage.PREFILL)
+        context = chunked[0].computed if chunked else 0
         factor = self.costs.factor("prefill")
         queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
         spare_s = budget_s - self.costs.predicted(load) * factor
         seconds = floor_s if queued > self.caps.join_rows else max(floor_s, spare_s)
-        chunked = jobs.at(BE, Stage.PREFILL)
-        context = chunked[0].computed if chunked else 0
+        if not load.rows and not jobs.count(BE, Stage.HOPPING):  # nobody else goes on
+            least = load.plus(LEAST_IDLE_ROWS, 0, 0, pairs(context, LEAST_IDLE_ROWS))
+            least_s = self.costs.predicted(least) - self.costs.predicted(load)
+            seconds = max(seconds, 2 * factor * least_s)
         return Seconds(self.caps, self.costs, load, max(0.0, seconds) / factor, context)
 
     def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
