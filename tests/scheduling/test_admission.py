@@ -98,6 +98,22 @@ def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
     assert not gate().judge(index(waiting), urgent, NOW_S).admitted
 
 
+def test_choices_of_one_prompt_are_charged_for_it_once():
+    """`n`, and batches over one document: a last block each is all that the others compute."""
+    others = [job(n, tokens=100) for n in range(10)]
+    assert not gate().judge(index(*others), job(99, tokens=100), NOW_S).admitted
+    for one in others:
+        one.prompt = 7
+    newcomer = job(99, tokens=100)
+    newcomer.prompt = 7
+    assert gate().judge(index(*others), newcomer, NOW_S).admitted
+
+
+def test_the_reason_names_the_limit_that_was_used():
+    verdict = gate().judge(index(*(job(n, tokens=88) for n in range(10))), job(99), NOW_S)
+    assert "more than 90% of the 1000 ms left" in verdict.reason
+
+
 LOAD = st.lists(
     st.tuples(st.sampled_from([Stage.DECODE, Stage.WAITING]), st.integers(1, 400)), max_size=30
 )

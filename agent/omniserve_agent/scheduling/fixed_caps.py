@@ -184,11 +184,15 @@ class FixedCaps(Unlearning):
     def _ls_prefill(self, jobs: JobIndex, draft: _Draft) -> None:
         for job in jobs.at(LS, Stage.SWAPPED):
             self._admit_ls(job, draft)
-        for job in self._ls_prompts(jobs, draft):
+        prompts = self._ls_prompts(jobs, draft)
+        computed = under_way(jobs, LS) if prompts else set()
+        for job in prompts:
             if job.stage is Stage.PREFILL:
                 self._add_ls_chunk(job, draft)
-            else:
+            elif job.prompt is None or job.prompt not in computed:
                 self._admit_ls(job, draft)
+                if job.prompt is not None:
+                    computed.add(job.prompt)
 
     def _admit_ls(self, job: Job, draft: _Draft) -> None:
         if draft.ls_left_out:
