@@ -36,6 +36,7 @@ from omniserve_agent.scheduling.shared_prompts import under_way
 LS, BE = ServiceClass.LS, ServiceClass.BE
 T = TypeVar("T")
 PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is a copy
+ARRIVAL_PART = 8  # of the device, one is kept free for LS prompts to come where none are foreseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Grant:
     ls_prompts: Sequence[Job] | None = None  # PREFILL and WAITING in order; None: by rank
     be_first: str | None = None  # a BE service whose jobs go before others of their stage
     sweeps: bool = True  # see `Plan`
+    arrival_blocks: int | None = None  # kept free of BE for LS prompts to come; None: a fixed part
 
 
 @dataclass
@@ -270,11 +272,10 @@ class FixedCaps(Unlearning):
             )
             if held + planned + blocks > self.caps.be_device_blocks:
                 return False
-        return blocks + self.growth_reserve(jobs) + self._ls_arrival_blocks() <= draft.device_free
-
-    def _ls_arrival_blocks(self) -> int:
-        """Kept free for the next LS prompt: an eighth of the pool (a fixed cap, no prediction)."""
-        return self.caps.device_blocks // 8
+        arrival = draft.grant.arrival_blocks
+        if arrival is None:
+            arrival = self.caps.device_blocks // ARRIVAL_PART
+        return blocks + self.growth_reserve(jobs) + arrival <= draft.device_free
 
     def _be_device_prefill(self, jobs: JobIndex, draft: _Draft) -> int:
         """Chunks of BE prompts on the device; their rows."""

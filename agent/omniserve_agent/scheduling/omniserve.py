@@ -41,6 +41,7 @@ MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is 
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
+ARRIVALS = 2  # LS prompts of each service for which device KV is kept free
 LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
 
@@ -138,6 +139,7 @@ class Omniserve:
             ls_prompts=prompts.order,
             be_first=first,
             sweeps=hidden_s is not None,
+            arrival_blocks=self._arrival_blocks(),
         )
         return self._fixed.fill(jobs, room, grant)
 
@@ -205,6 +207,11 @@ class Omniserve:
         """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
         seen = self._traffic.values()
         return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
+
+    def _arrival_blocks(self) -> int:
+        """For the prompts that may come before BE can make room: two at their p95 length."""
+        size = self.caps.block_tokens
+        return ARRIVALS * sum([blocks_for(s.p95_prompt + 1, size) for s in self._traffic.values()])
 
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
