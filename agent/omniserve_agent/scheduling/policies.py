@@ -32,7 +32,8 @@ class Machine:
 POLICIES: dict[str, Callable[[Machine], Policy]] = {
     "fixed_caps": lambda m: FixedCaps(m.caps),
     "omniserve": lambda m: Omniserve(m.caps, m.model),
-    "static_headroom": lambda m: StaticHeadroom(m.caps, m.model, overflow_jobs=m.overflow_jobs),
+    "static_headroom": lambda m: StaticHeadroom(m.caps, m.model, 0.5, m.overflow_jobs),
+    "static_headroom_quarter": lambda m: StaticHeadroom(m.caps, m.model, 0.25, m.overflow_jobs),
     "gpu_only_priority": lambda m: GpuOnlyPriority(m.caps, m.model),
     "synchronous_offload": lambda m: SynchronousOffload(
         m.caps, m.model, m.host_bytes_per_s, m.kv_bytes

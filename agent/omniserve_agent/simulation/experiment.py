@@ -15,7 +15,6 @@ from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
-from omniserve_agent.scheduling.static_headroom import StaticHeadroom
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.node import Node, Run
 from omniserve_agent.simulation.overflow import CpuEngine
@@ -46,7 +45,6 @@ class Setting:
     ls_prefill_rows: int = 2048
     be_prefill_rows: int = 2048
     int8_kv: bool = False
-    headroom: float = 0.5  # of `static_headroom`: what BE never touches
     overflow: bool = True  # whether `static_headroom` has its CPU-only engine
     be_open: int | None = None  # BE requests kept open at once; None: there are always more
 
@@ -117,8 +115,6 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
     policy = policies.make(setting.policy, machine_for(hardware, setting))
     if isinstance(policy, Omniserve):
         policy.error_budget.enabled = setting.error_budget
-    if isinstance(policy, StaticHeadroom):
-        policy.headroom = setting.headroom
     return Node(
         hardware,
         policy,
@@ -166,7 +162,7 @@ class Experiment:
             before_s = node.now_s
             overflow = node.step(pending[-1].arrival_s if pending else setting.seconds)
             self.rows_seen += node.flights.count * (node.now_s - before_s)
-            if setting.policy == "static_headroom" and setting.overflow:
+            if setting.policy.startswith("static_headroom") and setting.overflow:
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
         return self._figures(node, cpu, start, held)
 
