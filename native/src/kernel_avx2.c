@@ -39,6 +39,27 @@ static inline part side_f16(const uint16_t *pairs, const int odd) {
   return low_halves(odd ? _mm256_srli_epi32(words, 16) : words);
 }
 
+#define HAVE_PAIR_DOT 1
+
+static inline float part_sum(part x) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+typedef int32_t whole_bits __attribute__((vector_size(32)));
+
+static inline whole_bits dot_pairs(whole_bits sum, whole_bits a, whole_bits b) {
+  return (whole_bits)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+
+static inline void store_pairs(float *to, whole_bits x) {
+  const __m256i later = _mm256_bsrli_epi128((__m256i)x, 8); /* elements 2, 3 and 6, 7 */
+  const __m256i pairs = _mm256_blend_epi16((__m256i)x, _mm256_slli_epi32(later, 16), 0xaa);
+  const __m256i packed = _mm256_permute4x64_epi64(pairs, 0x08);
+  _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(packed));
+}
+
 /* Head sizes are multiples of 8: no half part is ever left over. */
 #define half_side(kind, pairs, odd) ((part){0})
 #define half_f32(row) ((part){0})
