@@ -5,8 +5,16 @@
 
 typedef float part __attribute__((vector_size(32)));
 
-enum { PART_LANES = 8, SCORE_ROWS = 6, SCORE_BLOCKS = 1, WEIGH_ROWS = 6, WEIGH_PARTS = 2 };
-enum { FEW_QUERIES = 0, FEW_BLOCKS = 1, FEW_PARTS = 2 };
+enum { PART_LANES = 8, SCORE_ROWS = 6, WEIGH_ROWS = 6, FEW_QUERIES = 0 };
+enum { WHOLE_PARTS = 2, REST_PARTS = 2, SPREAD_FETCHES = 1 };
+
+/* Two multiply-adds a cycle that take four cycles each want eight sums at least. */
+static inline int score_parts(int few, int rows) {
+  (void)few;
+  return rows <= 2 ? 4 : rows == 3 ? 3 : 2;
+}
+
+#define weigh_parts score_parts
 
 static inline part part_max(part a, part b) { return (part)_mm256_max_ps((__m256)a, (__m256)b); }
 
@@ -20,10 +28,33 @@ static inline int part_above(part x, float limit) {
   return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
 }
 
+#define HAVE_FACTOR 1
+
+typedef part factor;
+
+/* Not intrinsics: gcc 12 loads early and copies sums, until these no longer fit the registers. */
+static inline factor factor_load(const float *from) {
+  factor all;
+  __asm__ volatile("vbroadcastss %1, %0" : "=x"(all) : "m"(*from));
+  return all;
+}
+
+static inline part part_plus(part sum, part x, factor y) {
+  __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+  return sum;
+}
+
+/* Read once for each side: gcc would hold the words of both in registers that the sums need. */
 static inline part side_bf16(const uint16_t *pairs, const int odd) {
-  const __m256i words = _mm256_loadu_si256((const __m256i *)pairs);
-  return (part)_mm256_castsi256_ps(odd ? _mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000))
-                                       : _mm256_slli_epi32(words, 16));
+  const __m256i_u *words = (const __m256i_u *)pairs;
+  part side;
+  if (odd)
+    __asm__ volatile("vmovdqu %1, %0\n\tvpand %2, %0, %0"
+                     : "=x"(side)
+                     : "m"(*words), "xm"(_mm256_set1_epi32((int)0xffff0000)));
+  else
+    __asm__ volatile("vmovdqu %1, %0\n\tvpslld $16, %0, %0" : "=x"(side) : "m"(*words));
+  return side;
 }
 
 /* The low halves of eight words as floats. */
