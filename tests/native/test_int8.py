@@ -153,7 +153,7 @@ def test_many_small_probabilities_beside_a_large_one_count() -> None:
     q = np.ones((1, 2, size))
     arena = Arena(ArenaConfig(1, 1, size, tokens // 16, 1, tokens // 16, DType.I8))
     sequence = arena.open_sequence()
-    arena.set_blocks(sequence, 0, np.arange(tokens // 16))
+    arena.set_blocks(sequence, 0, range(tokens // 16))
     raw = [encode(rows, DType.I8) for rows in (k, v)]
     arena.import_tokens(sequence, 0, 0, tokens, *(side.ctypes.data for side in raw))
     rows, o = encode(q, DType.F32), np.zeros((1, 2, size), np.float32)
