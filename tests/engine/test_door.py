@@ -3,7 +3,7 @@
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
 from omniserve_agent.scheduling.plan import Caps
 from support.fake_engine import check_no_leak, make_engine, run, submit
@@ -32,7 +32,7 @@ def engine_with(mode, clock, **more):
         ls_prefill_rows=8,
         be_prefill_rows=6,
     )
-    gate = Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+    gate = Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
     return make_engine(gate=gate, clock=clock, **more)
 
 
@@ -113,8 +113,8 @@ class Listening:
     def __init__(self, policy):
         self.policy, self.seen = policy, []
 
-    def judged(self, attained, now_s):
-        self.seen.append(attained)
+    def judged(self, service, attained, now_s):
+        self.seen.append((service, attained))
 
     def __getattr__(self, name):
         return getattr(self.policy, name)
@@ -128,11 +128,23 @@ def test_who_delivers_judges():
     engine.submit(submit("here", [1, 2], **late))
     engine.submit(submit("there", [1, 2], sender_judges=True, **late))
     run(engine)
-    assert judge.seen == [False]
+    assert judge.seen == [("default/ls", False)]
     engine.judged("default/ls", True)
     engine.judged("default/ls", False)
-    assert judge.seen == [False, True, False]
+    assert [attained for _, attained in judge.seen] == [False, True, False]
     assert engine.missed["default/ls"] == 2
+
+
+def test_every_service_is_judged_by_its_own_objective():
+    engine = engine_with(AdmissionMode.OFF, Clock())
+    engine.policy = judge = Listening(engine.policy)
+    strict = {"objective_percent": 90, "objective_window_s": 20, **SLO}
+    engine.submit(submit("strict", [1, 2], service="team/strict", **strict))
+    engine.submit(submit("plain", [1, 2], **SLO))
+    objectives = [engine.intake.find(name).job.objective for name in ("strict", "plain")]
+    assert objectives == [Objective(0.9, 20.0), Objective(0.99, 300.0)]
+    run(engine)
+    assert sorted(judge.seen) == [("default/ls", True), ("team/strict", True)]
 
 
 def test_first_tokens_come_before_the_others():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import (
@@ -215,6 +215,28 @@ def test_predictions_are_corrected_by_what_is_observed():
     assert 0 < after < 0.8 * before
 
 
+def test_the_service_that_burns_its_budget_rules_until_its_window_has_passed():
+    policy = Omniserve(CAPS, MODEL)
+    for name, objective in (("a", Objective()), ("b", Objective(0.9, 60.0))):
+        seen = job(1, LS, Stage.WAITING, deadlines=Deadlines(0.0, 1.0, 0.1), objective=objective)
+        seen.service = name
+        policy.arrived(seen)
+    for second in range(100):
+        policy.judged("a", True, float(second))
+        policy.judged("b", second % 2 == 0, float(second))
+
+    def planned(now_s):
+        due = decoding(1, now_s, 0.100)
+        return be_rows(plan(due, job(9, BE, Stage.STAGED, tokens=500), policy=policy, now_s=now_s))
+
+    burning = planned(100.0)
+    assert policy.state.burns == pytest.approx({"a": 0.0, "b": 5.0}, rel=0.05)
+    assert policy.state.burn == policy.state.burns["b"]
+    assert planned(158.0) == burning
+    assert planned(159.0) > 5 * burning
+    assert policy.state.burns == {"a": 0.0}
+
+
 DEADLINES = st.builds(
     lambda ttft, tpot, ahead: (ttft, tpot, ahead),
     st.floats(0.05, 2),
@@ -240,7 +262,7 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying,
     fastest_s = MODEL.predict(Work(device_rows=1, logit_rows=1))
     due = [j.deadlines.next_s(now_s, 100, fastest_s) for j in jobs if j.deadlines]
     slack = min((at - now_s for at in due if at is not None), default=LONGEST_S)
-    costs = Costs(MODEL, Correction(), ErrorBudget())
+    costs = Costs(MODEL, Correction(), ErrorBudgets())
     device = sum(c.rows for c in answer.device)
     joins = ((min(flying, answer.join_rows), 1), (0, LAYERS - 1))  # all wait at layer 0
     planned_s = costs.seconds(Load(device, device, joins=joins))

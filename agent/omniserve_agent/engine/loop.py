@@ -130,7 +130,7 @@ class Engine:
     def judged(self, service: str, attained: bool) -> None:
         """An LS request kept its SLO or not, for the budgets and the figures."""
         self.missed[service] += not attained
-        self.policy.judged(attained, self._clock())
+        self.policy.judged(service, attained, self._clock())
 
     @property
     def idle(self) -> bool:

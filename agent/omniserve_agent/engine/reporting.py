@@ -101,6 +101,7 @@ class Reporter:
             prediction_margin=state.margin,
             margin_quantile=state.quantile,
             error_budget_burn=state.burn,
+            error_budget_burns=dict(state.burns),
             waits=engine.waits(),
         )
 
