@@ -143,6 +143,7 @@ class Omniserve:
             be_first=first,
             sweeps=hidden_s is not None,
             arrival_blocks=self._arrival_blocks(),
+            be_rows=be_rows,
         )
         return self._fixed.fill(jobs, room, grant)
 
