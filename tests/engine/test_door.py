@@ -1,6 +1,7 @@
 """Admission in the loop: refusals, requests held back, what is counted; on a clock of our own."""
 
 from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.engine.reporting import Reporter
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
@@ -52,8 +53,8 @@ def test_a_request_that_would_miss_is_refused_with_a_prediction():
 def test_one_that_is_held_back_is_taken_when_its_time_comes_and_none_is_lost():
     clock = Clock()
     engine = engine_with(AdmissionMode.QUEUE, clock)
-    for name in ("first", "second", "third"):
-        assert engine.submit(submit(name, [1, 2, 3, 4, 5], **SLO)) is None
+    for number, name in enumerate(("first", "second", "third")):
+        assert engine.submit(submit(name, [number, 2, 3, 4, 5], **SLO)) is None
     assert engine.door.held == 2
     assert not engine.idle
     clock.now_s += 5.0  # both held back have lost their TTFT, and come when nobody else waits
@@ -63,11 +64,28 @@ def test_one_that_is_held_back_is_taken_when_its_time_comes_and_none_is_lost():
     check_no_leak(engine)
 
 
+def test_those_held_back_are_counted_and_explained():
+    engine = engine_with(AdmissionMode.QUEUE, Clock())
+    engine.submit(submit("first", [1, 2, 3, 4, 5], service="team/first", **SLO))
+    engine.submit(submit("second", [2, 2, 3, 4, 5], **SLO))
+    engine.submit(submit("third", [3, 2, 3, 4, 5], service="team/ls", **SLO))
+    assert engine.door.held == 2
+    stats = Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0)
+    assert (stats.services["default/ls"].waiting, stats.services["team/ls"].waiting) == (1, 1)
+    late = "the first token would take"
+    assert stats.waits["default/ls"].startswith(f"admission holds it back: {late}")
+    assert stats.waits["team/ls"].startswith(
+        f"admission holds it back behind 1 others; the first of them: {late}"
+    )
+    run(engine)
+    assert Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0).waits == {}
+
+
 def test_one_that_is_held_back_can_be_cancelled_and_the_line_has_an_end():
     engine = engine_with(AdmissionMode.QUEUE, Clock(), max_waiting=2)
     for number in range(3):
-        assert engine.submit(submit(f"n{number}", [1, 2, 3, 4, 5], **SLO)) is None
-    assert engine.submit(submit("late", [1, 2, 3, 4, 5], **SLO)).reason == "slo"
+        assert engine.submit(submit(f"n{number}", [number, 2, 3, 4, 5], **SLO)) is None
+    assert engine.submit(submit("late", [9, 2, 3, 4, 5], **SLO)).reason == "slo"
     engine.cancel("n1")
     assert engine.door.held == 1
     assert set(run(engine).finished) == {"n0", "n2"}

@@ -156,6 +156,8 @@ class Reporter:
                 figures.waiting += 1
             else:
                 figures.running += 1
+        for name, count in self.engine.door.held_by_service().items():
+            services.setdefault(name, ServiceFigures()).waiting += count
         return services
 
 
