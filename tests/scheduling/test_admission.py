@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate, Open
 from omniserve_agent.scheduling.costs import Costs
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
@@ -29,7 +29,7 @@ CAPS = Caps(
 
 
 def gate(mode=AdmissionMode.REJECT, caps=CAPS):
-    return Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+    return Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
 
 
 def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S):

@@ -7,11 +7,13 @@ from omniserve_agent.scheduling.error_budget import (
     LEAST_SAMPLES,
     LOWEST,
     MISS_STEP,
+    MOST_SAMPLES,
     RISING,
     SMALLEST_SHARE,
     USED,
     WIDEST,
     ErrorBudget,
+    Window,
 )
 
 
@@ -102,3 +104,11 @@ def test_a_budget_that_is_off_leaves_the_share():
     for second in range(100):
         budget.judged(False, float(second))
     assert budget.share == ErrorBudget().share
+
+
+def test_the_memory_of_a_window_is_bounded():
+    window = Window(3600.0)
+    for number in range(MOST_SAMPLES + 10):
+        window.judged(number >= 10, number / 1000)
+    assert len(window._judged) == MOST_SAMPLES
+    assert window.clean

@@ -23,6 +23,7 @@ USED = 0.5  # of the error budget: what the level settles at
 MISS_STEP, MISS_EVERY_S = 0.1, 1.0  # a step a miss, one in so many seconds at most
 BURN_LOW, RISING = 0.25, 0.005  # below this burn it rises so much a second
 LEAST_SAMPLES = 20
+MOST_SAMPLES = 65_536  # of a window: the oldest leave early where more would be in it
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class Window:
         """One more; old ones leave."""
         self._judged.append((now_s, attained))
         self._missed += not attained
-        while self._judged[0][0] < now_s - self.seconds:
+        while self._judged[0][0] < now_s - self.seconds or len(self._judged) > MOST_SAMPLES:
             self._missed -= not self._judged.popleft()[1]
 
     @property
@@ -45,6 +46,11 @@ class Window:
         """None with too few samples."""
         count = len(self._judged)
         return self._missed / count if count >= LEAST_SAMPLES else None
+
+    @property
+    def clean(self) -> bool:
+        """Whether nobody missed."""
+        return self._missed == 0
 
 
 @dataclass(slots=True)
@@ -71,6 +77,21 @@ class ErrorBudget:
         """Share missed over share allowed; 0 with too few samples. 1: all of it is used."""
         return (self._window.missed_share or 0.0) / (1.0 - self.objective)
 
+    @property
+    def known(self) -> bool:
+        """Whether there are samples enough to tell."""
+        return self._window.missed_share is not None
+
+    @property
+    def wary(self) -> bool:
+        """Whether it asks for more than it began with."""
+        return self._level < FIRST_LEVEL
+
+    @property
+    def clean(self) -> bool:
+        """Whether nobody missed within the window."""
+        return self._window.clean
+
     def judged(self, attained: bool, now_s: float) -> None:
         """An LS request ended."""
         self._window.judged(attained, now_s)
@@ -86,15 +107,14 @@ class ErrorBudget:
             return
         rarer = USED * (1.0 - self.objective)
         rise = MISS_STEP * rarer / (1.0 - rarer)
-        known = self._window.missed_share is not None
-        if before_s is not None and known and self.burn < BURN_LOW:
+        if before_s is not None and self.known and self.burn < BURN_LOW:
             rise = max(rise, RISING * min(1.0, now_s - before_s))
         self._level = min(1.0, self._level + rise)
 
     def _apply(self) -> None:
         restraint, trust = max(0.0, -self._level), max(0.0, self._level)
         strict = max(0.0, 2.0 * restraint - 1.0)  # once half of the slack is withheld
-        first = min(self.objective, HIGHEST)
+        first = min(max(self.objective, LOWEST), HIGHEST)
         self.share = 1.0 - (1.0 - SMALLEST_SHARE) * restraint
         self.quantile = first + (HIGHEST - first) * strict - (first - LOWEST) * trust
         self.widening = 1.0 + (WIDEST - 1.0) * strict

@@ -53,6 +53,7 @@ class Grant:
     be_first: str | None = None  # a BE service whose jobs go before others of their stage
     sweeps: bool = True  # see `Plan`
     arrival_blocks: int | None = None  # kept free of BE for LS prompts to come; None: a fixed part
+    be_rows: int | None = None  # of BE jobs on the device; None: what LS leaves of `device_rows`
 
 
 @dataclass
@@ -109,6 +110,8 @@ class FixedCaps(Unlearning):
         self._ls_decode(jobs, draft)
         self._reclaim_for_growth(jobs, draft)
         self._ls_prefill(jobs, draft)
+        if grant.be_rows is not None:  # places that LS prompts did not take are not BE's
+            draft.rows_left = min(draft.rows_left, grant.be_rows)
         self._promote(jobs, draft)
         self._be_admissions(jobs, draft)
         rows = self._be_device_prefill(jobs, draft)

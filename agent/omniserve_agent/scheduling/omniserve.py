@@ -14,7 +14,7 @@ from math import inf
 from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
 from omniserve_agent.scheduling.floors import Floors
 from omniserve_agent.scheduling.in_flight import InFlight, steps
@@ -62,7 +62,7 @@ class Omniserve:
     caps: Caps
     model: LatencyModel
     correction: Correction = field(default_factory=Correction)
-    error_budget: ErrorBudget = field(default_factory=ErrorBudget)
+    error_budget: ErrorBudgets = field(default_factory=ErrorBudgets)
     _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
     _traffic: dict[str, Traffic] = field(default_factory=dict)
 
@@ -83,6 +83,7 @@ class Omniserve:
         if due is not None:
             seen = self._traffic.setdefault(job.service, Traffic(due.ttft_s))
             seen.arrived(job.tokens, due.ttft_s)
+            self.error_budget.arrived(job.service, job.objective, due.arrival_s)
         self._floors.arrived(job)
 
     def observed(self, work: Work, seconds: float) -> None:
@@ -94,9 +95,9 @@ class Omniserve:
             self._flights.observed(work.joined_rows, self._lanes)
         self._floors.observed(work, seconds, self.model)
 
-    def judged(self, attained: bool, now_s: float) -> None:
-        """An LS request ended: the slow loop of the budgets."""
-        self.error_budget.judged(attained, now_s)
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
+        """An LS request ended: the slow loop of its service's budget."""
+        self.error_budget.judged(service, attained, now_s)
 
     @property
     def state(self) -> PolicyState:
@@ -106,12 +107,14 @@ class Omniserve:
             margin=self.costs.margin,
             quantile=self.error_budget.quantile,
             burn=self.error_budget.burn,
+            burns=self.error_budget.burns(),
         )
 
     # ---- plan ------------------------------------------------------------------------------
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
+        self.error_budget.settle(now_s)
         self.costs.refresh()
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
@@ -140,6 +143,7 @@ class Omniserve:
             be_first=first,
             sweeps=hidden_s is not None,
             arrival_blocks=self._arrival_blocks(),
+            be_rows=be_rows,
         )
         return self._fixed.fill(jobs, room, grant)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.gpu_only_priority import GpuOnlyPriority
 from omniserve_agent.scheduling.latency import Correction, LatencyModel
@@ -48,7 +48,7 @@ def gate_for(policy: Policy, machine: Machine, mode: AdmissionMode) -> Gate:
     if isinstance(policy, LsAlone):
         costs = policy.inner.costs
     if costs is None:
-        costs = Costs(machine.model, Correction(), ErrorBudget(enabled=False))
+        costs = Costs(machine.model, Correction(), ErrorBudgets(enabled=False))
     return Gate(costs, machine.caps, mode)
 
 
