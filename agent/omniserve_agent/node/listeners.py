@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -50,8 +51,11 @@ def reserved(
 
 
 @contextlib.asynccontextmanager
-async def listening(app: web.Application, ports: Ports, grace_s: float) -> AsyncIterator[None]:
-    """Serve `app`, and health and metrics on the admin port; drain for `grace_s` at the end."""
+async def listening(
+    app: web.Application, ports: Ports, grace_s: float, at_once: asyncio.Event
+) -> AsyncIterator[None]:
+    """Serve `app`, and health and metrics on the admin port; at the end drain for `grace_s`, or
+    until `at_once`."""
     api = await _start("--port", app, ports.host, ports.api)
     admin = None
     try:
@@ -59,7 +63,7 @@ async def listening(app: web.Application, ports: Ports, grace_s: float) -> Async
             admin = await _start("--admin-port", admin_app(app), ports.host, ports.admin)
         yield
     finally:
-        await api.stop(grace_s)
+        await api.stop(grace_s, at_once)
         if admin is not None:
             await admin.stop(0.0)
 
