@@ -85,7 +85,19 @@ async def test_completion_prompt_kinds(engine, service, serving, say, tokenizer)
             assert [c.text for c in answer.choices] == [" world"] * count
             assert [c.index for c in answer.choices] == list(range(count))
     assert backend.submits[0].prompt == ids
-    assert backend.submits[0].max_tokens == 256 - len(ids)
+
+
+async def test_without_a_limit_completions_have_16_tokens_and_chats_what_fits(
+    engine, service, serving, say, tokenizer
+):
+    backend = engine(say("x"))
+    prompts = [tokenizer.encode("a"), [1] * 250]
+    async with serving([service(backend)]) as client:
+        for prompt in prompts:
+            await client.openai.completions.create(model="chat", prompt=prompt)
+        await client.openai.chat.completions.create(model="chat", messages=QUESTION)
+    limits = [submit.max_tokens for submit in backend.submits]
+    assert limits == [16, 6, 256 - len(backend.submits[2].prompt)]
 
 
 async def test_stop_string_over_tokens_is_never_emitted(engine, service, serving, say):

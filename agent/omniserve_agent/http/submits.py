@@ -17,7 +17,8 @@ from omniserve_agent.serving import ServedService
 @dataclass(frozen=True)
 class Job:
     """A request as the engine side needs it. `prompts` hold token ids; `prompt_field` and
-    `limit_field` are the request's names for them, for error messages."""
+    `limit_field` are the request's names for them, for error messages. Without `max_tokens` the
+    output has `default_tokens` at most, or as many as there is room for."""
 
     service: ServedService
     prompts: Sequence[Sequence[int]]
@@ -28,6 +29,7 @@ class Job:
     vocabulary_size: int
     prompt_field: str
     limit_field: str = "max_tokens"
+    default_tokens: int | None = None
     eos_id: int | None = None
 
 
@@ -107,7 +109,7 @@ def _output_tokens(job: Job, prompt_tokens: int, limit_tokens: int) -> int:
             job.limit_field,
             "context_length_exceeded",
         )
-    return room if job.max_tokens is None else job.max_tokens
+    return job.max_tokens or min(room, job.default_tokens or room)
 
 
 def _bias(job: Job) -> dict[int, float]:
