@@ -283,7 +283,8 @@ async def test_draining_refuses_on_open_connections(engine, service, serving, sa
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
         assert headers["Connection"] == "close"
         assert (await client.get("/readyz"))[0] == 503
-        assert (await client.get("/healthz"))[0] == 200
+        for path in ("/healthz", "/health"):
+            assert (await client.get(path))[:2] == (200, {"status": "ok"})
 
 
 async def test_long_texts_are_tokenised_in_a_thread(engine, service, serving, say, monkeypatch):

@@ -29,7 +29,7 @@ from omniserve_agent.serving import ServedService
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler."""
     state = request.app[STATE]
-    with arriving(state) as arrival:
+    with arriving(request) as arrival:
         body = await read_body(request)
         arrival.body_read()
         wanted = decode(body, ChatRequest)

@@ -29,7 +29,7 @@ DEFAULT_TOKENS = 16  # OpenAI's default here; chats may go on as long as there i
 async def completions(request: web.Request) -> web.StreamResponse:
     """The handler."""
     state = request.app[STATE]
-    with arriving(state) as arrival:
+    with arriving(request) as arrival:
         body = await read_body(request)
         arrival.body_read()
         wanted = decode(body, CompletionRequest)

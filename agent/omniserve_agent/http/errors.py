@@ -93,6 +93,11 @@ def overloaded(message: str, retry_after_s: float, code: str = "queue_full") -> 
     )
 
 
+def client_gone() -> ApiError:
+    """For the log only: nobody reads it any more."""
+    return ApiError(499, "the client closed the connection", kind="client_closed_request")
+
+
 def translated(error: BaseException) -> ApiError:
     """Any failure of a running request as the answer its client gets."""
     match error:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from omniserve_agent.http import middleware
-from omniserve_agent.http.app import metrics_text
-from omniserve_agent.http.health import healthz, readyz, readyz_service
+from omniserve_agent.http.app import HEALTH_ROUTES, app_over
 from omniserve_agent.http.server import Server, start
 from omniserve_agent.http.state import STATE
-from omniserve_agent.http.statusz import statusz
 from omniserve_agent.node.errors import NodeError
 
 
@@ -70,18 +67,7 @@ async def listening(
 
 def admin_app(app: web.Application) -> web.Application:
     """Health, status and metrics of `app` without its API."""
-    admin = web.Application(middlewares=[middleware.errors])
-    admin[STATE] = app[STATE]
-    admin.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/readyz/{namespace}/{name}", readyz_service),
-            web.get("/metrics", metrics_text),
-            web.get("/statusz", statusz),
-        ]
-    )
-    return admin
+    return app_over(app[STATE], HEALTH_ROUTES)
 
 
 async def _start(flag: str, app: web.Application, host: str, port: int) -> Server:
