@@ -66,7 +66,7 @@ def json_response(
     )
 
 
-def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: the caller's mistake in `param`."""
     return ApiError(400, message, param=param, code=code)
 
