@@ -203,7 +203,7 @@ async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
     if wanted.startswith("cuda:"):
         found = [device for device in found if device.id == f"cuda:{int(wanted[5:])}"]
     if wanted.startswith("cuda") and not found:
-        raise NodeError(f"--device {wanted}: no such GPU was found; check the driver or use auto")
+        raise NodeError(f"--device {wanted}: no such CUDA device was found here; use auto or cpu")
     return share_out(settings.engine, found, capacity)
 
 
