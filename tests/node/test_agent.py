@@ -232,6 +232,17 @@ def test_the_admin_port_has_health_and_metrics_but_no_api(run, settings, serving
     run(scenario())
 
 
+def test_pages_of_a_named_origin_may_use_the_api(run, settings, serving):
+    async def scenario():
+        async with serving(settings(cors_origins=("http://page",))) as (client, _):
+            await client.until_ready()
+            headers = {"Origin": "http://page"}
+            async with client.session.get(client.url + "/v1/models", headers=headers) as response:
+                assert response.headers["Access-Control-Allow-Origin"] == "http://page"
+
+    run(scenario())
+
+
 def test_a_paused_service_starts_no_engine(run, settings, serving):
     paused = settings(extra=", state: Paused")
     text = paused.files[0].read_text().split("---")[1]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import structlog
 from aiohttp import web
 
-from omniserve_agent.http import account, middleware
+from omniserve_agent.http import account, cors, middleware
 from omniserve_agent.http.chat import chat_completions
 from omniserve_agent.http.completions import completions
 from omniserve_agent.http.health import healthz, readyz, readyz_service
@@ -65,12 +65,13 @@ def app_over(state: State, routes: Iterable[web.RouteDef]) -> web.Application:
     """An application whose handlers find `state`."""
     settings = state.settings
     app = web.Application(
-        middlewares=[middleware.accounts, middleware.errors],
+        middlewares=[middleware.accounts, cors.preflights, middleware.errors],
         client_max_size=settings.max_body_bytes,
     )
     app[STATE] = state
     app.add_routes(routes)
     app.on_response_prepare.append(account.named)
+    app.on_response_prepare.append(cors.shared)
     app.on_response_prepare.append(middleware.ConnectionAge(settings.requests_per_connection))
     return app
 

@@ -15,6 +15,7 @@ import zmq.asyncio
 
 from omniserve_agent.http.app import make_app
 from omniserve_agent.http.server import FAREWELL_S
+from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.http.state import STATE
 from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
@@ -145,7 +146,7 @@ async def _serve_plan(
     }
     running = [clients[engine.assignment.name] for engine in engines if engine.assignment.wanted]
     services = served_services(engines, clients, wanted.keys)
-    app = make_app(services)
+    app = make_app(services, settings=HttpSettings(cors_origins=settings.cors_origins))
     async with (
         _supervised(running, plan, programs, wanted.capacity, came.at_once) as supervisors,
         listening(app, ports, settings.drain_grace_s, came.at_once),

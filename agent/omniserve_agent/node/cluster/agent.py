@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from omniserve_agent.http.app import make_state
 from omniserve_agent.http.server import Server, start
+from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.node.agent import Programs
 from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.capacity import Capacity, read_capacity
@@ -73,7 +74,8 @@ class ClusterAgent:
         came: Signals,
     ) -> None:
         engine = settings.engine
-        http = make_state(node_registry())
+        origins = HttpSettings(cors_origins=engine.cors_origins)
+        http = make_state(node_registry(), settings=origins)
         self.keys = KeyRing(api, lambda: self.executor.wake())
         self.certificate = Certificate(settings.tls_dir) if settings.tls_dir else None
         tls = self.certificate.context if self.certificate else None
