@@ -79,6 +79,7 @@ def serve(
     drafts: flags.Drafts = "off",
     be_retries: flags.BeRetries = 3,
     drain_grace: flags.DrainGrace = 30.0,
+    cors_origin: flags.CorsOrigin = None,
     log_format: flags.LogFormat = "console",
     log_level: flags.LogLevel = "info",
 ) -> None:
@@ -114,6 +115,7 @@ def serve(
             drafts=drafts,
             be_retries=be_retries,
             drain_grace_s=drain_grace,
+            cors_origins=tuple(cors_origin or ()),
             log_format=log_format,
             log_level=log_level,
         )

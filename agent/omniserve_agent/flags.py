@@ -141,6 +141,10 @@ BeRetries = Annotated[
 DrainGrace = Annotated[
     float, flag("--drain-grace", "Time for open requests.", parse.seconds(86400), "SECONDS")
 ]
+CorsOrigin = Annotated[
+    list[str] | None,
+    flag("--cors-origin", "Whose web pages may use the API; *: any.", parse.web_origin, "ORIGIN"),
+]
 LogFormat = Annotated[
     str,
     flag("--log-format", "console or json.", parse.choice(*parse.LOG_FORMATS), "FORMAT"),

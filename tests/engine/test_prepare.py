@@ -193,6 +193,23 @@ def test_a_gguf_is_converted_once(root, tmp_path, fake_conversion):
     assert fake_conversion == ["tiny.gguf"] * 2
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"is not a GGUF file: it begins with b'' instead of b'GGUF'; name a GGUF file"),
+        (b"\x00junk" * 600, r"is not a GGUF file: it begins with b'\\x00jun' instead of b'GGUF'"),
+        (b"GGUF", r"cannot be read to its end; use a whole one of version 2 or 3"),
+        (b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, r"cannot be read to its end"),
+        (b"GGUF\x09\x00\x00\x00" + b"\x00" * 64, r"use a whole one of version 2 or 3"),
+    ],
+)
+def test_what_is_no_gguf_file_is_told_so(root, tmp_path, content, words):
+    (root / "junk.gguf").write_bytes(content)
+    with pytest.raises(PrepareError, match=words) as caught:
+        prepare((root / "junk.gguf").as_uri(), tmp_path / "cache", model_roots=[root])
+    assert "junk.gguf" in str(caught.value)
+
+
 def test_a_failed_conversion_leaves_nothing_behind(root, tmp_path, monkeypatch, fake_conversion):
     (root / "tiny.gguf").write_bytes(b"GGUF")
 
@@ -236,12 +253,6 @@ def test_a_full_disk_is_told_with_figures(root, tmp_path, monkeypatch, fake_conv
     with pytest.raises(PrepareError, match=r"needs 0.03 GB .* 0.01 GB are free; free 0.02 GB"):
         prepare((root / "tiny.gguf").as_uri(), tmp_path, model_roots=[root])
     assert fake_conversion == []
-
-
-def test_a_broken_gguf_is_named(root, tmp_path):
-    (root / "tiny.gguf").write_bytes(b"no GGUF at all, but long enough to be read as a header")
-    with pytest.raises(PrepareError, match=r"tiny.gguf is not a readable GGUF file"):
-        prepare((root / "tiny.gguf").as_uri(), tmp_path, model_roots=[root])
 
 
 def test_the_program_prints_json_lines(root, tmp_path, capsys):

@@ -2,30 +2,35 @@
 
 import pytest
 
+from omniserve_agent.http.chat import template_message
+from omniserve_agent.http.protocol import Message
 from omniserve_agent.http.settings import HttpSettings
 
 COMPLETION_ERRORS = [
     ({"prompt": ...}, "prompt", "missing; write a string, token ids"),
     ({"model": ...}, "model", "name one of the models"),
-    ({"model": 5}, "model", "model is 5: expected `str`, got `int`"),
-    ({"prompt": {}}, "prompt", "expected `str | array`, got `object`; write a string"),
+    ({"model": 5}, "model", "model is 5: expected a string, got an integer"),
+    ({"prompt": {}}, "prompt", "expected a string or an array, got an object; write a"),
     ({"prompt": []}, "prompt", "empty list"),
     ({"prompt": [[]]}, "prompt", "empty"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": ["a", 1]}, "prompt", "mixes kinds"),
     ({"prompt": ["a", [1]]}, "prompt", "mixes kinds"),
-    ({"prompt": [1.5]}, "prompt[0]", "got `float`"),
-    ({"prompt": [-1]}, "prompt[0]", "expected `int` >= 0"),
+    ({"prompt": [1.5]}, "prompt[0]", "expected an integer, a string or an array, got a number"),
+    ({"prompt": [-1]}, "prompt[0]", "expected an integer >= 0"),
     ({"prompt": [1, 100000]}, "prompt", "token id 100000; this model's ids are 0 to"),
     ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
     ({"prompt": ["a"] * 9, "n": 16}, "n", "9 prompts with n 16 are 144 choices"),
-    ({"n": 0}, "n", "n is 0: expected `int` >= 1"),
-    ({"n": 17}, "n", "expected `int` <= 16"),
-    ({"n": True}, "n", "got `bool`"),
-    ({"n": "1"}, "n", "got `str`"),
+    ({"n": 0}, "n", "n is 0: expected an integer >= 1"),
+    ({"n": 17}, "n", "expected an integer <= 16"),
+    ({"n": True}, "n", "got a boolean"),
+    ({"n": "1"}, "n", "got a string"),
     ({"max_tokens": 0}, "max_tokens", ">= 1"),
+    ({"max_tokens": "x"}, "max_tokens", "expected an integer or null, got a string"),
+    ({"max_tokens": 8.5}, "max_tokens", "expected an integer or null, got a number"),
+    ({"max_tokens": 1e300}, "max_tokens", "<= 2147483647"),
     ({"max_tokens": 1000}, "max_tokens", "takes at most 256 together: ask for at most"),
-    ({"temperature": 2.1}, "temperature", "<= 2"),
+    ({"temperature": 2.1}, "temperature", "expected a number <= 2"),
     ({"temperature": -0.1}, "temperature", ">= 0"),
     ({"top_p": 0}, "top_p", "> 0"),
     ({"top_k": -2}, "top_k", ">= -1"),
@@ -34,19 +39,29 @@ COMPLETION_ERRORS = [
     ({"frequency_penalty": -3}, "frequency_penalty", ">= -2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "> 0"),
     ({"seed": 2**63}, "seed", "<= 9223372036854775807"),
-    ({"seed": 1.5}, "seed", "got `float`"),
+    ({"seed": 1.5}, "seed", "got a number"),
     ({"stop": 5}, "stop", "write a string or a list of at most 4 strings"),
     ({"stop": ["a"] * 5}, "stop", "has 5 strings; give at most 4"),
     ({"stop": ""}, "stop", "0 characters"),
     ({"stop": "x" * 1025}, "stop", "1025 characters"),
     ({"logprobs": 21}, "logprobs", "<= 20"),
-    ({"logprobs": True}, "logprobs", "got `bool`"),
+    ({"logprobs": True}, "logprobs", "got a boolean"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "names token 'x'; use token ids 0 to"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "names token '99999'"),
-    ({"logit_bias": {"1": 101}}, "logit_bias[...]", "<= 100"),
+    ({"logit_bias": {"5": 1, "17": 101}}, "logit_bias.17", "gives token 17 101; use numbers from"),
+    ({"logit_bias": {"17": True}}, "logit_bias.17", "gives token 17 true"),
+    ({"logit_bias": {"17": [1]}}, "logit_bias.17", "gives token 17 [1]"),
+    ({"logit_bias": []}, "logit_bias", "expected an object, got an array"),
     ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "1025 entries"),
-    ({"stream": "yes"}, "stream", "expected `bool`"),
+    ({"stream": "yes"}, "stream", "expected a boolean"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "not supported",
+    ),
+    ({"stream_options.include_obfuscation": False}, "stream_options.include_obfuscation", "not"),
+    ({"metadata": "x"}, "metadata", "expected an object, got a string"),
     ({"echo": True}, "echo", "echo is not supported; remove it"),
     ({"best_of": 2}, "best_of", "not supported"),
     ({"suffix": "x"}, "suffix", "not supported"),
@@ -83,9 +98,15 @@ CHAT_ERRORS = [
     ({"messages": [{"role": "user", "content": "forbidden"}]}, "messages", "the user says"),
     ({"messages": [{"role": "user", "content": "x " * 500}]}, "messages", "at most 256"),
     ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
-    ({"logprobs": 2}, "logprobs", "expected `bool`"),
+    ({"logprobs": 2}, "logprobs", "expected a boolean"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "<= 20"),
-    ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "send one of them"),
+    (
+        {"max_tokens": 1, "max_completion_tokens": 1000},
+        "max_completion_tokens",
+        "takes at most 256 together",
+    ),
+    ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name", "a string"),
+    ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools", "not supported"),
     ({"max_completion_tokens": 1000}, "max_completion_tokens", "takes at most 256 together"),
     ({"tools": [{"type": "function"}]}, "tools", "tools is not supported; remove it"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
@@ -111,6 +132,7 @@ async def test_fields(engine, service, serving, say, path, changes, param, words
     error = answer["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert words in error["message"]
+    assert error["code"]
     assert param.split("[")[0].split(".")[0] in error["message"]
     assert backend.submits == []
 
@@ -124,7 +146,8 @@ async def test_fields(engine, service, serving, say, path, changes, param, words
         (b'{"temperature": NaN}', "application/json", 400, "not valid JSON"),
         (b"[" * 5000, "application/json", 400, "not valid JSON"),
         (b"[]", "application/json", 400, "send a JSON object"),
-        (b'"x"', "application/json", 400, "send a JSON object"),
+        (b'"x"', "application/json", 400, "the body is a string; send a JSON object"),
+        (b"null", "application/json", 400, "the body is null; send a JSON object"),
         (b"{}", "text/plain", 415, "send JSON as application/json"),
         (b"{}", "application/x-www-form-urlencoded", 415, "send JSON as application/json"),
         (b'{"prompt": "' + b"x" * 9000 + b'"}', "application/json", 413, "longer than 8192 bytes"),
@@ -169,6 +192,10 @@ async def test_a_prompt_longer_than_the_model_tells_the_figures(engine, service,
         {"tools": [], "response_format": {"type": "text"}, "store": False},
         {"stop": None, "seed": None, "logit_bias": None, "tools": None, "functions": None},
         {"parallel_tool_calls": True, "tool_choice": "none", "n": 1},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"stream": True, "stream_options": {"include_obfuscation": False, "include_usage": None}},
+        {"metadata": {"job": "7"}, "prompt_cache_key": "k", "safety_identifier": "s", "user": "u"},
+        {"max_tokens": 8.0, "temperature": 1, "top_k": -1.0},
     ],
 )
 async def test_values_that_ask_for_nothing_are_accepted(engine, service, serving, say, neutral):
@@ -176,3 +203,35 @@ async def test_values_that_ask_for_nothing_are_accepted(engine, service, serving
     async with serving([service(engine(say("x")))]) as client:
         status, _, _ = await client.post("/v1/chat/completions", json=body | neutral)
     assert status == 200
+
+
+async def test_an_answer_can_be_sent_back_as_it_came(engine, service, serving, say, tokenizer):
+    backend = engine(say("x"))
+    answer = {"role": "assistant", "content": "Hi", "refusal": None, "audio": None}
+    async with serving([service(backend)]) as client:
+        for nothing in ([], None):
+            sent = answer | {"tool_calls": nothing, "annotations": nothing, "function_call": None}
+            messages = [sent, {"role": "user", "content": "Hello"}]
+            status, _, _ = await client.post(
+                "/v1/chat/completions", json={"model": "chat", "messages": messages}
+            )
+            assert status == 200
+    text = "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+    prompt = tokenizer.encode(text + "<|im_start|>assistant\n")
+    assert [submit.prompt for submit in backend.submits] == [prompt, prompt]
+
+
+async def test_the_newer_of_two_limits_counts(engine, service, serving, say):
+    backend = engine(say("x"))
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
+    async with serving([service(backend)]) as client:
+        for older, newer in ((5, 5), (5, 7), (7, 5)):
+            limits = {"max_tokens": older, "max_completion_tokens": newer}
+            await client.post("/v1/chat/completions", json=body | limits)
+    assert [submit.max_tokens for submit in backend.submits] == [5, 7, 5]
+
+
+def test_a_message_s_name_reaches_the_template():
+    named = Message(role="user", content="Hello", name="Ada")
+    assert template_message(0, named) == {"role": "user", "name": "Ada", "content": "Hello"}
+    assert "name" not in template_message(0, Message(role="user", content="Hello"))

@@ -261,6 +261,21 @@ async def test_stop_ends_what_outlasts_the_grace_period(engine, service, serving
     assert len(backend.closed) == 1
 
 
+async def test_a_drain_can_be_cut_short(engine, service, serving, endless):
+    backend = engine(endless(asyncio.Event()))
+    at_once = asyncio.Event()
+    async with serving([service(backend)]) as client:
+        body = {"model": "chat", "prompt": "x", "stream": True}
+        async with client.session.post(f"{client.url}/v1/completions", json=body) as response:
+            await response.content.readline()
+            stopping = asyncio.create_task(client.server.stop(3600, at_once))
+            await until(lambda: client.app[STATE].draining)
+            at_once.set()
+            rest = await response.text()
+        await stopping
+    assert '"code":"shutting_down"' in rest
+
+
 async def test_draining_refuses_on_open_connections(engine, service, serving, say):
     async with serving([service(engine(say("x")))]) as client:
         client.app[STATE].draining = True
@@ -268,7 +283,8 @@ async def test_draining_refuses_on_open_connections(engine, service, serving, sa
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
         assert headers["Connection"] == "close"
         assert (await client.get("/readyz"))[0] == 503
-        assert (await client.get("/healthz"))[0] == 200
+        for path in ("/healthz", "/health"):
+            assert (await client.get(path))[:2] == (200, {"status": "ok"})
 
 
 async def test_long_texts_are_tokenised_in_a_thread(engine, service, serving, say, monkeypatch):

@@ -95,7 +95,19 @@ async def test_completion_prompt_kinds(engine, service, serving, say, tokenizer)
             assert [c.text for c in answer.choices] == [" world"] * count
             assert [c.index for c in answer.choices] == list(range(count))
     assert backend.submits[0].prompt == ids
-    assert backend.submits[0].max_tokens == 256 - len(ids)
+
+
+async def test_without_a_limit_completions_have_16_tokens_and_chats_what_fits(
+    engine, service, serving, say, tokenizer
+):
+    backend = engine(say("x"))
+    prompts = [tokenizer.encode("a"), [1] * 250]
+    async with serving([service(backend)]) as client:
+        for prompt in prompts:
+            await client.openai.completions.create(model="chat", prompt=prompt)
+        await client.openai.chat.completions.create(model="chat", messages=QUESTION)
+    limits = [submit.max_tokens for submit in backend.submits]
+    assert limits == [16, 6, 256 - len(backend.submits[2].prompt)]
 
 
 async def test_stop_string_over_tokens_is_never_emitted(engine, service, serving, say):
@@ -206,6 +218,31 @@ async def test_completion_logprobs_end_before_the_stop_string(engine, service, s
     assert choice.logprobs.text_offset[0] == 0
     assert max(choice.logprobs.text_offset) < len(choice.text)
     assert choice.logprobs.top_logprobs[0][choice.logprobs.tokens[0]] == -0.5
+
+
+async def test_completion_logprobs_keep_every_token_apart(engine, service, serving, tokenizer):
+    parts = tokenizer.encode("日本")
+    unknown = [tokenizer.vocabulary_size, tokenizer.vocabulary_size + 1]  # padding rows of a model
+    top = [TokenLogprob(token_id, -1.0 - i) for i, token_id in enumerate([*parts[:3], *unknown])]
+
+    def script(submit):
+        yield TokenEvent(
+            request_id=submit.request_id,
+            token_ids=parts[:1],
+            logprobs=[TokenLogprob(parts[0], -1.0)],
+            top_logprobs=[top],
+        )
+        yield TokenEvent(request_id=submit.request_id, finish_reason="length")
+
+    async with serving([service(engine(script))]) as client:
+        answer = await client.openai.completions.create(model="chat", prompt="x", logprobs=5)
+    found = answer.choices[0].logprobs
+    byte_keys = ["bytes:" + "".join(f"\\x{b:02x}" for b in tokenizer.token_bytes(parts[0]))]
+    assert found.tokens == byte_keys
+    assert found.tokens[0] in ("bytes:\\xe6", "bytes:\\xe6\\x97")
+    assert list(found.top_logprobs[0].values()) == [-1.0, -2.0, -3.0, -4.0, -5.0]
+    assert found.top_logprobs[0][found.tokens[0]] == -1.0
+    assert f"token_id:{unknown[1]}" in found.top_logprobs[0]
 
 
 async def test_two_services_at_once(engine, service, serving, say):

@@ -79,6 +79,7 @@ def test_spaces_survive_where_the_first_token_of_a_text_loses_its_own(metaspace)
 def test_byte_tokens(metaspace):
     assert pieces(Detokenizer(metaspace), [0, 3, 4, 5, 1]) == ["the", "", "", "日", " end", ""]
     assert TokenBytes(metaspace, byte_level=False)(3) == b"\xe6"
+    assert TokenBytes(metaspace, byte_level=False, metaspace=True)(0) == b" the"
 
 
 def test_a_prompt_that_ends_inside_a_character_is_no_context(tokenizer):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from omniserve_agent.http.state import STATE
 from omniserve_agent.node import agent
@@ -80,9 +81,9 @@ def serving(monkeypatch):
         bound = asyncio.get_running_loop().create_future()
         listening = agent.listening
 
-        def noting(app, ports, grace_s):
+        def noting(app, ports, *ending):
             bound.set_result((app[STATE], ports))
-            return listening(app, ports, grace_s)
+            return listening(app, ports, *ending)
 
         monkeypatch.setattr(agent, "listening", noting)
         task = asyncio.create_task(agent.serve(settings, programs()))
@@ -151,6 +152,47 @@ def test_sigterm_waits_for_open_responses_and_accepts_no_others(
     run(scenario())
 
 
+def test_a_second_signal_stops_at_once(run, settings, serving, commands):
+    async def scenario():
+        async with serving(settings()) as (client, task):
+            await client.until_ready()
+            gated = asyncio.create_task(client.complete("chat", [commands.GATE]))
+            while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
+                await asyncio.sleep(0.02)
+            with capture_logs() as logs:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while await listening(client.url):
+                    await asyncio.sleep(0.02)
+                assert not gated.done()
+                os.kill(os.getpid(), signal.SIGINT)
+                status, answer = await gated
+                await task
+        said = next(entry for entry in logs if entry["event"] == "draining")
+        assert (said["open_requests"], "second" in said["hint"]) == (1, True)
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+
+    run(scenario())
+
+
+def test_an_engine_that_does_not_end_is_killed_after_a_second_signal(run, monkeypatch):
+    monkeypatch.setattr(agent, "FAREWELL_S", 0.01)
+
+    async def scenario():
+        at_once, killed = asyncio.Event(), asyncio.Event()
+
+        async def stubborn():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                killed.set()
+
+        at_once.set()
+        await agent._ended([asyncio.create_task(stubborn())], at_once)
+        assert killed.is_set()
+
+    run(scenario())
+
+
 async def listening(url):
     host, port = url.removeprefix("http://").split(":")
     try:
@@ -186,6 +228,17 @@ def test_the_admin_port_has_health_and_metrics_but_no_api(run, settings, serving
             assert (await client.get("/readyz"))[0] == 200
             assert "omniserve_" in (await client.get("/metrics"))[1]
             assert (await client.get("/v1/models"))[0] == 404
+
+    run(scenario())
+
+
+def test_pages_of_a_named_origin_may_use_the_api(run, settings, serving):
+    async def scenario():
+        async with serving(settings(cors_origins=("http://page",))) as (client, _):
+            await client.until_ready()
+            headers = {"Origin": "http://page"}
+            async with client.session.get(client.url + "/v1/models", headers=headers) as response:
+                assert response.headers["Access-Control-Allow-Origin"] == "http://page"
 
     run(scenario())
 

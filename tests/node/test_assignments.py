@@ -154,9 +154,15 @@ def test_devices(wanted, gpus, engines, devices):
     assert [device.name for device in pick(wanted, gpus, engines)] == devices
 
 
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
+def test_without_gpus_cuda_is_refused(wanted):
+    with pytest.raises(NodeError, match=f"--device {wanted}: no CUDA device was found here; use"):
+        pick(wanted, [], 1)
+
+
 @pytest.mark.parametrize(
     ("wanted", "gpus", "engines"),
-    [("cuda", [], 1), ("auto", [9], 2), ("cuda:1", [9], 1), ("cuda:0", [9, 9], 2)],
+    [("cuda", [9], 2), ("auto", [9], 2), ("cuda:1", [9], 1), ("cuda:0", [9, 9], 2)],
 )
 def test_too_few_gpus_are_refused(wanted, gpus, engines):
     with pytest.raises(NodeError, match=f"--device {wanted}: {engines} engines .*--device cpu"):

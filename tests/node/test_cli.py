@@ -30,6 +30,8 @@ BAD = [
     ("--policy", "magic", "fixed_caps"),
     ("--be-retries", "101", "from 0 to 100"),
     ("--drain-grace", "-1", "seconds from 0"),
+    ("--cors-origin", "https://app.example/", "https://app.example.org"),
+    ("--cors-origin", "app.example", "or * for any"),
     ("--log-format", "xml", "console, json"),
     ("--log-level", "loud", "debug, info, warning, error"),
 ]

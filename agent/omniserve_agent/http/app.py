@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import structlog
 from aiohttp import web
 
-from omniserve_agent.http import middleware
+from omniserve_agent.http import account, cors, middleware
 from omniserve_agent.http.chat import chat_completions
 from omniserve_agent.http.completions import completions
 from omniserve_agent.http.health import healthz, readyz, readyz_service
@@ -35,7 +35,9 @@ def make_app(
     `clock`: monotonic seconds, for attainment.
     """
     registry = services if isinstance(services, ServiceRegistry) else ServiceRegistry(services)
-    app = app_over(make_state(registry, clock=clock, settings=settings), [*API_ROUTES, *_HEALTH])
+    app = app_over(
+        make_state(registry, clock=clock, settings=settings), [*API_ROUTES, *HEALTH_ROUTES]
+    )
     app.cleanup_ctx.append(_tokenizers)
     return app
 
@@ -62,9 +64,14 @@ def make_state(
 def app_over(state: State, routes: Iterable[web.RouteDef]) -> web.Application:
     """An application whose handlers find `state`."""
     settings = state.settings
-    app = web.Application(middlewares=[middleware.errors], client_max_size=settings.max_body_bytes)
+    app = web.Application(
+        middlewares=[middleware.accounts, cors.preflights, middleware.errors],
+        client_max_size=settings.max_body_bytes,
+    )
     app[STATE] = state
     app.add_routes(routes)
+    app.on_response_prepare.append(account.named)
+    app.on_response_prepare.append(cors.shared)
     app.on_response_prepare.append(middleware.ConnectionAge(settings.requests_per_connection))
     return app
 
@@ -83,8 +90,9 @@ API_ROUTES = (
     web.post("/v1/completions", completions),
     web.post("/v1/chat/completions", chat_completions),
 )
-_HEALTH = (
+HEALTH_ROUTES = (
     web.get("/healthz", healthz),
+    web.get("/health", healthz),  # its name elsewhere
     web.get("/readyz", readyz),
     web.get("/readyz/{namespace}/{name}", readyz_service),
     web.get("/metrics", metrics_text),

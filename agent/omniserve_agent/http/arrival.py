@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from aiohttp import web
 
 from omniserve_agent.http.access import PAUSED_CODE, admitted
+from omniserve_agent.http.account import Account, account_of
 from omniserve_agent.http.attainment import Outcome
 from omniserve_agent.http.errors import overloaded, translated, unavailable
 from omniserve_agent.http.records import ClientGoneError
-from omniserve_agent.http.state import State
+from omniserve_agent.http.state import STATE, State
 from omniserve_agent.serving import ServedService
 
 
 class Arrival:
     """One request. `submitted`: from then on its records tell how it ended."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, account: Account) -> None:
         self._state = state
+        self._account = account
         self.received_s = state.clock()
         self.service: ServedService | None = None
         self.submitted = False
@@ -32,6 +34,7 @@ class Arrival:
         """The service behind `model`; ApiError if the caller may not use it, or not now."""
         state = self._state
         self.service = state.registry.served_as(model)
+        self._account.model, self._account.service = model, self.service
         service = admitted(request, state.registry, model)
         if state.draining:
             raise unavailable("this server is shutting down; try again", 1.0, "shutting_down")
@@ -40,6 +43,12 @@ class Arrival:
                 f"{state.settings.max_requests} requests are in flight, the most allowed", 1.0
             )
         return service
+
+    def ran(self, prompt_tokens: int, output_tokens: int, ttfts_ms: Sequence[float | None]) -> None:
+        """Its choices have ended; their times to first token, None where there was none."""
+        account = self._account
+        account.prompt_tokens, account.output_tokens = prompt_tokens, output_tokens
+        account.ttft_ms = min((t for t in ttfts_ms if t is not None), default=None)
 
     def ended_early(self, error: BaseException) -> None:
         """Count a request that was never submitted."""
@@ -50,9 +59,10 @@ class Arrival:
 
 
 @contextmanager
-def arriving(state: State) -> Iterator[Arrival]:
+def arriving(request: web.Request) -> Iterator[Arrival]:
     """Counts the request as in flight, and its end if that comes before its submission."""
-    arrival = Arrival(state)
+    state = request.app[STATE]
+    arrival = Arrival(state, account_of(request))
     state.in_flight += 1
     try:
         yield arrival

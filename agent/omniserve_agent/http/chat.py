@@ -29,7 +29,7 @@ from omniserve_agent.serving import ServedService
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler."""
     state = request.app[STATE]
-    with arriving(state) as arrival:
+    with arriving(request) as arrival:
         body = await read_body(request)
         arrival.body_read()
         wanted = decode(body, ChatRequest)
@@ -43,7 +43,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def _job(
     state: State, service: ServedService, tokenizer: ModelTokenizer, wanted: ChatRequest
 ) -> Job:
-    logprobs, max_tokens = _logprobs(wanted), _max_tokens(wanted)
+    logprobs, newer = _logprobs(wanted), wanted.max_completion_tokens
     messages = [template_message(i, message) for i, message in enumerate(wanted.messages)]
     return Job(
         service=service,
@@ -51,10 +51,10 @@ async def _job(
         sampling=wanted,
         seed=secrets.randbits(63) if wanted.seed is None else wanted.seed,
         logprobs=logprobs,
-        max_tokens=max_tokens,
+        max_tokens=wanted.max_tokens if newer is None else newer,
         vocabulary_size=tokenizer.vocabulary_size,
         prompt_field="messages",
-        limit_field="max_tokens" if wanted.max_tokens is not None else "max_completion_tokens",
+        limit_field="max_tokens" if newer is None else "max_completion_tokens",
         eos_id=tokenizer.eos_id,
     )
 
@@ -63,11 +63,12 @@ def template_message(index: int, message: Message) -> dict[str, str]:
     """Role and text as templates know them: `developer` is the newer name of `system`; text parts
     are joined by line ends. ApiError 400 for parts that are not text."""
     role = "system" if message.role == "developer" else message.role
+    named = {"role": role} if message.name is None else {"role": role, "name": message.name}
     if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
+        return named | {"content": message.content}
     where = f"messages[{index}].content"
     texts = [_part_text(f"{where}[{i}]", part) for i, part in enumerate(message.content)]
-    return {"role": role, "content": "\n".join(texts)}
+    return named | {"content": "\n".join(texts)}
 
 
 def _part_text(where: str, part: dict[str, Any]) -> str:
@@ -102,16 +103,6 @@ def _logprobs(wanted: ChatRequest) -> int | None:
     if wanted.top_logprobs is not None:
         raise invalid("top_logprobs needs logprobs; set logprobs to true", "top_logprobs")
     return None
-
-
-def _max_tokens(wanted: ChatRequest) -> int | None:
-    older, newer = wanted.max_tokens, wanted.max_completion_tokens
-    if older is not None and newer is not None and older != newer:
-        raise invalid(
-            f"max_tokens is {older} and max_completion_tokens is {newer}; send one of them",
-            "max_tokens",
-        )
-    return newer if older is None else older
 
 
 class ChatFormat:

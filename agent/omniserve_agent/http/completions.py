@@ -23,11 +23,13 @@ from omniserve_agent.http.state import STATE, State
 from omniserve_agent.http.submits import Job
 from omniserve_agent.http.tokenizer import ModelTokenizer
 
+DEFAULT_TOKENS = 16  # OpenAI's default here; chats may go on as long as there is room
+
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """The handler."""
     state = request.app[STATE]
-    with arriving(state) as arrival:
+    with arriving(request) as arrival:
         body = await read_body(request)
         arrival.body_read()
         wanted = decode(body, CompletionRequest)
@@ -43,6 +45,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
             max_tokens=wanted.max_tokens,
             vocabulary_size=tokenizer.vocabulary_size,
             prompt_field="prompt",
+            default_tokens=DEFAULT_TOKENS,
             eos_id=tokenizer.eos_id,
         )
         output = CompletionFormat(wanted, tokenizer)

@@ -14,11 +14,30 @@ from omniserve_agent.http.protocol import NEUTRAL_VALUES, REMEDIES
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 _PLACE = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+_TYPES = re.compile(r"`([a-z]+(?: \| [a-z]+)*)`")
+_WHOLE = re.compile(r"(?<=\d)\.0\b")  # limits of numbers are written without
+_TYPE_NAMES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
+_JSON_NAMES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
 _NAMED = re.compile(r"(?P<kind>unknown|missing required) field `(?P<name>.*?)`")
 
 
 async def read_body(request: web.Request) -> dict[str, Any]:
-    """The JSON object of a request, without nulls: in this API null is the same as absent."""
+    """The JSON object of a request, without what asks for nothing: null, which in this API is the
+    same as absent, and neutral values of fields that are not supported."""
     if request.content_type != "application/json":
         raise ApiError(
             415, f"Content-Type is {request.content_type!r}; send JSON as application/json"
@@ -29,32 +48,43 @@ async def read_body(request: web.Request) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid(f"the body is not valid JSON: {error}; send one JSON object") from error
     if not isinstance(body, dict):
-        raise invalid(f"the body is a JSON {type(body).__name__}; send a JSON object")
-    return {name: _without_nulls(value) for name, value in body.items() if value is not None}
+        raise invalid(f"the body is {_JSON_NAMES[type(body)]}; send a JSON object")
+    if body.get("tool_choice") == "none":  # so tools are not to be used
+        body.pop("tools", None)
+    return _asked_members(body, "")
 
 
 def decode(body: dict[str, Any], kind: type[Request]) -> Request:
     """`body` as a request of `kind`; ApiError 400 with `param` otherwise."""
-    known = kind.__struct_fields__
-    wanted = {
-        name: value for name, value in body.items() if name in known or not _is_neutral(name, value)
-    }
     try:
-        return msgspec.convert(wanted, kind)
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise _explained(str(error), body) from error
 
 
-def _is_neutral(name: str, value: object) -> bool:
-    return any(type(value) is type(v) and value == v for v in NEUTRAL_VALUES.get(name, ()))
+def _asked_members(members: dict[str, Any], inside: str) -> dict[str, Any]:
+    return {
+        name: _asked(value, inside + name)
+        for name, value in members.items()
+        if not _is_neutral(inside, name, value)
+    }
 
 
-def _without_nulls(value: object) -> object:
+def _asked(value: object, place: str) -> object:
+    """`value` at `place` without members that ask for nothing, whole numbers as integers."""
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+        return _asked_members(value, f"{place}.")
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+        inside = f"{place}[]"
+        return [_asked(item, inside) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_neutral(inside: str, name: str, value: object) -> bool:
+    if value is None:
+        return True
+    neutral = () if "." in name else NEUTRAL_VALUES.get(inside + name, ())
+    return any(type(value) is type(v) and value == v for v in neutral)
 
 
 def _explained(text: str, body: dict[str, Any]) -> ApiError:
@@ -66,11 +96,20 @@ def _explained(text: str, body: dict[str, Any]) -> ApiError:
         if named["kind"] == "unknown":
             return invalid(f"{param} is not supported; remove it", param, "unsupported_parameter")
         return invalid(f"{param} is missing; {_remedy(param)}", param, "missing_required_parameter")
-    reason = _PLACE.sub("", text)
-    reason = reason[:1].lower() + reason[1:]
+    reason = _worded(_PLACE.sub("", text))
     if not path:
         return invalid(f"the body: {reason}; send one JSON object")
     return invalid(f"{path}{_shown(path, body)}: {_advice(path, reason)}", path, "invalid_value")
+
+
+def _worded(reason: str) -> str:
+    """msgspec's sentence in the words of JSON: "expected an integer or null, got a string"."""
+
+    def names(types: re.Match[str]) -> str:
+        *firsts, last = (_TYPE_NAMES.get(name, name) for name in types[1].split(" | "))
+        return f"{', '.join(firsts)} or {last}" if firsts else last
+
+    return _WHOLE.sub("", _TYPES.sub(names, reason[:1].lower() + reason[1:]))
 
 
 def _advice(path: str, reason: str) -> str:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 MAX_HELD_TOKENS = 16  # without a clean end for so long, the bytes are no text
 CONTEXT_TOKENS = 6
+METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a space in vocabularies that came from sentencepiece
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -64,8 +65,9 @@ class Detokenizer:
 class TokenBytes:
     """The exact bytes of single tokens, for `logprobs`."""
 
-    def __init__(self, tokenizer: Tokenizer, byte_level: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, byte_level: bool, metaspace: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._metaspace = metaspace
         self._byte_of = _byte_alphabet() if byte_level else {}
 
     def __call__(self, token_id: int) -> bytes:
@@ -77,6 +79,8 @@ class TokenBytes:
             return bytes([int(match[1], 16)])
         if self._byte_of and all(character in self._byte_of for character in token):
             return bytes(self._byte_of[character] for character in token)
+        if self._metaspace:  # the decoder would take a first word's space away
+            return token.replace(METASPACE, " ").encode()
         return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
 
 

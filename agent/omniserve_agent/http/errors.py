@@ -66,7 +66,7 @@ def json_response(
     )
 
 
-def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: the caller's mistake in `param`."""
     return ApiError(400, message, param=param, code=code)
 
@@ -91,6 +91,11 @@ def overloaded(message: str, retry_after_s: float, code: str = "queue_full") -> 
         code=code,
         retry_after_s=retry_after_s,
     )
+
+
+def client_gone() -> ApiError:
+    """For the log only: nobody reads it any more."""
+    return ApiError(499, "the client closed the connection", kind="client_closed_request")
 
 
 def translated(error: BaseException) -> ApiError:

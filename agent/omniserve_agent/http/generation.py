@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from aiohttp import web
 
 from omniserve_agent.engine.messages import ServiceClass, Submit
+from omniserve_agent.http.arrival import Arrival
 from omniserve_agent.http.attainment import Outcome
 from omniserve_agent.http.choice import ChoiceText, Chunk, ScoredToken
 from omniserve_agent.http.errors import unavailable
@@ -104,12 +105,14 @@ async def running(
     wanted: Sequence[Submit],
     texts: Sequence[ChoiceText],
     choices_per_prompt: int,
-    received_s: float,
+    arrival: Arrival,
 ) -> AsyncIterator[Run]:
     """A run of the submits; when left, whatever still runs is cancelled and every record ended."""
     silences = [Silence(_silence_s(state, service)) for _ in wanted]
     prompt_tokens = sum(len(submit.prompt) for submit in wanted[::choices_per_prompt])
-    records = [state.books.open(service, received_s, len(submit.prompt)) for submit in wanted]
+    records = [
+        state.books.open(service, arrival.received_s, len(submit.prompt)) for submit in wanted
+    ]
     merge = Merge(
         [
             choice_chunks(service.backend, submit, text, silence)
@@ -117,12 +120,14 @@ async def running(
         ],
         silences,
     )
+    usage = Usage(prompt_tokens)
     state.merges.add(merge)
     try:
         with recorded(records):
-            yield Run(merge, records, Usage(prompt_tokens), choices_per_prompt)
+            yield Run(merge, records, usage, choices_per_prompt)
     finally:
         state.merges.discard(merge)
+        arrival.ran(usage.prompt_tokens, usage.completion_tokens, [r.ttft_ms for r in records])
         await merge.close()
 
 

@@ -18,7 +18,7 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """Parallel lists; offsets count characters of the choice's own text."""
     return {
-        "tokens": [tokenizer.token_text(token.chosen.token_id) for token in scored],
+        "tokens": [_key(tokenizer, token.chosen) for token in scored],
         "token_logprobs": [_finite(token.chosen) for token in scored],
         "top_logprobs": [_by_text(tokenizer, token) for token in scored] if top_count else None,
         "text_offset": [token.text_offset for token in scored],
@@ -38,12 +38,25 @@ def chat_logprobs(tokenizer: ModelTokenizer, scored: Sequence[ScoredToken]) -> d
 
 
 def _by_text(tokenizer: ModelTokenizer, token: ScoredToken) -> dict[str, float]:
-    """The likeliest tokens and the chosen one; of equal texts the likelier counts."""
+    """The likeliest tokens and the chosen one, each with a key of its own: `tokens` has the chosen
+    one's, and of others with the same text the ids tell."""
+    keys = {_key(tokenizer, token.chosen): token.chosen.token_id}
     found: dict[str, float] = {}
     for candidate in (*token.top, token.chosen):
-        text = tokenizer.token_text(candidate.token_id)
-        found[text] = max(_finite(candidate), found.get(text, IMPOSSIBLE))
+        key = _key(tokenizer, candidate)
+        if keys.setdefault(key, candidate.token_id) != candidate.token_id:
+            key = f"token_id:{candidate.token_id}"
+        found[key] = _finite(candidate)
     return found
+
+
+def _key(tokenizer: ModelTokenizer, token: TokenLogprob) -> str:
+    """The token's text, or `bytes:\\xf0\\x9f` where it is only part of a character."""
+    raw = tokenizer.token_bytes(token.token_id)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _described(tokenizer: ModelTokenizer, token: TokenLogprob) -> dict[str, Any]:

@@ -1,18 +1,38 @@
-"""What surrounds every request: errors in one shape, connections that end in time."""
+"""What surrounds every request: its line in the log, errors in one shape, connections that end in
+time."""
 
 from __future__ import annotations
 
-from asyncio import BaseTransport
+from asyncio import BaseTransport, CancelledError
 from collections.abc import Awaitable, Callable
 from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
-from omniserve_agent.http.errors import ApiError, translated
+from omniserve_agent.http.account import account_of, is_quiet, opened
+from omniserve_agent.http.errors import ApiError, client_gone, translated
 from omniserve_agent.http.log import log_unexpected
 from omniserve_agent.http.state import STATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def accounts(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """An account per request, and its line in the log."""
+    account, clock = opened(request), request.app[STATE].clock
+    if is_quiet(request.path):
+        return await handler(request)
+    came_s, status = clock(), client_gone().status
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    except CancelledError:
+        account.failed(client_gone())
+        raise
+    finally:
+        account.log(request, status, (clock() - came_s) * 1e3)
 
 
 @web.middleware
@@ -21,10 +41,12 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        return _from_aiohttp(request, error).response()
+        failure = _from_aiohttp(request, error)
     except Exception as error:
         log_unexpected(error)
-        return translated(error).response()
+        failure = translated(error)
+    account_of(request).failed(failure)
+    return failure.response()
 
 
 class ConnectionAge:

@@ -12,6 +12,8 @@ Role = Literal["system", "developer", "user", "assistant"]
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
+MAX_BIASES = 1024
+MAX_BIAS = 100
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -24,7 +26,7 @@ class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of request have in common.
 
     `top_k` 0 or -1 is off. `ignore_eos`, `top_k`, `min_p` and `repetition_penalty` are extensions.
-    `user` is metadata and changes nothing.
+    `user` and what follows it are hints for providers, and change nothing here (docs/api.md).
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -41,9 +43,12 @@ class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] = {}
+    logit_bias: dict[str, Any] = {}  # token id → bias; `submits` knows the vocabulary
     ignore_eos: bool = False
     user: str | None = None
+    metadata: dict[str, str] = {}
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
@@ -54,14 +59,16 @@ class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One message; `content` is a text or a list of `{"type": "text", "text": ...}`."""
+    """One message; `content` is a text or a list of `{"type": "text", "text": ...}`. `name` is for
+    the model's template."""
 
     role: Role
     content: str | list[dict[str, Any]]
+    name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
 class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. Of the two limits `max_completion_tokens`, the newer, counts."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
@@ -69,19 +76,22 @@ class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-# Fields that are not supported, with the values that ask for nothing and so may be sent.
+# Fields that are not supported, with the values that ask for nothing and so may be sent; null is
+# such a value everywhere.
 NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "store": (False,),
-    "metadata": ({},),
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
+    "stream_options.include_obfuscation": (False,),
+    "messages[].tool_calls": ([],),
+    "messages[].annotations": ([],),
 }
 
 # What is right where a type or a range alone says too little.

@@ -76,6 +76,11 @@ class Record:
         self._ended = False
         self._tally.waiting += 1
 
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to first token, or None before it."""
+        return None if self._first_s is None else (self._first_s - self._received_s) * 1e3
+
     def wrote(self, tokens: int, cached_tokens: int = 0, chosen_s: float | None = None) -> None:
         """An event that carried so many output tokens has been written."""
         if tokens == 0:

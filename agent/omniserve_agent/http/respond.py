@@ -7,9 +7,10 @@ from contextlib import AbstractAsyncContextManager, aclosing
 
 from aiohttp import web
 
+from omniserve_agent.http.account import account_of
 from omniserve_agent.http.arrival import Arrival
 from omniserve_agent.http.choice import ChoiceText
-from omniserve_agent.http.errors import ApiError, json_response, translated
+from omniserve_agent.http.errors import client_gone, json_response, translated
 from omniserve_agent.http.generation import Format, Run, Usage, Whole, chunks, limit_tokens, running
 from omniserve_agent.http.log import log_unexpected
 from omniserve_agent.http.records import ClientGoneError
@@ -41,7 +42,7 @@ async def respond(
         for i, s in enumerate(wanted)
     ]
     arrival.submitted = True
-    run = running(state, job.service, wanted, texts, job.sampling.n, arrival.received_s)
+    run = running(state, job.service, wanted, texts, job.sampling.n, arrival)
     if job.sampling.stream:
         options = job.sampling.stream_options
         with_usage = options is not None and options.include_usage
@@ -61,10 +62,12 @@ async def _stream(
     except ClientGoneError as error:
         if not events.started:
             raise client_gone() from error
+        account_of(request).failed(client_gone())
     except Exception as error:
         if not events.started:
             raise translated(error) from error
         log_unexpected(error)
+        account_of(request).failed(translated(error))
         await events.fail(translated(error))
     return events.response
 
@@ -116,8 +119,3 @@ async def _collect(
             choice.finish_reason = chunk.finish_reason
             run.wrote(chunk)
         return choices, run.usage
-
-
-def client_gone() -> ApiError:
-    """For the log only: nobody reads it any more."""
-    return ApiError(499, "the client closed the connection", kind="client_closed_request")

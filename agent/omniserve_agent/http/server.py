@@ -33,29 +33,29 @@ class Server:
             self._accepting = False
             await self._site.stop()
 
-    async def stop(self, grace_s: float) -> None:
-        """Accept no more, let requests in flight finish for up to `grace_s`, then end them with an
-        error their clients can read."""
+    async def stop(self, grace_s: float, at_once: asyncio.Event | None = None) -> None:
+        """Accept no more, let requests in flight finish for up to `grace_s` or until `at_once`,
+        then end them with an error their clients can read."""
         if self._stopped:
             return
         self._stopped = True
         await self.shut()
-        await self.drain(grace_s)
+        await self.drain(grace_s, at_once)
         await self._runner.cleanup()
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Take no more requests and end those in flight as `stop` does, but go on listening, so
         that latecomers read why. `state.draining` False takes requests again."""
         self.state.draining = True
-        await self._until_idle(grace_s)
+        await self._until_idle(grace_s, at_once or asyncio.Event())
         for merge in list(self.state.merges):
             merge.fail(unavailable("this server is shutting down; try again", 1.0, "shutting_down"))
-        await self._until_idle(FAREWELL_S)
+        await self._until_idle(FAREWELL_S, asyncio.Event())
 
-    async def _until_idle(self, limit_s: float) -> None:
+    async def _until_idle(self, limit_s: float, at_once: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                while self.state.in_flight:
+                while self.state.in_flight and not at_once.is_set():
                     await asyncio.sleep(DRAIN_POLL_S)
         except TimeoutError:
             return
@@ -84,14 +84,3 @@ async def start(
         await runner.cleanup()
         raise
     return Server(state, runner.addresses[0][1], runner, site)
-
-
-async def serve_until(
-    app: web.Application, host: str, port: int, stopping: asyncio.Event, grace_s: float
-) -> None:
-    """Serve until `stopping` is set, then drain."""
-    server = await start(app, host, port)
-    try:
-        await stopping.wait()
-    finally:
-        await server.stop(grace_s)

@@ -21,3 +21,4 @@ class HttpSettings:
     requests_per_connection: int = 100
     tokenizer_threads: int = 2
     threaded_tokenizing_chars: int = 8192  # longer texts are tokenised off the event loop
+    cors_origins: tuple[str, ...] = ()  # whose pages may use the API; "*": any

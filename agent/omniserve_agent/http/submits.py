@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from omniserve_agent.engine.messages import (
     OBJECTIVE_PERCENT,
@@ -15,14 +18,21 @@ from omniserve_agent.engine.messages import (
 )
 from omniserve_agent.http.delivery import FIRST_GUESS_S
 from omniserve_agent.http.errors import invalid
-from omniserve_agent.http.protocol import MAX_STOP_CHARS, MAX_STOPS, Sampling
+from omniserve_agent.http.protocol import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    Sampling,
+)
 from omniserve_agent.serving import ServedService
 
 
 @dataclass(frozen=True)
 class Job:
     """A request as the engine side needs it. `prompts` hold token ids; `prompt_field` and
-    `limit_field` are the request's names for them, for error messages."""
+    `limit_field` are the request's names for them, for error messages. Without `max_tokens` the
+    output has `default_tokens` at most, or as many as there is room for."""
 
     service: ServedService
     prompts: Sequence[Sequence[int]]
@@ -33,6 +43,7 @@ class Job:
     vocabulary_size: int
     prompt_field: str
     limit_field: str = "max_tokens"
+    default_tokens: int | None = None
     eos_id: int | None = None
 
 
@@ -112,24 +123,36 @@ def _output_tokens(job: Job, prompt_tokens: int, limit_tokens: int) -> int:
             job.limit_field,
             "context_length_exceeded",
         )
-    return room if job.max_tokens is None else job.max_tokens
+    return job.max_tokens or min(room, job.default_tokens or room)
 
 
 def _bias(job: Job) -> dict[int, float]:
-    if len(job.sampling.logit_bias) > 1024:
+    given = job.sampling.logit_bias
+    if len(given) > MAX_BIASES:
         raise invalid(
-            f"logit_bias has {len(job.sampling.logit_bias)} entries; give at most 1024",
+            f"logit_bias has {len(given)} entries; give at most {MAX_BIASES}", "logit_bias"
+        )
+    return {_biased(key, job.vocabulary_size): _bias_of(key, value) for key, value in given.items()}
+
+
+def _biased(key: str, vocabulary_size: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", key) or int(key) >= vocabulary_size:
+        raise invalid(
+            f"logit_bias names token {key!r}; use token ids 0 to {vocabulary_size - 1}",
             "logit_bias",
         )
-    bias = {}
-    for key, value in job.sampling.logit_bias.items():
-        if not (key.isascii() and key.isdigit()) or int(key) >= job.vocabulary_size:
-            raise invalid(
-                f"logit_bias names token {key!r}; use token ids 0 to {job.vocabulary_size - 1}",
-                "logit_bias",
-            )
-        bias[int(key)] = value
-    return bias
+    return int(key)
+
+
+def _bias_of(key: str, value: object) -> float:
+    number = None if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if number is None or not -MAX_BIAS <= number <= MAX_BIAS:
+        shown = msgspec.json.encode(value).decode()[:60]
+        raise invalid(
+            f"logit_bias gives token {key} {shown}; use numbers from -{MAX_BIAS} to {MAX_BIAS}",
+            f"logit_bias.{key}",
+        )
+    return float(number)
 
 
 def _submit(

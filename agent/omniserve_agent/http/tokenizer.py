@@ -12,7 +12,7 @@ import jinja2
 from tokenizers import Tokenizer
 
 from omniserve_agent.http.chat_template import ChatTemplate, ChatTemplateError
-from omniserve_agent.http.detokenizer import Detokenizer, TokenBytes
+from omniserve_agent.http.detokenizer import METASPACE, Detokenizer, TokenBytes
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -51,8 +51,8 @@ class ModelTokenizer:
         return Detokenizer(self._tokenizer, context)
 
     def token_text(self, token_id: int) -> str:
-        """One token alone, special tokens shown."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+        """One token alone, special tokens shown, parts of characters as U+FFFD."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -60,7 +60,8 @@ class ModelTokenizer:
         decoder = json.loads(self._tokenizer.to_str()).get("decoder") or {}
         parts = decoder.get("decoders", [decoder])
         byte_level = any(part.get("type") == "ByteLevel" for part in parts)
-        return TokenBytes(self._tokenizer, byte_level)
+        metaspace = METASPACE in json.dumps(decoder, ensure_ascii=False)
+        return TokenBytes(self._tokenizer, byte_level, metaspace)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import zmq.asyncio
 
 from omniserve_agent.http.app import make_app
+from omniserve_agent.http.server import FAREWELL_S
+from omniserve_agent.http.settings import HttpSettings
+from omniserve_agent.http.state import STATE
 from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
 from omniserve_agent.node.devices import Device, free_gpu_bytes, holding, pick
@@ -31,7 +35,7 @@ from omniserve_agent.node.progress import ProgressLog, announce
 from omniserve_agent.node.review import review, review_environment
 from omniserve_agent.node.secrets import api_keys
 from omniserve_agent.node.services import served_services
-from omniserve_agent.node.signals import pinned, signals
+from omniserve_agent.node.signals import Signals, pinned, say_draining, signals
 from omniserve_agent.node.supervisor import ENGINE_COMMAND, Supervision, Supervisor
 from omniserve_agent.settings import Settings
 from omniserve_crds.manifests import ManifestError, load_manifests
@@ -63,17 +67,17 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
     review_environment()
     programs = programs or Programs()
     holding = reserved(settings.host, settings.port, settings.admin_port)
-    with signals() as stop, holding as (ports, held):
+    with signals() as came, holding as (ports, held):
         wanted = await _gather(settings)
-        engines = await _prepare(settings, wanted, programs, stop)
-        if stop.is_set():
+        engines = await _prepare(settings, wanted, programs, came.stop)
+        if came.stop.is_set():
             return
         running = [engine for engine in engines if engine.assignment.wanted]
         plan = plan_node(settings, running, wanted.capacity)
         _warn(plan.warnings)
         held.close()
         with pinned(plan.http_cores):
-            await _serve_plan(settings, wanted, engines, plan, programs, ports, stop)
+            await _serve_plan(settings, wanted, engines, plan, programs, ports, came)
 
 
 async def _gather(settings: Settings) -> _Wanted:
@@ -129,7 +133,7 @@ async def _serve_plan(
     plan: NodePlan,
     programs: Programs,
     ports: Ports,
-    stop: asyncio.Event,
+    came: Signals,
 ) -> None:
     """Start engines and HTTP, serve, and take everything down again."""
     clients = {
@@ -142,23 +146,29 @@ async def _serve_plan(
     }
     running = [clients[engine.assignment.name] for engine in engines if engine.assignment.wanted]
     services = served_services(engines, clients, wanted.keys)
+    app = make_app(services, settings=HttpSettings(cors_origins=settings.cors_origins))
     async with (
-        _supervised(running, plan, programs, wanted.capacity) as supervisors,
-        listening(make_app(services), ports, settings.drain_grace_s),
+        _supervised(running, plan, programs, wanted.capacity, came.at_once) as supervisors,
+        listening(app, ports, settings.drain_grace_s, came.at_once),
     ):
         announcing = asyncio.create_task(announce(services, ports.url))
         try:
-            await _until_stop(supervisors, stop)
+            await _until_stop(supervisors, came.stop)
         finally:
             announcing.cancel()
-        structlog.get_logger().info("draining", grace_s=settings.drain_grace_s)
+        say_draining(app[STATE].in_flight, settings.drain_grace_s)
 
 
 @contextlib.asynccontextmanager
 async def _supervised(
-    clients: Sequence[EngineClient], plan: NodePlan, programs: Programs, capacity: Capacity
+    clients: Sequence[EngineClient],
+    plan: NodePlan,
+    programs: Programs,
+    capacity: Capacity,
+    at_once: asyncio.Event,
 ) -> AsyncIterator[dict[asyncio.Task[None], Supervisor]]:
-    """Supervisors of every engine, by their tasks; engines are stopped on the way out."""
+    """Supervisors of every engine, by their tasks; engines are stopped on the way out, and killed
+    where they do not heed that soon after `at_once`."""
     context = zmq.asyncio.Context()
     with tempfile.TemporaryDirectory(prefix="omniserve-") as directory:
         supervisors = {}
@@ -178,9 +188,21 @@ async def _supervised(
         finally:
             for supervisor in supervisors.values():
                 supervisor.stop()
-            if supervisors:
-                await asyncio.wait(supervisors)
+            await _ended(supervisors, at_once)
             context.destroy(linger=0)
+
+
+async def _ended(tasks: Collection[asyncio.Task[None]], at_once: asyncio.Event) -> None:
+    """Wait for the tasks; `FAREWELL_S` after `at_once` cancel them, which kills their engines."""
+    hurrying = asyncio.create_task(at_once.wait())
+    ending = asyncio.gather(*tasks, return_exceptions=True)
+    waits: set[asyncio.Future[Any]] = {ending, hurrying}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    await asyncio.wait({ending}, timeout=FAREWELL_S)
+    for task in tasks:
+        task.cancel()
+    await ending
 
 
 async def _until_stop(

@@ -63,6 +63,8 @@ def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Dev
     gpus = [Device(f"cuda:{index}", free) for index, free in enumerate(gpus_free_bytes)]
     if wanted.startswith("cuda:"):
         gpus = [gpu for gpu in gpus if gpu.name == f"cuda:{int(wanted[5:])}"]
+    if not gpus_free_bytes and engines:
+        raise NodeError(f"--device {wanted}: no CUDA device was found here; use auto or cpu")
     if len(gpus) < engines:
         raise NodeError(
             f"--device {wanted}: {engines} engines (one per distinct spec.model) need a GPU each "

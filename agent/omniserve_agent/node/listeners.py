@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -9,12 +10,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from omniserve_agent.http import middleware
-from omniserve_agent.http.app import metrics_text
-from omniserve_agent.http.health import healthz, readyz, readyz_service
+from omniserve_agent.http.app import HEALTH_ROUTES, app_over
 from omniserve_agent.http.server import Server, start
 from omniserve_agent.http.state import STATE
-from omniserve_agent.http.statusz import statusz
 from omniserve_agent.node.errors import NodeError
 
 
@@ -50,8 +48,11 @@ def reserved(
 
 
 @contextlib.asynccontextmanager
-async def listening(app: web.Application, ports: Ports, grace_s: float) -> AsyncIterator[None]:
-    """Serve `app`, and health and metrics on the admin port; drain for `grace_s` at the end."""
+async def listening(
+    app: web.Application, ports: Ports, grace_s: float, at_once: asyncio.Event
+) -> AsyncIterator[None]:
+    """Serve `app`, and health and metrics on the admin port; at the end drain for `grace_s`, or
+    until `at_once`."""
     api = await _start("--port", app, ports.host, ports.api)
     admin = None
     try:
@@ -59,25 +60,14 @@ async def listening(app: web.Application, ports: Ports, grace_s: float) -> Async
             admin = await _start("--admin-port", admin_app(app), ports.host, ports.admin)
         yield
     finally:
-        await api.stop(grace_s)
+        await api.stop(grace_s, at_once)
         if admin is not None:
             await admin.stop(0.0)
 
 
 def admin_app(app: web.Application) -> web.Application:
     """Health, status and metrics of `app` without its API."""
-    admin = web.Application(middlewares=[middleware.errors])
-    admin[STATE] = app[STATE]
-    admin.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/readyz/{namespace}/{name}", readyz_service),
-            web.get("/metrics", metrics_text),
-            web.get("/statusz", statusz),
-        ]
-    )
-    return admin
+    return app_over(app[STATE], HEALTH_ROUTES)
 
 
 async def _start(flag: str, app: web.Application, host: str, port: int) -> Server:

@@ -658,7 +658,7 @@ def test_a_part_that_fails_ends_the_agent_in_good_order(run, cluster, monkeypatc
     ("device", "message"),
     [
         ("emulated:h200-16core", "for experiments with `serve`; use auto, cpu or cuda"),
-        ("cuda:3", "no such GPU was found"),
+        ("cuda:3", "no such CUDA device was found"),
     ],
 )
 def test_a_device_that_a_node_cannot_have_ends_the_agent(run, tmp_path, device, message):

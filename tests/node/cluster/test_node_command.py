@@ -81,6 +81,13 @@ def test_the_environment_sets_what_the_chart_sets(settings, monkeypatch, tmp_pat
     assert node.model_volumes == {"a": Path(tmp_path)}
 
 
+def test_origins_are_a_list(settings, monkeypatch):
+    monkeypatch.setenv("OMNISERVE_CORS_ORIGIN", "https://a.example http://localhost:3000")
+    assert cli.main(GOOD) == 0
+    (node,) = settings
+    assert node.engine.cors_origins == ("https://a.example", "http://localhost:3000")
+
+
 def test_defaults_are_those_of_the_settings(settings):
     from omniserve_agent.settings import Settings
 

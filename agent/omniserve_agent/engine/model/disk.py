@@ -9,6 +9,7 @@ from omniserve_agent.engine.model.errors import PrepareError
 from omniserve_agent.engine.model.locate import MODEL_FILES
 
 BYTES_PER_WEIGHT = 2
+GGUF_MAGIC = b"GGUF"
 TOKENIZER_BYTES = 32 << 20  # generous: vocabularies of 256k tokens stay below
 
 
@@ -16,11 +17,28 @@ def converted_bytes(gguf: Path) -> int:
     """What `gguf` takes once converted to bfloat16 safetensors."""
     from gguf import GGUFReader
 
+    _require_gguf(gguf)
     try:
         weights = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise PrepareError(f"{gguf} is not a readable GGUF file: {error}") from error
+    except (ValueError, IndexError, KeyError, OSError) as error:  # in numpy's words, mostly
+        raise PrepareError(
+            f"{gguf} begins as a GGUF file but cannot be read to its end; use a whole one of "
+            "version 2 or 3, perhaps by fetching it again"
+        ) from error
     return weights * BYTES_PER_WEIGHT + TOKENIZER_BYTES
+
+
+def _require_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise PrepareError(f"{path} cannot be read: {error.strerror}") from error
+    if found != GGUF_MAGIC:
+        raise PrepareError(
+            f"{path} is not a GGUF file: it begins with {found!r} instead of {GGUF_MAGIC!r}; name "
+            "a GGUF file of version 2 or 3, or a directory of safetensors"
+        )
 
 
 def model_files(directory: Path) -> list[Path]:

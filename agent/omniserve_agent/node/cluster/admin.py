@@ -33,6 +33,7 @@ def admin_app(view: AdminView) -> web.Application:
         view.executor.http,
         [
             web.get("/healthz", healthz),
+            web.get("/health", healthz),
             web.get("/readyz", readyz),
             web.get("/readyz/{namespace}/{name}", readyz_service),
             web.get("/metrics", metrics_text),

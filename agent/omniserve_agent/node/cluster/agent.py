@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from omniserve_agent.http.app import make_state
 from omniserve_agent.http.server import Server, start
+from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.node.agent import Programs
 from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.capacity import Capacity, read_capacity
@@ -41,7 +42,7 @@ from omniserve_agent.node.devices import list_gpus
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.model_store import ModelStore
 from omniserve_agent.node.review import review_environment
-from omniserve_agent.node.signals import pinned, signals
+from omniserve_agent.node.signals import Signals, pinned, say_draining, signals
 from omniserve_agent.node.supervisor import Supervision
 from omniserve_crds.conditions import ConditionStatus
 from omniserve_crds.servingnode import ServingNodeSpec
@@ -70,13 +71,15 @@ class ClusterAgent:
         shares: Shares,
         tools: EngineTools,
         patience: Patience,
+        came: Signals,
     ) -> None:
         engine = settings.engine
-        http = make_state(node_registry())
+        origins = HttpSettings(cors_origins=engine.cors_origins)
+        http = make_state(node_registry(), settings=origins)
         self.keys = KeyRing(api, lambda: self.executor.wake())
         self.certificate = Certificate(settings.tls_dir) if settings.tls_dir else None
         tls = self.certificate.context if self.certificate else None
-        listening = Listening(engine.host, engine.drain_grace_s, tls)
+        listening = Listening(engine.host, engine.drain_grace_s, tls, came.at_once)
         self.executor = Executor(shares, tools, http, self.keys, listening)
         self.watch = NodeWatch(
             api, self._object_changed, lambda: self.reporter.pacing.hurry(), patience.watch
@@ -89,6 +92,7 @@ class ClusterAgent:
         )
         self.reporter = Reporter(api, self.executor, facts, self.watch.take, time.monotonic)
         self._grace_s = engine.drain_grace_s
+        self._came = came
         self._draining = False
 
     @property
@@ -100,18 +104,18 @@ class ClusterAgent:
             return "the ServingNode has not been seen yet; the operator makes it"
         return "draining: spec.drain is set" if self.executor.spec.drain else None
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`, or until a part of this fails; then every request is drained and every
+    async def run(self) -> None:
+        """Until a signal, or until a part of this fails; then every request is drained and every
         engine ended."""
         acting = [asyncio.create_task(part.run()) for part in (self.executor, self.watch)]
         serving = [asyncio.create_task(part.run()) for part in (self.keys, self.reporter)]
         if self.certificate is not None:
             serving.append(asyncio.create_task(self.certificate.run()))
-        stopped = asyncio.create_task(stop.wait())
+        stopped = asyncio.create_task(self._came.stop.wait())
         await asyncio.wait({*acting, *serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         self._draining = True
         failures = await _ended(acting)
-        structlog.get_logger().info("draining", grace_s=self._grace_s)
+        say_draining(sum(door.state.in_flight for door in self.executor.doors), self._grace_s)
         await self.executor.drain()
         failures += await _ended([*serving, stopped])
         with contextlib.suppress(TimeoutError):
@@ -176,15 +180,15 @@ async def serve_node(
         structlog.get_logger().warning(warning)
     context = zmq.asyncio.Context()
     with (
-        signals() as stop,
+        signals() as came,
         tempfile.TemporaryDirectory(prefix="omniserve-") as directory,
         pinned(shares.division.http),
     ):
         tools = _tools(settings, api, capacity, context, Path(directory), programs, patience)
-        agent = ClusterAgent(settings, api, shares, tools, patience)
+        agent = ClusterAgent(settings, api, shares, tools, patience, came)
         try:
             async with _admin(settings, agent):
-                await agent.run(stop)
+                await agent.run()
         finally:
             context.destroy(linger=0)
 
@@ -201,7 +205,7 @@ async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
     if wanted.startswith("cuda:"):
         found = [device for device in found if device.id == f"cuda:{int(wanted[5:])}"]
     if wanted.startswith("cuda") and not found:
-        raise NodeError(f"--device {wanted}: no such GPU was found; check the driver or use auto")
+        raise NodeError(f"--device {wanted}: no such CUDA device was found here; use auto or cpu")
     return share_out(settings.engine, found, capacity)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -36,6 +36,7 @@ class Listening:
     host: str
     grace_s: float
     tls: ssl.SSLContext | None = None  # they speak HTTPS
+    at_once: asyncio.Event = field(default_factory=asyncio.Event)  # set: they have no time left
 
 
 class ServiceDoor:
@@ -167,7 +168,7 @@ class ServiceDoor:
         self._listening = False
         self._changed()
         if self._server is not None:
-            await self._server.stop(self._listening_on.grace_s)
+            await self._server.stop(self._listening_on.grace_s, self._listening_on.at_once)
 
 
 def served_service(
