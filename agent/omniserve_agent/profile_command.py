@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from omniserve_agent import flags
-from omniserve_agent.exits import EXIT_BAD_INPUT, fail
+from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail, write_result
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
-from omniserve_agent.settings import Settings
+from omniserve_agent.settings import Settings, output_file
 
 BAR_CELLS = 40
 UNITS = {
@@ -38,10 +39,17 @@ def profile(
     device_cores: flags.DeviceCores = None,
     host_cores: flags.HostCores = None,
     fresh: Annotated[bool, typer.Option(help="Measure again where a profile is kept.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="A PNG of the curves (matplotlib).")] = None,
-    out: Annotated[Path | None, typer.Option(help="The latency model as JSON.")] = None,
+    plot: Annotated[
+        Path | None,
+        flags.option("--plot", "A PNG of the curves (matplotlib).", output_file, "FILE"),
+    ] = None,
+    out: Annotated[
+        Path | None, flags.option("--out", "The latency model as JSON.", output_file, "FILE")
+    ] = None,
 ) -> None:
     """Measure (or show) the latency model of a model on this machine's device."""
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
     settings = Settings(
         files=(),
         device=device,
@@ -58,7 +66,7 @@ def profile(
     label = "emulated device" if device.startswith("emulated:") else "device"
     show(console, model, f"{uri} on {label} {device}")
     if out is not None:
-        out.write_text(json.dumps(dataclasses.asdict(model), indent=2) + "\n")
+        write_result("--out", out, json.dumps(dataclasses.asdict(model), indent=2) + "\n")
     if plot is not None:
         draw(model, plot, f"{uri}, {label} {device}")
         console.print(f"written: {plot}")
@@ -102,11 +110,9 @@ def _span(curve: Curve) -> str:
 
 
 def draw(model: LatencyModel, path: Path, title: str) -> None:
-    """The curves as a picture; one line for the user where matplotlib is missing."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
+    """The curves as a picture."""
+    import matplotlib as mpl
+
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -118,5 +124,9 @@ def draw(model: LatencyModel, path: Path, title: str) -> None:
             axis.axvline(edge, color="0.8", lw=0.8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=100, format="png")
+    except OSError as error:
+        fail(f"--plot: {path}: {error.strerror}", EXIT_FAILED)
+    finally:
+        plt.close(figure)

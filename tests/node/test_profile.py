@@ -9,6 +9,7 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
+from omniserve_agent import cli
 from omniserve_agent.node import profile as node
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.profile_command import draw, show
@@ -68,3 +69,15 @@ def test_the_table_marks_steps_and_the_picture_is_one(tmp_path):
     assert text.getvalue().count("◄ step") == 1
     draw(MODEL, tmp_path / "curves.png", "tiny")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+@pytest.mark.parametrize("value", ["/does/not/exist/x", "/tmp"])
+def test_where_nothing_can_be_written_nothing_is_measured(capsys, monkeypatch, flag, value):
+    monkeypatch.setattr(node, "profile", lambda *_, **__: pytest.fail("measured"))
+    assert cli.main(["profile", "python://x", flag, value]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert flag in line
+    assert repr(value) in line
+    assert "a folder that exists" in line
