@@ -62,6 +62,8 @@ def test_the_key_names_what_a_profile_depends_on(tiny_model_dir):
         key = profile_key(config, model)
         assert profile_key(EngineConfig(model_dir="y", device_cores=[1]), model) == key
         assert profile_key(EngineConfig(model_dir="x", device_cores=[0, 1]), model) != key
+        further = EngineConfig(model_dir="x", device_cores=[0], ls_prefill_rows=512)
+        assert profile_key(further, model) != key
         other = replace(model, config=replace(model.config, hidden_size=1))
         assert profile_key(config, other) != key
 

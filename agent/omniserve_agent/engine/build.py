@@ -38,7 +38,7 @@ from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import base_model, mixed_load, observe
+from omniserve_agent.engine.profiling import base_model, largest_iteration, mixed_load, observe
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling import policies
@@ -360,7 +360,7 @@ def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
 ) -> LatencyModel:
     """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
-    base = base_model(model, progress)
+    base = base_model(model, progress, largest_iteration(config))
     block = block_bytes(model, NATIVE_DTYPES[model.dtype])
     small = msgspec.structs.replace(
         config,

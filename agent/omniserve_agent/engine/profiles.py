@@ -10,18 +10,21 @@ from pathlib import Path
 import msgspec
 import torch
 
+from omniserve_agent.engine.curves import measured_rows
 from omniserve_agent.engine.emulation.model import EmulatedModel
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
+from omniserve_agent.engine.profiling import largest_iteration
 from omniserve_agent.scheduling.latency import LatencyModel
 from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
-FORMAT = 2  # of the file; a new one makes old profiles unknown
+FORMAT = 3  # of the file; a new one makes old profiles unknown
 
 
 def profile_key(config: EngineConfig, model: Model) -> str:
-    """Names everything a profile depends on: model shape, device, dtype, cores, ISA, torch."""
+    """Names everything a profile depends on: model shape, device, dtype, cores, rows, ISA,
+    torch."""
     parts = {
         "format": FORMAT,
         "omniserve": VERSION,
@@ -32,6 +35,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
         "attention": config.attention,
         "device_cores": len(config.device_cores),
         "host_workers": config.host_workers,
+        "rows": measured_rows(largest_iteration(config)),
         "isa": isa_name(),
         "torch": torch.__version__,
     }

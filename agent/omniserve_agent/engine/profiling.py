@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from omniserve_agent.engine.curves import Timer, measured_rows, plain_curve, stepped_curve
 from omniserve_agent.engine.loop import Engine
-from omniserve_agent.engine.messages import SamplingParams, ServiceClass, Submit
+from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
+from omniserve_native import MAX_Q_LEN
 
-# A step shows where a point and the next row count are both measured.
-CURVE_ROWS = (1, 2, 4, 6, 7, 8, 12, 13, 16, 17, 24, 32, 33, 48, 64, 65, 96, 128, 129, 192, 256)
 HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
-REPEATS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +27,46 @@ class Observation:
     seconds: float
 
 
-def base_model(model: Model, progress: Callable[[str, float], None]) -> LatencyModel:
-    """Curves of one model on its device, coefficients still zero. Takes some seconds."""
-    x = torch.randn(max(CURVE_ROWS), model.config.hidden_size).to(model.device, model.dtype)
-    rope = model.rope(torch.arange(len(x), device=model.device) % model.positions)
-
-    def layers(rows: int) -> None:
-        hidden = x[:rows].clone()
-        for layer in model.layers:
-            q, _, _ = layer.pre_attention(hidden, rope[:rows])
-            layer.post_attention(q.contiguous(), hidden)
-
-    progress("profiling dense modules", 0.0)
-    dense = _curve(layers, CURVE_ROWS, len(model.layers), model.device)
-    progress("profiling the head", 0.8)
-    head = _curve(lambda rows: model.logits(x[:rows]), HEAD_ROWS, 1, model.device)
-    return LatencyModel(len(model.layers), dense, head)
+def largest_iteration(config: EngineConfig) -> int:
+    """Rows of one iteration at most."""
+    tokens = 1 if config.drafts == "off" else MAX_Q_LEN
+    prompts = config.ls_prefill_rows + config.be_prefill_rows
+    return config.max_device_rows + prompts + tokens * config.join_lanes
 
 
 @torch.inference_mode()
-def _curve(
-    run: Callable[[int], object], rows: Sequence[int], per: int, device: torch.device
-) -> Curve:
-    """Medians over rounds, each over all row counts, so that a slow spell hits all alike."""
-    taken: dict[int, list[float]] = {count: [] for count in rows}
-    for _ in range(1 + REPEATS):
-        for count in rows:
-            _synchronise(device)
-            started = time.perf_counter()
-            run(count)
-            _synchronise(device)
-            taken[count].append((time.perf_counter() - started) / per)
-    return Curve(tuple(rows), tuple(statistics.median(taken[count][1:]) for count in rows))
+def base_model(model: Model, progress: Callable[[str, float], None], largest: int) -> LatencyModel:
+    """Curves of one model on its device, for iterations of up to `largest` rows; coefficients still
+    zero. Takes some seconds."""
+    rows = measured_rows(largest)
+    x = torch.randn(rows, model.config.hidden_size).to(model.device, model.dtype)
+    rope = model.rope(torch.arange(rows, device=model.device) % model.positions)
+
+    def layers(count: int) -> None:
+        hidden = x[:count].clone()
+        for layer in model.layers:
+            q, _, _ = layer.pre_attention(hidden, rope[:count])
+            layer.post_attention(q.contiguous(), hidden)
+
+    def told(share: float) -> None:
+        progress("profiling dense modules", share)
+
+    dense = stepped_curve(_timer(layers, model.device), rows, told)
+    progress("profiling the head", 0.0)
+    head = plain_curve(_timer(lambda count: model.logits(x[:count]), model.device), HEAD_ROWS)
+    per_layer = tuple(seconds / len(model.layers) for seconds in dense.seconds)
+    return LatencyModel(len(model.layers), Curve(dense.rows, per_layer), head)
+
+
+def _timer(run: Callable[[int], object], device: torch.device) -> Timer:
+    def timer(rows: int) -> float:
+        _synchronise(device)
+        started = time.perf_counter()
+        run(rows)
+        _synchronise(device)
+        return time.perf_counter() - started
+
+    return timer
 
 
 def _synchronise(device: torch.device) -> None:
