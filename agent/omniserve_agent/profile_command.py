@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.util
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +16,7 @@ from omniserve_agent import flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail, write_result
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
 from omniserve_agent.settings import Settings, output_file
+from omniserve_agent.simulation.profile_file import ProfileFile, encode_profile
 
 BAR_CELLS = 40
 UNITS = {
@@ -44,7 +43,7 @@ def profile(
         flags.option("--plot", "A PNG of the curves (matplotlib).", output_file, "FILE"),
     ] = None,
     out: Annotated[
-        Path | None, flags.option("--out", "The latency model as JSON.", output_file, "FILE")
+        Path | None, flags.option("--out", "A .json profile for simulate.", output_file, "FILE")
     ] = None,
 ) -> None:
     """Measure (or show) the latency model of a model on this machine's device."""
@@ -62,19 +61,22 @@ def profile(
         policy="omniserve",
     )
     console = Console()
-    model = _measured(settings, uri, fresh, console)
-    label = "emulated device" if device.startswith("emulated:") else "device"
-    show(console, model, f"{uri} on {label} {device}")
+    model, found = _measured(settings, uri, fresh, console)
+    label = found.measured_on
+    show(console, model, f"{uri} on {label}")
     if out is not None:
-        write_result("--out", out, json.dumps(dataclasses.asdict(model), indent=2) + "\n")
+        write_result("--out", out, encode_profile(found))
     if plot is not None:
-        draw(model, plot, f"{uri}, {label} {device}")
+        draw(model, plot, f"{uri}, {label}")
         console.print(f"written: {plot}")
 
 
-def _measured(settings: Settings, uri: str, fresh: bool, console: Console) -> LatencyModel:
+def _measured(
+    settings: Settings, uri: str, fresh: bool, console: Console
+) -> tuple[LatencyModel, ProfileFile]:
     from omniserve_agent.node import profile as node
     from omniserve_agent.node.errors import NodeError
+    from omniserve_agent.node.profile_export import profile_of
 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
@@ -83,7 +85,8 @@ def _measured(settings: Settings, uri: str, fresh: bool, console: Console) -> La
             bar.update(task, description=stage, completed=fraction)
 
         try:
-            return asyncio.run(node.profile(settings, uri, step, fresh=fresh))
+            found = asyncio.run(node.profile(settings, uri, step, fresh=fresh))
+            return found.measured.latency, profile_of(uri, found)
         except NodeError as error:
             fail(str(error), EXIT_BAD_INPUT)
 

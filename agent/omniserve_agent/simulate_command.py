@@ -132,10 +132,10 @@ def simulate(
         overflow=machine.hosts[0].flops > 0,
     )
     rows = runs(machine, setting, requests, loads.BE_WORKLOADS[be], policy or POLICIES)
-    title = f"simulated: {machine.model.name} on {profile}, {seconds:g} virtual seconds"
-    Console().print(table_of(rows, title, admission != "off"))
+    console = Console()
+    console.print(table_of(rows, f"{title_of(machine)}, {seconds:g} virtual seconds", admission))
     if out is not None:
-        write_result("--out", out, json_of(rows))
+        write_result("--out", out, json_of(machine, rows))
 
 
 @contextmanager
@@ -177,19 +177,31 @@ def runs(
     return found
 
 
-def json_of(rows: Sequence[Figures]) -> str:
+def title_of(machine: Hardware) -> str:
+    """What is simulated, on what."""
+    measured = f" (measured on {machine.measured_on})" if machine.measured_on else ""
+    return f"simulated: {machine.model.name} on {machine.name}{measured}"
+
+
+def json_of(machine: Hardware, rows: Sequence[Figures]) -> str:
     """Rows as JSON, null for what there is none of."""
     plain = [{name: _known(value) for name, value in row.row().items()} for row in rows]
-    return json.dumps({"rows": plain}, indent=2, allow_nan=False) + "\n"
+    contents = {
+        "profile": machine.name,
+        "model": machine.model.name,
+        "measured_on": machine.measured_on or None,
+        "rows": plain,
+    }
+    return json.dumps(contents, indent=2, allow_nan=False) + "\n"
 
 
 def _known(value: float | str | None) -> float | str | None:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def table_of(rows: Sequence[Figures], title: str, admission: bool) -> Table:
-    """What the terminal shows; under `admission` also how well that judged."""
-    columns = COLUMNS | (ADMISSION_COLUMNS if admission else {})
+def table_of(rows: Sequence[Figures], title: str, admission: str) -> Table:
+    """What the terminal shows; under admission also how well that judged."""
+    columns = COLUMNS | (ADMISSION_COLUMNS if admission != "off" else {})
     table = Table(title=title)
     table.add_column("policy")
     for name in columns.values():

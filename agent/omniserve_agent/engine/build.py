@@ -32,13 +32,20 @@ from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
 from omniserve_agent.engine.loop import Engine
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig, Ready, ServiceClass
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import base_model, largest_iteration, mixed_load, observe
+from omniserve_agent.engine.profiling import (
+    base_model,
+    host_read_rate,
+    largest_iteration,
+    mixed_load,
+    observe,
+)
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling import policies
@@ -309,11 +316,11 @@ def latency_model(
     """As profiled, now or before; None where neither the policy nor admission predicts."""
     if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
         return None
-    return _kept_or_measured(config, model, helpers, progress)
+    return _kept_or_measured(config, model, helpers, progress).latency
 
 
-def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> LatencyModel:
-    """The latency model of `config`'s model and device. Raises EngineSetupError."""
+def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> Measured:
+    """What is measured of `config`'s model and device. Raises EngineSetupError."""
     wrong = problem(config)
     if wrong is not None:
         raise EngineSetupError(wrong)
@@ -338,13 +345,13 @@ def _kept_or_measured(
     progress: Progress,
     *,
     fresh: bool = False,
-) -> LatencyModel:
+) -> Measured:
     key = profile_key(config, model)
-    latency = None if fresh else load_profile(config.profile_dir, key)
-    if latency is None:
-        latency = profile(config, model, helpers, progress)
-        save_profile(config.profile_dir, key, latency)
-    return latency
+    found = None if fresh else load_profile(config.profile_dir, key)
+    if found is None:
+        found = profile(config, model, helpers, progress)
+        save_profile(config.profile_dir, key, found)
+    return found
 
 
 def machine_of(
@@ -358,7 +365,7 @@ def machine_of(
 
 def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
-) -> LatencyModel:
+) -> Measured:
     """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
     base = base_model(model, progress, largest_iteration(config))
     block = block_bytes(model, NATIVE_DTYPES[model.dtype])
@@ -377,10 +384,12 @@ def profile(
         longest = min(engine.intake.limits.max_request_tokens.values())
         load = mixed_load(0, PROFILE_REQUESTS, model.config.vocab_size, longest)
         seen = observe(engine, load, PROFILE_STEPS)
+        read_rate = host_read_rate(engine.executor.figures(), config.host_workers)
     finally:
         parts.helpers = None  # they belong to the model, which lives on
         engine.close()
-    return fit(base, [one.work for one in seen], [one.seconds for one in seen])
+    latency = fit(base, [one.work for one in seen], [one.seconds for one in seen])
+    return Measured(latency, read_rate)
 
 
 def _native_attention(config: EngineConfig) -> bool:

@@ -84,20 +84,25 @@ def sample(
     out."""
     taken: dict[int, list[float]] = {count: [] for count in rows}
     for number in range(1 + REPEATS):
-        if number > FEW_REPEATS and noise(taken) <= QUIET:
-            break
-        for place, count in enumerate(taken):
-            if number <= FEW_REPEATS or taken[count][-1] < LONG_RUN_S:
-                taken[count].append(timer(count))
+        loud = number <= FEW_REPEATS or noise(taken) > QUIET
+        for place, (count, seconds) in enumerate(taken.items()):
+            if number <= FEW_REPEATS or (seconds[-1] < LONG_RUN_S and (loud or _loud(seconds))):
+                seconds.append(timer(count))
             progress((number + place / len(taken)) / (1 + REPEATS))
     return {count: seconds[1:] for count, seconds in taken.items()}
 
 
+def _loud(seconds: Sequence[float]) -> bool:
+    return _scatter(seconds[1:]) > QUIET
+
+
+def _scatter(seconds: Sequence[float]) -> float:
+    return statistics.stdev(seconds) / statistics.median(seconds)
+
+
 def noise(taken: Mapping[int, Sequence[float]]) -> float:
     """Standard deviation over median, of the middle row count."""
-    return statistics.median(
-        statistics.stdev(seconds) / statistics.median(seconds) for seconds in taken.values()
-    )
+    return statistics.median(_scatter(seconds) for seconds in taken.values())
 
 
 def _medians(taken: Mapping[int, Sequence[float]]) -> Seconds:

@@ -12,10 +12,10 @@ import torch
 
 from omniserve_agent.engine.curves import measured_rows
 from omniserve_agent.engine.emulation.model import EmulatedModel
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.profiling import largest_iteration
-from omniserve_agent.scheduling.latency import LatencyModel
 from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
@@ -53,22 +53,22 @@ def _device_name(model: Model) -> str:
         return next((line.strip() for line in lines if line.startswith("model name")), "cpu")
 
 
-def load_profile(directory: str, key: str) -> LatencyModel | None:
+def load_profile(directory: str, key: str) -> Measured | None:
     """The profile, or None where there is none that can be read."""
     path = Path(directory) / f"{key}.json"
     if not directory or not path.is_file():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=LatencyModel)
+        return msgspec.json.decode(path.read_bytes(), type=Measured)
     except msgspec.MsgspecError:
         return None  # cut short or of another version: measured again
 
 
-def save_profile(directory: str, key: str, model: LatencyModel) -> None:
+def save_profile(directory: str, key: str, found: Measured) -> None:
     """Keep it, whole or not at all."""
     if not directory:
         return
     Path(directory).mkdir(parents=True, exist_ok=True)
     unfinished = Path(directory) / f".{key}.{os.getpid()}"
-    unfinished.write_bytes(msgspec.json.encode(model))
+    unfinished.write_bytes(msgspec.json.encode(found))
     unfinished.replace(Path(directory) / f"{key}.json")

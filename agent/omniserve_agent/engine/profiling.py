@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from omniserve_agent.engine.curves import Timer, measured_rows, plain_curve, stepped_curve
+from omniserve_agent.engine.execution.iteration import ExchangeFigures
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 from omniserve_native import MAX_Q_LEN
 
+LEAST_READ_BYTES = 16 << 20
 HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -118,3 +120,10 @@ def observe(
             engine.last_work.host_kv_bytes = float(read_bytes - before)
             seen.append(Observation(engine.last_work, seconds))
     raise RuntimeError(f"{max_steps} steps were not enough; {len(waiting)} requests never began")
+
+
+def host_read_rate(figures: ExchangeFigures, workers: int) -> float | None:
+    """Bytes of KV per second that all workers read while busy; None: too few bytes to tell."""
+    if figures.kv_bytes < LEAST_READ_BYTES or figures.busy_ns <= 0:
+        return None
+    return workers * figures.kv_bytes / (figures.busy_ns / 1e9)

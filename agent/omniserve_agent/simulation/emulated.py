@@ -61,6 +61,11 @@ def profile_name(device: str) -> str | None:
     return device.removeprefix(PREFIX) if device.startswith(PREFIX) else None
 
 
+def device_label(device: str) -> str:
+    """A device in words, so that nobody takes an emulated one for a real one."""
+    return f"{'device' if profile_name(device) is None else 'emulated device'} {device}"
+
+
 def check_profile(device: str) -> None:
     """ValueError that names the field that is wrong or the profiles there are, unless this device
     has one."""

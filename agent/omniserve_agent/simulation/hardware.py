@@ -11,7 +11,7 @@ The FLOP and memory rates are what kernels sustain, not what data sheets promise
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -25,6 +25,7 @@ from omniserve_agent.simulation.profile_file import (
 )
 
 BLOCK_TOKENS = 16
+LIMITS = ("slots", "max_device_rows", "join_rows")
 CURVE_ROWS = (1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
@@ -88,6 +89,7 @@ class Hardware:
     join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
     engines: int = 1  # how many such engines the whole machine holds
+    measured_on: str = ""  # a device in words; empty: not by `omniserve-agent profile`
 
     @property
     def host_blocks(self) -> int:
@@ -152,7 +154,9 @@ def hardware(
             )
         network = network_gbps * 1e9 / 8 / entry.engines
         hosts += [_host(data.cpu_host, profile, entry.engines, network)] * cpu_hosts
-    return Hardware(profile, shape, latency, blocks, tuple(hosts), engines=entry.engines)
+    found = Hardware(profile, shape, latency, blocks, tuple(hosts), engines=entry.engines)
+    limits = {name: getattr(entry, name) for name in LIMITS if getattr(entry, name) is not None}
+    return replace(found, measured_on=data.measured_on, **limits)
 
 
 def _loaded(profile: str) -> ProfileFile:
