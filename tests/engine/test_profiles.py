@@ -8,7 +8,7 @@ from omniserve_agent.engine.execution.iteration import ExchangeFigures
 from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import host_read_rate, mixed_load, observe
+from omniserve_agent.engine.profiling import host_load, host_read_rate, mixed_load, observe
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
 from omniserve_agent.scheduling.omniserve import Omniserve
 from support.fake_engine import make_engine, submit
@@ -85,6 +85,14 @@ def test_observing_gives_up_after_so_many_steps():
 
 
 def test_how_fast_the_host_reads_is_told_where_it_has_read():
-    assert host_read_rate(ExchangeFigures(busy_ns=10**9, kv_bytes=1 << 30), workers=3) == 3 << 30
-    assert host_read_rate(ExchangeFigures(busy_ns=10**9, kv_bytes=1 << 20), workers=3) is None
-    assert host_read_rate(ExchangeFigures(), workers=3) is None
+    none, little = ExchangeFigures(), ExchangeFigures(busy_ns=10**9, kv_bytes=1 << 20)
+    enough = ExchangeFigures(busy_ns=2 * 10**9, kv_bytes=(1 << 30) + (1 << 20))
+    assert host_read_rate(little, enough, workers=3) == 3 << 30
+    assert host_read_rate(none, little, workers=3) is None
+    assert host_read_rate(none, none, workers=3) is None
+
+
+def test_the_load_for_the_host_is_bounded():
+    ((_, request),) = host_load(50, 100)
+    assert len(request.prompt) + request.max_tokens < 100
+    assert max(request.prompt) < 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -40,7 +40,9 @@ from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
 from omniserve_agent.engine.profiling import (
+    Observation,
     base_model,
+    host_load,
     host_read_rate,
     largest_iteration,
     mixed_load,
@@ -189,8 +191,8 @@ class Parts:
 
     def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
         if latency is None:
-            return FixedCaps(self._caps()), None
-        machine = machine_of(self.config, self.model, latency, self._caps())
+            return FixedCaps(self.caps()), None
+        machine = machine_of(self.config, self.model, latency, self.caps())
         policy = policies.make(self.config.policy, machine)
         mode = AdmissionMode(self.config.admission)
         return policy, policies.gate_for(policy, machine, mode)
@@ -280,7 +282,8 @@ class Parts:
         wanted = self.config.pipeline_depth
         return default if wanted is None else wanted
 
-    def _caps(self) -> Caps:
+    def caps(self) -> Caps:
+        """The limits of this engine."""
         config = self.config
         return Caps(
             layers=self.model.config.layers,
@@ -380,16 +383,34 @@ def profile(
     parts.helpers = helpers
     engine = parts.engine(None)
     try:
-        progress("profiling mixed load", 0.0)
-        longest = min(engine.intake.limits.max_request_tokens.values())
-        load = mixed_load(0, PROFILE_REQUESTS, model.config.vocab_size, longest)
-        seen = observe(engine, load, PROFILE_STEPS)
-        read_rate = host_read_rate(engine.executor.figures(), config.host_workers)
+        seen = _mixed_load_seen(engine, progress)
+        read_rate = _host_read_rate(engine, parts, progress)
     finally:
         parts.helpers = None  # they belong to the model, which lives on
         engine.close()
     latency = fit(base, [one.work for one in seen], [one.seconds for one in seen])
     return Measured(latency, read_rate)
+
+
+def _mixed_load_seen(engine: Engine, progress: Progress) -> list[Observation]:
+    progress("profiling mixed load", 0.0)
+    limits = engine.intake.limits
+    longest = min(limits.max_request_tokens.values())
+    load = mixed_load(0, PROFILE_REQUESTS, limits.vocab_size, longest)
+    return observe(engine, load, PROFILE_STEPS)
+
+
+def _host_read_rate(engine: Engine, parts: Parts, progress: Progress) -> float | None:
+    """In the mixed load BE may have stayed on the device."""
+    progress("profiling host reads", 0.0)
+    limits, before = engine.intake.limits, engine.executor.figures()
+    engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
+    observe(
+        engine,
+        host_load(limits.vocab_size, limits.max_request_tokens[ServiceClass.BE]),
+        PROFILE_STEPS,
+    )
+    return host_read_rate(before, engine.executor.figures(), parts.workers.count)
 
 
 def _native_attention(config: EngineConfig) -> bool:

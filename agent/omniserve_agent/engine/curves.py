@@ -27,6 +27,8 @@ REPEATS, FEW_REPEATS = 7, 3  # few where times hardly differ, and of runs that a
 LONG_RUN_S = 0.1
 QUIET = 0.0075  # standard deviation over median
 TOLERANCES, LEAST_TOLERANCE = 4.0, 0.01  # in standard deviations; of a time
+MOST_ALIKE = 0.05  # however much times scatter: points that differ by more are kept apart
+NORMAL_QUARTILES = 1.35  # from the first to the third, in standard deviations
 GROWTH = 1.5  # all may take that much longer than the grid with all repeats
 
 
@@ -45,7 +47,7 @@ def stepped_curve(timer: Timer, largest: int, progress: Callable[[float], None])
     """From 1 to `largest` rows (see `measured_rows`). Progress goes from 0 to 1."""
     progress(0.0)
     grid, spent = [*GRID, *_beyond(largest)], _Spent(timer)
-    taken = sample(spent, grid, lambda share: progress(share / GROWTH))
+    taken = sample(spent, grid, progress=lambda share: progress(share / GROWTH))
     seconds = _medians(taken)
     limit_s = GROWTH * (1 + REPEATS) * sum(seconds[rows] for rows in GRID)
     scatter = noise(taken)
@@ -53,7 +55,8 @@ def stepped_curve(timer: Timer, largest: int, progress: Callable[[float], None])
     search = _Search(seconds, max(LEAST_TOLERANCE, TOLERANCES * scatter), 1 + repeats)
     done = 1 / GROWTH
     while wave := search.probes(limit_s - spent.seconds):
-        search.take_in(wave, _medians(sample(spent, [*wave, search.anchor(wave)])))
+        rows = [*wave, search.anchor(wave)]
+        search.take_in(wave, _medians(sample(spent, rows, repeats)))
         done = max(done, min(1.0, spent.seconds / limit_s))
         progress(done)
     return search.curve()
@@ -78,26 +81,39 @@ class _Spent:
 
 
 def sample(
-    timer: Timer, rows: Sequence[int], progress: Callable[[float], None] = lambda _: None
+    timer: Timer,
+    rows: Sequence[int],
+    repeats: int = REPEATS,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> dict[int, list[float]]:
     """Runs in rounds over all row counts, so that a slow spell hits all alike; the first is left
     out."""
     taken: dict[int, list[float]] = {count: [] for count in rows}
-    for number in range(1 + REPEATS):
-        loud = number <= FEW_REPEATS or noise(taken) > QUIET
-        for place, (count, seconds) in enumerate(taken.items()):
-            if number <= FEW_REPEATS or (seconds[-1] < LONG_RUN_S and (loud or _loud(seconds))):
-                seconds.append(timer(count))
-            progress((number + place / len(taken)) / (1 + REPEATS))
+    for number in range(1 + repeats):
+        wanted = list(taken) if number <= FEW_REPEATS else _again(taken)
+        for place, count in enumerate(wanted):
+            taken[count].append(timer(count))
+            progress((number + place / len(wanted)) / (1 + repeats))
     return {count: seconds[1:] for count, seconds in taken.items()}
 
 
-def _loud(seconds: Sequence[float]) -> bool:
-    return _scatter(seconds[1:]) > QUIET
+def _again(taken: Mapping[int, Sequence[float]]) -> list[int]:
+    """Short runs whose times differ, or all of them where times do in general."""
+    measured = {count: seconds[1:] for count, seconds in taken.items()}
+    loud = noise(measured) > QUIET
+    return [
+        count
+        for count, seconds in measured.items()
+        if seconds[-1] < LONG_RUN_S and (loud or _scatter(seconds) > QUIET)
+    ]
 
 
 def _scatter(seconds: Sequence[float]) -> float:
-    return statistics.stdev(seconds) / statistics.median(seconds)
+    """Where there are enough of them, outliers do not count: the medians are free of them too."""
+    if len(seconds) <= FEW_REPEATS:
+        return statistics.stdev(seconds) / statistics.median(seconds)
+    low, middle, high = statistics.quantiles(seconds, method="inclusive")
+    return (high - low) / NORMAL_QUARTILES / middle
 
 
 def noise(taken: Mapping[int, Sequence[float]]) -> float:
@@ -159,18 +175,21 @@ class _Search:
     def _dull(self, rows: int) -> bool:
         """Whether it is as the count before it, with no step after."""
         before, after = rows - 1, rows + 1
-        starts = after in self.seconds and self._rises(rows, after)
-        return before in self.seconds and not self._rises(before, rows) and not starts
+        alike = min(self.tolerance, MOST_ALIKE)
+        starts = after in self.seconds and self._rises(rows, after, alike)
+        return before in self.seconds and not starts and not self._rises(before, rows, alike)
 
     def _open(self) -> list[tuple[int, int]]:
         return [
             (low, high)
             for low, high in pairwise(sorted(self.seconds))
-            if high > low + 1 and (low, high) not in self.settled and self._rises(low, high)
+            if high > low + 1
+            and (low, high) not in self.settled
+            and self._rises(low, high, self.tolerance)
         ]
 
-    def _rises(self, low: int, high: int) -> bool:
-        return self.seconds[high] > (1 + self.tolerance) * self.seconds[low]
+    def _rises(self, low: int, high: int, tolerance: float) -> bool:
+        return self.seconds[high] > (1 + tolerance) * self.seconds[low]
 
     def _straight(self, low: int, high: int, inside: Iterable[int], known: Seconds) -> bool:
         return all(

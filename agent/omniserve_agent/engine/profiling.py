@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from omniserve_agent.engine.curves import Timer, measured_rows, plain_curve, stepped_curve
+from omniserve_agent.engine.emulation.model import EmulatedModel
 from omniserve_agent.engine.execution.iteration import ExchangeFigures
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
@@ -17,8 +18,9 @@ from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 from omniserve_native import MAX_Q_LEN
 
-LEAST_READ_BYTES = 16 << 20
+HOST_PROMPT, HOST_OUTPUT, LEAST_READ_BYTES = 512, 4, 16 << 20
 HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
+Timed = tuple[int, Submit]  # at this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +55,35 @@ def base_model(model: Model, progress: Callable[[str, float], None], largest: in
     def told(share: float) -> None:
         progress("profiling dense modules", share)
 
-    dense = stepped_curve(_timer(layers, model.device), rows, told)
+    dense = stepped_curve(_timer(layers, model), rows, told)
     progress("profiling the head", 0.0)
-    head = plain_curve(_timer(lambda count: model.logits(x[:count]), model.device), HEAD_ROWS)
+    head = plain_curve(_timer(lambda count: model.logits(x[:count]), model), HEAD_ROWS)
     per_layer = tuple(seconds / len(model.layers) for seconds in dense.seconds)
     return LatencyModel(len(model.layers), Curve(dense.rows, per_layer), head)
 
 
-def _timer(run: Callable[[int], object], device: torch.device) -> Timer:
+def _timer(run: Callable[[int], object], model: Model) -> Timer:
+    """Of what `run` takes of the device."""
+
     def timer(rows: int) -> float:
-        _synchronise(device)
+        _synchronise(model.device)
         started = time.perf_counter()
         run(rows)
-        _synchronise(device)
+        _synchronise(model.device)
         return time.perf_counter() - started
+
+    return _emulated_timer(run, model) if isinstance(model, EmulatedModel) else timer
+
+
+def _emulated_timer(run: Callable[[int], object], model: EmulatedModel) -> Timer:
+    """By the device's own clock: it knows neither late wake-ups nor what was idle before."""
+    timeline = model.emulation.timeline
+
+    def timer(rows: int) -> float:
+        timeline.stall()
+        started = timeline.end_s
+        run(rows)
+        return timeline.end_s - started
 
     return timer
 
@@ -76,7 +93,7 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def mixed_load(seed: int, requests: int, vocab_size: int, longest: int) -> list[tuple[int, Submit]]:
+def mixed_load(seed: int, requests: int, vocab_size: int, longest: int) -> list[Timed]:
     """Chats of LS and long prompts of BE as (step, request); none longer than `longest` tokens."""
     dice, arrivals = random.Random(seed), []
     for number in range(requests):
@@ -84,22 +101,32 @@ def mixed_load(seed: int, requests: int, vocab_size: int, longest: int) -> list[
         prompt = dice.randrange(20, 200) if is_ls else dice.randrange(300, 900)
         output = min(dice.randrange(10, 60), longest // 4)
         service_class = ServiceClass.LS if is_ls else ServiceClass.BE
-        submit = Submit(
-            request_id=f"profile-{seed}-{number}",
-            service=f"profile/{service_class.lower()}",
-            service_class=service_class,
-            prompt=[dice.randrange(vocab_size) for _ in range(min(prompt, longest - output - 1))],
-            max_tokens=output,
-            sampling=SamplingParams(temperature=0.0),
-            ignore_eos=True,
-        )
+        tokens = [dice.randrange(vocab_size) for _ in range(min(prompt, longest - output - 1))]
+        submit = _submit(f"{seed}-{number}", service_class, tokens, output)
         arrivals.append((dice.randrange(0, 12 * requests), submit))
     return arrivals
 
 
-def observe(
-    engine: Engine, arrivals: Sequence[tuple[int, Submit]], max_steps: int
-) -> list[Observation]:
+def host_load(vocab_size: int, longest: int) -> list[Timed]:
+    """One BE request, whose KV a host reads so often that its rate shows."""
+    output = min(HOST_OUTPUT, longest // 4)
+    tokens = [number % vocab_size for number in range(min(HOST_PROMPT, longest - output - 1))]
+    return [(0, _submit("host", ServiceClass.BE, tokens, output))]
+
+
+def _submit(name: str, service_class: ServiceClass, prompt: list[int], output: int) -> Submit:
+    return Submit(
+        request_id=f"profile-{name}",
+        service=f"profile/{service_class.lower()}",
+        service_class=service_class,
+        prompt=prompt,
+        max_tokens=output,
+        sampling=SamplingParams(temperature=0.0),
+        ignore_eos=True,
+    )
+
+
+def observe(engine: Engine, arrivals: Sequence[Timed], max_steps: int) -> list[Observation]:
     """Step an engine of depth 0 through (step, request) arrivals until all have ended.
 
     Steps that launch nothing are left out. Raises RuntimeError when `max_steps` are not enough.
@@ -122,8 +149,9 @@ def observe(
     raise RuntimeError(f"{max_steps} steps were not enough; {len(waiting)} requests never began")
 
 
-def host_read_rate(figures: ExchangeFigures, workers: int) -> float | None:
+def host_read_rate(before: ExchangeFigures, after: ExchangeFigures, workers: int) -> float | None:
     """Bytes of KV per second that all workers read while busy; None: too few bytes to tell."""
-    if figures.kv_bytes < LEAST_READ_BYTES or figures.busy_ns <= 0:
+    read_bytes, busy_ns = after.kv_bytes - before.kv_bytes, after.busy_ns - before.busy_ns
+    if read_bytes < LEAST_READ_BYTES or busy_ns <= 0:
         return None
-    return workers * figures.kv_bytes / (figures.busy_ns / 1e9)
+    return workers * read_bytes / (busy_ns / 1e9)

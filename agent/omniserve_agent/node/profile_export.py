@@ -39,12 +39,12 @@ def profile_of(uri: str, profiled: Profiled) -> ProfileFile:
     )
     name = uri.rstrip("/").rpartition("/")[2]
     entry = _entry(config, shape_of(described), measured.latency, widening)
-    words = f"{device_label(config.device)}, {len(config.device_cores)} device cores"
+    cores = f"cores: {len(config.device_cores)} device, {config.host_workers} host"
     return ProfileFile(
         local_host=host,
         models={name: entry},
         description=f"{uri} as measured by omniserve-agent profile.",
-        measured_on=f"{words}, {config.host_workers} host cores",
+        measured_on=f"{device_label(config.device)}, {cores}",
     )
 
 
