@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -131,8 +131,10 @@ def simulate(
         admission=AdmissionMode(admission),
         overflow=machine.hosts[0].flops > 0,
     )
-    rows = runs(machine, setting, requests, loads.BE_WORKLOADS[be], policy or POLICIES)
-    console = Console()
+    console, be_load = Console(), loads.BE_WORKLOADS[be]
+    with console.status("simulating") as status:
+        names = _told(policy or POLICIES, lambda name: status.update(f"simulating {name}"))
+        rows = runs(machine, setting, requests, be_load, names)
     console.print(table_of(rows, f"{title_of(machine)}, {seconds:g} virtual seconds", admission))
     if out is not None:
         write_result("--out", out, json_of(machine, rows))
@@ -155,12 +157,18 @@ def _traced(path: Path) -> list[loads.Arrival]:
         raise typer.BadParameter(f"--trace: {error}") from error
 
 
+def _told(names: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
+    for name in names:
+        tell(name)
+        yield name
+
+
 def runs(
     machine: Hardware,
     setting: Setting,
     requests: Sequence[loads.Arrival],
     be: loads.Workload,
-    policies: Sequence[str],
+    policies: Iterable[str],
 ) -> list[Figures]:
     """Figures of each policy. BE is without end unless it is among the requests."""
     has_be = any(request.service_class is ServiceClass.BE for request in requests)
