@@ -51,6 +51,7 @@ POLICY_ROWS = (
     PolicyRow("ls_alone", _flags("ls_alone"), best_effort=False),
     PolicyRow("omniserve", _flags("omniserve")),
     PolicyRow("static_headroom", _flags("static_headroom"), overflow=True),
+    PolicyRow("static_headroom_quarter", _flags("static_headroom_quarter"), overflow=True),
     PolicyRow("gpu_only_priority", _flags("gpu_only_priority")),
     PolicyRow("synchronous_offload", _flags("synchronous_offload")),
 )

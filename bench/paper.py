@@ -49,7 +49,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "admission on": {"admission": AdmissionMode.REJECT},
     "error budget off": {"error_budget": False},
 }
-LONGER = {"memory": 3, "ablation": 3}  # times: a request on the host lives for many minutes
+# Times the usual length: a request on the host lives for many minutes. In part `steady` the first
+# two thirds, until as many end as begin, do not count.
+LONGER = {"memory": 3, "ablation": 3, "steady": 27}
+WARM_UP = {"steady": 2 / 3}  # of a run; a quarter elsewhere
+HEADROOMS = {"static_headroom": 0.5, "static_headroom_quarter": 0.25}  # the better one is kept
+GOOD_ATTAINMENT = 0.99
 TOLD_EVERY, TABLE_WIDTH = 20, 170  # runs, columns: where there is no terminal
 HOSTS_USED_BY = ("omniserve", "static_headroom", "synchronous_offload")  # CPU-only hosts
 
@@ -80,6 +85,7 @@ def cases() -> list[Case]:
         found += [replace(over, admission=mode) for mode in ("off", "reject", "queue")]
     scarce = Case("memory", "llama-2-70b", "decode-heavy", 5, "")
     found += [replace(scarce, cpu_hosts=n, device_share=s) for n in (0, 4) for s in SHARES]
+    found += [replace(scarce, part="steady", cpu_hosts=4, device_share=0.08)]
     every = [replace(case, policy=name) for case in found for name in POLICIES]
     every = [c for c in every if c.cpu_hosts == 0 or c.policy in HOSTS_USED_BY]
     base = Case("ablation", "llama-2-70b", "decode-heavy", 5, "omniserve", 4, device_share=0.08)
@@ -101,17 +107,27 @@ def _of_model(model: str, be: str) -> list[Case]:
 
 
 def run(case: Case, seconds: float, seed: int) -> dict[str, Any]:
-    """One case's row of paper.json."""
+    """One case's row of paper.json; of `static_headroom` with the headroom that suits it best."""
+    tried = HEADROOMS if case.policy == "static_headroom" else [case.policy]
+    rows = [_run(case, name, seconds, seed) for name in tried]
+    return max(rows, key=_as_an_operator_sees_it)
+
+
+def _as_an_operator_sees_it(row: dict[str, Any]) -> tuple[float, float]:
+    return min(GOOD_ATTAINMENT, row["attained_offered"]), row["be_tokens_per_s"]
+
+
+def _run(case: Case, policy: str, seconds: float, seed: int) -> dict[str, Any]:
     seconds *= LONGER.get(case.part, 1)
     machine = hardware("a100x4", case.model, case.cpu_hosts, case.network_gbps)
     machine = replace(machine, device_blocks=int(machine.device_blocks * case.device_share))
     ttft_s, tpot_s = SLOS[case.model]
     setting = Setting(
-        policy=case.policy,
+        policy=policy,
         ttft_slo_s=ttft_s,
         tpot_slo_s=case.tpot_slo_ms / 1e3 or tpot_s,
         seconds=seconds,
-        warm_up_s=seconds / 4,
+        warm_up_s=seconds * WARM_UP.get(case.part, 1 / 4),
         seed=seed,
         admission=AdmissionMode(case.admission),
     )
@@ -125,7 +141,8 @@ def run(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     row = asdict(case) | experiment.run().row()
     if case.part == "admission" and case.policy == "omniserve":
         row["refused_would_attain"] = would_attain(experiment, be)
-    row["seconds"] = seconds
+    row["seconds"], row["policy"] = seconds, case.policy
+    row["headroom"] = HEADROOMS.get(policy)
     row["tpot_slo_ms"] = round(setting.tpot_slo_s * 1e3)
     row["be_workload"] = row.pop("be")
     return {"device": machine.name, "load": case.part, **row}
@@ -152,7 +169,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=300.0,
+        default=200.0,
         help="virtual seconds of each run; three times as many where memory is contended",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -160,8 +177,10 @@ def main() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     rows = run_all(args.seconds, args.seed, console, len(os.sched_getaffinity(0)))
     headline = paper_tables.headline(rows)
+    against = paper_tables.against(rows)
     paper_tables.show(console, rows, headline)
-    contents = {"seconds": args.seconds, "rows": rows, "headline": headline}
+    paper_tables.show_against(console, against)
+    contents = {"seconds": args.seconds, "rows": rows, "headline": headline, "against": against}
     console.print(f"written: {report.write('paper', contents, seed=args.seed)}")
     for path in paper_plots.draw(rows, report.OUT):
         console.print(f"written: {path}")

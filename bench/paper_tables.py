@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ SHOWN = (
     ("tpot_ms_p50", "TPOT p50"),
     ("tpot_ms_p99", "TPOT p99"),
     ("be_tokens_per_s", "BE tok/s"),
+    ("headroom", "headroom"),
     ("ceiling", "ceiling"),
 )
 KEYS = (
@@ -33,8 +35,10 @@ KEYS = (
     "device_share",
     "ablation",
 )
+RIVALS = ("static_headroom", "gpu_only_priority", "synchronous_offload")
 PAPER = {
     "attainment_ratio": "1.48",
+    "attainment_ratio_bursty": "1.23",
     "be_ratio_four_hosts": "9.85",
     "be_ratio_local": "3.47",
     "be_ratio_10gbps": "9.1",
@@ -51,7 +55,7 @@ def pairs(rows: Iterable[Row], against: str = "static_headroom") -> list[tuple[R
     return [(r, rivals[key]) for r in own if (key := tuple(r[k] for k in KEYS)) in rivals]
 
 
-def best(rows: Iterable[Row], figure: str, **wanted: float) -> float | None:
+def best(rows: Iterable[Row], figure: str, **wanted: float | str) -> float | None:
     """The largest ratio of `figure` over settings in which `wanted` holds; None: there is none.
 
     Where the rival puts out less than a BE token a second, or attains nothing, no ratio is taken.
@@ -80,18 +84,69 @@ def headline(rows: list[Row]) -> dict[str, float | None]:
     light = [r for r in full if r["part"] == "load" and r["rate"] == 1]
     return {
         "attainment_ratio": best(full, "attained_offered"),
+        "attainment_ratio_bursty": best(full, "attained_offered", arrivals="bursty"),
         "be_ratio_four_hosts": best(full, "be_tokens_per_s", cpu_hosts=4, network_gbps=100.0),
         "be_ratio_local": best(full, "be_tokens_per_s", cpu_hosts=0),
         "be_ratio_10gbps": best(full, "be_tokens_per_s", cpu_hosts=4, network_gbps=10.0),
         "be_ratio_light": best(light, "be_tokens_per_s"),
         "admission_attainment_gain_points": max(gains, default=None),
+        "be_ratio_steady_8_percent_of_device_kv": best(
+            [r for r in rows if r["part"] == "steady"], "be_tokens_per_s"
+        ),
     } | {
         f"be_ratio_{name}_{100 * share:g}_percent_of_device_kv": best(
-            rows, "be_tokens_per_s", cpu_hosts=hosts, device_share=share
+            [r for r in rows if r["part"] == "memory"],
+            "be_tokens_per_s",
+            cpu_hosts=hosts,
+            device_share=share,
         )
         for share in (0.125, 0.08)
         for name, hosts in (("four_hosts", 4), ("local", 0))
     }
+
+
+def against(rows: list[Row]) -> list[Row]:
+    """omniserve beside each rival over every setting both ran, parts apart: BE's ratio (least,
+    median, largest), and points of attainment it has more (least, median, largest)."""
+    found: list[Row] = []
+    for part in dict.fromkeys(r["part"] for r in rows):
+        for rival in RIVALS:
+            both = pairs([r for r in rows if r["part"] == part], rival)
+            ratios = [
+                own["be_tokens_per_s"] / other["be_tokens_per_s"]
+                for own, other in both
+                if other["be_tokens_per_s"] >= 1.0
+            ]
+            points = [100 * (a["attained_offered"] - b["attained_offered"]) for a, b in both]
+            if ratios:
+                found.append(
+                    {
+                        "part": part,
+                        "rival": rival,
+                        "settings": len(both),
+                        "be_ratio": _spread(ratios),
+                        "attainment_points": _spread(points),
+                    }
+                )
+    return found
+
+
+def _spread(values: list[float]) -> list[float]:
+    return [round(v, 3) for v in (min(values), statistics.median(values), max(values))]
+
+
+def show_against(console: Console, found: list[Row]) -> None:
+    """`against` on the terminal."""
+    table = Table(title="omniserve beside each rival, over all settings: median (least to largest)")
+    for name in ("part", "rival", "settings", "BE ratio", "attainment, points more"):
+        table.add_column(name, justify="left" if name in ("part", "rival") else "right")
+    for row in found:
+        spreads = [
+            f"{middle:.2f} ({least:.2f} to {most:.2f})"
+            for least, middle, most in (row["be_ratio"], row["attainment_points"])
+        ]
+        table.add_row(row["part"], row["rival"], str(row["settings"]), *spreads)
+    console.print(table)
 
 
 def show(console: Console, rows: list[Row], figures: dict[str, float | None]) -> None:

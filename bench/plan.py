@@ -65,9 +65,9 @@ class Timed:
         """Passed on."""
         self.inner.observed(work, seconds)
 
-    def judged(self, attained: bool, now_s: float) -> None:
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Passed on."""
-        self.inner.judged(attained, now_s)
+        self.inner.judged(service, attained, now_s)
 
 
 def machine(layers: int) -> Hardware:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from omniserve_agent.engine.messages import (
+    OBJECTIVE_PERCENT,
+    OBJECTIVE_WINDOW_S,
     Ready,
     RefusalReason,
     ServiceClass,
@@ -81,8 +83,8 @@ class Slo:
 
     ttft_ms: int
     tpot_ms: int
-    objective_percent: int = 99
-    window_s: int = 300
+    objective_percent: int = OBJECTIVE_PERCENT
+    window_s: int = OBJECTIVE_WINDOW_S
     min_samples: int = 20
 
 

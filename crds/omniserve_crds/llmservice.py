@@ -122,7 +122,8 @@ class Slo(ApiModel):
         default=99, description="share of offered requests that meet both times"
     )
     window: Annotated[str, Field(max_length=16), AfterValidator(_checked_window)] = Field(
-        default="5m", description="attainment is judged over this time, 10s to 1h"
+        default="5m",
+        description="attainment is judged, and the error budget burns, over this time, 10s to 1h",
     )
     min_samples: Annotated[int, Strict(), Field(ge=1, le=100_000)] = Field(
         default=20, description="below it, SLOAttained is Unknown"

@@ -9,8 +9,10 @@
 
 typedef float part __attribute__((vector_size(64)));
 
-enum { PART_LANES = 16, SCORE_ROWS = 12, SCORE_BLOCKS = 2, WEIGH_ROWS = 12, WEIGH_PARTS = 2 };
-enum { FEW_QUERIES = 4, FEW_BLOCKS = 4, FEW_PARTS = 4 };
+enum { PART_LANES = 16, SCORE_ROWS = 12, WEIGH_ROWS = 12, FEW_QUERIES = 4 };
+enum { WHOLE_PARTS = 4, REST_PARTS = 1, SPREAD_FETCHES = 0 };
+#define score_parts(few, rows) ((few) ? 4 : 2)
+#define weigh_parts score_parts
 
 static inline part part_max(part a, part b) { return (part)_mm512_max_ps((__m512)a, (__m512)b); }
 

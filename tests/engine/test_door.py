@@ -1,9 +1,10 @@
 """Admission in the loop: refusals, requests held back, what is counted; on a clock of our own."""
 
 from omniserve_agent.engine.messages import ServiceClass
+from omniserve_agent.engine.reporting import Reporter
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
 from omniserve_agent.scheduling.plan import Caps
 from support.fake_engine import check_no_leak, make_engine, run, submit
@@ -32,7 +33,7 @@ def engine_with(mode, clock, **more):
         ls_prefill_rows=8,
         be_prefill_rows=6,
     )
-    gate = Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+    gate = Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
     return make_engine(gate=gate, clock=clock, **more)
 
 
@@ -52,8 +53,8 @@ def test_a_request_that_would_miss_is_refused_with_a_prediction():
 def test_one_that_is_held_back_is_taken_when_its_time_comes_and_none_is_lost():
     clock = Clock()
     engine = engine_with(AdmissionMode.QUEUE, clock)
-    for name in ("first", "second", "third"):
-        assert engine.submit(submit(name, [1, 2, 3, 4, 5], **SLO)) is None
+    for number, name in enumerate(("first", "second", "third")):
+        assert engine.submit(submit(name, [number, 2, 3, 4, 5], **SLO)) is None
     assert engine.door.held == 2
     assert not engine.idle
     clock.now_s += 5.0  # both held back have lost their TTFT, and come when nobody else waits
@@ -63,11 +64,28 @@ def test_one_that_is_held_back_is_taken_when_its_time_comes_and_none_is_lost():
     check_no_leak(engine)
 
 
+def test_those_held_back_are_counted_and_explained():
+    engine = engine_with(AdmissionMode.QUEUE, Clock())
+    engine.submit(submit("first", [1, 2, 3, 4, 5], service="team/first", **SLO))
+    engine.submit(submit("second", [2, 2, 3, 4, 5], **SLO))
+    engine.submit(submit("third", [3, 2, 3, 4, 5], service="team/ls", **SLO))
+    assert engine.door.held == 2
+    stats = Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0)
+    assert (stats.services["default/ls"].waiting, stats.services["team/ls"].waiting) == (1, 1)
+    late = "the first token would take"
+    assert stats.waits["default/ls"].startswith(f"admission holds it back: {late}")
+    assert stats.waits["team/ls"].startswith(
+        f"admission holds it back behind 1 others; the first of them: {late}"
+    )
+    run(engine)
+    assert Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0).waits == {}
+
+
 def test_one_that_is_held_back_can_be_cancelled_and_the_line_has_an_end():
     engine = engine_with(AdmissionMode.QUEUE, Clock(), max_waiting=2)
     for number in range(3):
-        assert engine.submit(submit(f"n{number}", [1, 2, 3, 4, 5], **SLO)) is None
-    assert engine.submit(submit("late", [1, 2, 3, 4, 5], **SLO)).reason == "slo"
+        assert engine.submit(submit(f"n{number}", [number, 2, 3, 4, 5], **SLO)) is None
+    assert engine.submit(submit("late", [9, 2, 3, 4, 5], **SLO)).reason == "slo"
     engine.cancel("n1")
     assert engine.door.held == 1
     assert set(run(engine).finished) == {"n0", "n2"}
@@ -113,8 +131,8 @@ class Listening:
     def __init__(self, policy):
         self.policy, self.seen = policy, []
 
-    def judged(self, attained, now_s):
-        self.seen.append(attained)
+    def judged(self, service, attained, now_s):
+        self.seen.append((service, attained))
 
     def __getattr__(self, name):
         return getattr(self.policy, name)
@@ -128,11 +146,23 @@ def test_who_delivers_judges():
     engine.submit(submit("here", [1, 2], **late))
     engine.submit(submit("there", [1, 2], sender_judges=True, **late))
     run(engine)
-    assert judge.seen == [False]
+    assert judge.seen == [("default/ls", False)]
     engine.judged("default/ls", True)
     engine.judged("default/ls", False)
-    assert judge.seen == [False, True, False]
+    assert [attained for _, attained in judge.seen] == [False, True, False]
     assert engine.missed["default/ls"] == 2
+
+
+def test_every_service_is_judged_by_its_own_objective():
+    engine = engine_with(AdmissionMode.OFF, Clock())
+    engine.policy = judge = Listening(engine.policy)
+    strict = {"objective_percent": 90, "objective_window_s": 20, **SLO}
+    engine.submit(submit("strict", [1, 2], service="team/strict", **strict))
+    engine.submit(submit("plain", [1, 2], **SLO))
+    objectives = [engine.intake.find(name).job.objective for name in ("strict", "plain")]
+    assert objectives == [Objective(0.9, 20.0), Objective(0.99, 300.0)]
+    run(engine)
+    assert sorted(judge.seen) == [("default/ls", True), ("team/strict", True)]
 
 
 def test_first_tokens_come_before_the_others():

@@ -220,6 +220,8 @@ async def test_engine_figures(engine, service, serving, say):
         host_kv_blocks_used=25,
         iteration_ms=12.5,
         binding_ceiling="host_bandwidth",
+        error_budget_burn=1.5,
+        error_budget_burns={"default/chat": 0.5, "team/chat": 1.5},
     )
     quiet = engine(say("x"), ready=None)
     services = [service(engine(say("x"), stats=stats, restarts=2)), service(quiet, name="quiet")]
@@ -242,6 +244,8 @@ async def test_engine_figures(engine, service, serving, say):
         ("omniserve_engine_kv_blocks_used", "tier", "host"): 25,
         ("omniserve_engine_binding_ceiling", "ceiling", "host_bandwidth"): 1,
         ("omniserve_engine_binding_ceiling", "ceiling", "dense_rows"): 0,
+        ("omniserve_engine_error_budget_burn_ratio",): 1.5,
+        ("omniserve_engine_service_error_budget_burn_ratio", "service", "default/chat"): 0.5,
     }
     for (name, *label), value in expected.items():
         labels = {"engine": "engine-0"} | dict([label] if label else [])

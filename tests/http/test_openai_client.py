@@ -8,7 +8,7 @@ import pytest
 
 from omniserve_agent.engine.messages import ServiceClass, TokenEvent, TokenLogprob
 from omniserve_agent.http.settings import HttpSettings
-from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
+from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError, Slo
 
 QUESTION = [{"role": "user", "content": "Hello"}]
 
@@ -57,7 +57,17 @@ async def test_chat(engine, service, serving, say, tokenizer):
     assert (submit.max_tokens, submit.sampling.temperature, submit.sampling.seed) == (7, 0, 42)
     assert (submit.service, submit.cache_salt) == ("default/chat", "default")
     assert (submit.ttft_slo_ms, submit.tpot_slo_ms) == (500, 50)
+    assert (submit.objective_percent, submit.objective_window_s) == (99, 300)
     assert submit.stop_token_ids == [tokenizer.eos_id]
+
+
+async def test_a_services_objective_goes_to_the_engine(engine, service, serving, say):
+    strict = Slo(ttft_ms=500, tpot_ms=50, objective_percent=90, window_s=60)
+    backend = engine(say("x"))
+    async with serving([service(backend, slo=strict)]) as client:
+        await client.openai.chat.completions.create(model="chat", messages=QUESTION)
+    submit = backend.submits[0]
+    assert (submit.objective_percent, submit.objective_window_s) == (90, 60)
 
 
 async def test_streamed_chat_with_usage(engine, service, serving, say):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniserve_native import Arena, ArenaConfig, AttendCall, DType, NativeError
-from support.kv_reference import Case, decode, encode, prepare, run_attend
+from omniserve_native import Arena, ArenaConfig, AttendCall, DType, NativeError, isa_name
+from support.kv_reference import Case, attention, decode, encode, prepare, run_attend
 
 HEADS, SIZE = 2, 24
 RECORD = DType.I8.head_bytes(SIZE)
@@ -139,6 +139,32 @@ def test_scores_of_every_size(magnitude: float) -> None:
     """From all alike to one that takes all: 16-bit queries and probabilities."""
     case = Case(((200, 1), (63, 4), (1000, 2)), dtype=DType.I8, spread=magnitude**0.5, scale=0.125)
     assert run_attend(case).o < 5e-4
+
+
+@pytest.mark.skipif(
+    isa_name().startswith("avx512_"),
+    reason="byte dot products have probabilities relative to the largest of all, not of the step",
+)
+def test_many_small_probabilities_beside_a_large_one_count() -> None:
+    """One token is e^12 times as probable as each of 2,000 others, whose V are alike."""
+    tokens, size = 2000, 64
+    k, v = np.zeros((tokens, 1, size)), np.ones((tokens, 1, size))
+    k[0], v[0] = 12 / size, -1.0
+    q = np.ones((1, 2, size))
+    arena = Arena(ArenaConfig(1, 1, size, tokens // 16, 1, tokens // 16, DType.I8))
+    sequence = arena.open_sequence()
+    arena.set_blocks(sequence, 0, range(tokens // 16))
+    raw = [encode(rows, DType.I8) for rows in (k, v)]
+    arena.import_tokens(sequence, 0, 0, tokens, *(side.ctypes.data for side in raw))
+    rows, o = encode(q, DType.F32), np.zeros((1, 2, size), np.float32)
+    call = AttendCall(arena, 2, DType.F32, 1.0, 1)
+    call.set_segments(np.array([sequence]), np.array([1]), np.array([tokens - 1]))
+    call.set_strides(2 * size, size, size, 2 * size)
+    call.run(0, rows.ctypes.data, 0, 0, o.ctypes.data)
+    arena.close()
+    stored = [decode(side, DType.I8) for side in raw]
+    right, _ = attention(q, *stored, tokens - 1, 1.0)
+    assert np.abs(o - right).max() < 2e-3  # without the others: 2.4e-2
 
 
 def test_the_cases_are_not_what_was_given() -> None:

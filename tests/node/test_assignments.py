@@ -13,6 +13,8 @@ from omniserve_agent.node.memory import GIB, MIB
 from omniserve_agent.node.plan import PreparedEngine, plan_node
 from omniserve_agent.node.review import review
 from omniserve_agent.node.secrets import api_keys
+from omniserve_agent.node.services import routed_slo
+from omniserve_agent.serving import Slo
 from omniserve_agent.settings import Settings, core_list
 from omniserve_crds.llmservice import LLMService
 
@@ -30,6 +32,13 @@ def service(name, service_class="BE", namespace="default", model=None, **spec):
             "spec": {"class": service_class, "model": {"uri": URI, **(model or {})}, **spec},
         }
     )
+
+
+def test_an_objective_is_routed_as_the_manifest_has_it():
+    slo = {"ttftMs": 1000, "tpotMs": 100, "objectivePercent": 90, "window": "1m30s"}
+    assert routed_slo(service("chat", "LS", slo=slo).spec.slo) == Slo(1000, 100, 90, 90)
+    assert routed_slo(service("chat", "LS").spec.slo) == Slo(1000, 100, 99, 300)
+    assert routed_slo(service("batch").spec.slo) is None
 
 
 def names(services):

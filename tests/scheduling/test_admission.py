@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate, Open
 from omniserve_agent.scheduling.costs import Costs
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
@@ -29,7 +29,7 @@ CAPS = Caps(
 
 
 def gate(mode=AdmissionMode.REJECT, caps=CAPS):
-    return Gate(Costs(MODEL, Correction(), ErrorBudget()), caps, mode)
+    return Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
 
 
 def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S):
@@ -96,6 +96,22 @@ def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
     urgent = job(2, tokens=100, ttft_s=0.2)
     assert gate().judge(index(), urgent, NOW_S).admitted
     assert not gate().judge(index(waiting), urgent, NOW_S).admitted
+
+
+def test_choices_of_one_prompt_are_charged_for_it_once():
+    """`n`, and batches over one document: a last block each is all that the others compute."""
+    others = [job(n, tokens=100) for n in range(10)]
+    assert not gate().judge(index(*others), job(99, tokens=100), NOW_S).admitted
+    for one in others:
+        one.prompt = 7
+    newcomer = job(99, tokens=100)
+    newcomer.prompt = 7
+    assert gate().judge(index(*others), newcomer, NOW_S).admitted
+
+
+def test_the_reason_names_the_limit_that_was_used():
+    verdict = gate().judge(index(*(job(n, tokens=88) for n in range(10))), job(99), NOW_S)
+    assert "more than 90% of the 1000 ms left" in verdict.reason
 
 
 LOAD = st.lists(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.be_prefill import RowLayers, Seconds
 from omniserve_agent.scheduling.costs import Costs, Load
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS
@@ -14,7 +14,7 @@ from support.scheduling import CAPS, LAYERS
 
 # A call costs 1 ms whatever it holds up to 8 rows, and 10 us for each further row.
 MODEL = LatencyModel(LAYERS, Curve((1, 8, 1008), (1e-3, 1e-3, 11e-3)), Curve((1,), (0.0,)))
-COSTS = Costs(MODEL, Correction(), ErrorBudget())
+COSTS = Costs(MODEL, Correction(), ErrorBudgets())
 
 
 def staged(handle, remaining, tokens=1000):

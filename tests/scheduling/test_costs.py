@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import Job, ServiceClass
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
@@ -22,7 +22,7 @@ MODEL = LatencyModel(
     pair=2e-8,
     join=3e-6,
 )
-COSTS = Costs(MODEL, Correction(), ErrorBudget())
+COSTS = Costs(MODEL, Correction(), ErrorBudgets())
 COUNTS = st.integers(0, 200)
 
 

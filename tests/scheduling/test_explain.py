@@ -1,8 +1,9 @@
 """Every wait has a reason with figures."""
 
-from omniserve_agent.scheduling.explain import explain, waits
+from omniserve_agent.scheduling.admission import ADMITTED, Verdict
+from omniserve_agent.scheduling.explain import Moment, explain, held, waits
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.plan import Caps, PolicyState, Room
+from omniserve_agent.scheduling.plan import Caps, DeviceChunk, Plan, PolicyState, Room
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 CAPS = Caps(
@@ -33,11 +34,16 @@ def job(handle, service_class, stage, tokens=160, **more):
     )
 
 
-def why(wanted, *others, room=None):
-    jobs = JobIndex()
-    for one in (wanted, *others):
-        jobs.add(one)
-    return explain(jobs, room or Room(100, 100, 8), CAPS, STATE, wanted)
+def index(*jobs):
+    found = JobIndex()
+    for one in jobs:
+        found.add(one)
+    return found
+
+
+def why(wanted, *others, room=None, plan=None, state=STATE):
+    jobs = index(wanted, *others)
+    return explain(Moment(jobs, room or Room(100, 100, 8), CAPS, state, plan), wanted)
 
 
 def test_ls_waits_for_memory_or_for_prompts_before_it():
@@ -47,6 +53,11 @@ def test_ls_waits_for_memory_or_for_prompts_before_it():
     assert "BE leaves the device for it" in why(waiting, resident, room=Room(3, 100, 8))
     before = job(3, LS, Stage.PREFILL, tokens=300)
     assert why(waiting, before) == "1 LS prompts with 300 rows share the prefill with it"
+
+
+def test_ls_waits_for_another_that_computes_its_prompt():
+    first, second = job(1, LS, Stage.PREFILL, prompt=7), job(2, LS, Stage.WAITING, prompt=7)
+    assert "another request computes the same prompt" in why(second, first)
 
 
 def test_be_waits_for_prompts_memory_or_because_the_device_yields_more():
@@ -67,9 +78,88 @@ def test_work_under_way_says_what_ls_leaves_and_what_it_queues_for():
     assert why(job(1, LS, Stage.DECODE)) == ""
 
 
+def test_prompts_on_the_device_say_what_is_left_and_who_shares():
+    ls, other = job(1, LS, Stage.PREFILL, computed=60), job(2, LS, Stage.WAITING, tokens=300)
+    plan = Plan(device=(DeviceChunk(ls, 40),))
+    sharing = "1 LS prompts with 300 rows share the prefill with it"
+    assert why(ls, other, plan=plan) == (
+        f"100 rows of its prompt are left, the last iteration was given 40; {sharing}"
+    )
+    be = job(3, BE, Stage.PREFILL)
+    assert why(be, plan=Plan()) == (
+        "160 rows of its prompt are left, the last iteration was given 0; they are computed with "
+        "what LS leaves: 30.0 ms of an iteration, LS itself takes 20.0 ms"
+    )
+    assert why(be, state=None) == (
+        "160 rows of its prompt are left; they are computed with what LS leaves"
+    )
+
+
+def test_rows_on_the_device_that_the_plan_went_without():
+    ls, taken, left = (job(1, LS, Stage.DECODE), *(job(n, BE, Stage.DECODE) for n in (2, 3)))
+    plan = Plan(device=(DeviceChunk(ls, 1), DeviceChunk(taken, 1)))
+    assert why(left, ls, taken, plan=plan) == (
+        "1 BE requests ran on the device beside 1 of LS, 2 want a row of the 64: "
+        "30.0 ms of an iteration, LS itself takes 20.0 ms"
+    )
+    assert why(taken, ls, left, plan=plan) == ""
+    assert why(job(9, LS, Stage.DECODE), ls, plan=plan) == (
+        "1 LS requests ran before it, an iteration holds 64"
+    )
+    assert "on its way back" in why(job(9, LS, Stage.DECODE, held=True), plan=plan)
+
+
+def test_ls_waits_for_a_row_where_all_are_taken():
+    decoding = [job(n, LS, Stage.DECODE) for n in range(64)]
+    assert why(job(99, LS, Stage.WAITING), *decoding) == (
+        "64 LS requests decode, as many as an iteration holds; one must end first"
+    )
+
+
+def test_rows_in_flight_say_how_many_rejoin():
+    flying = [job(n, BE, Stage.HOPPING) for n in range(3)]
+    assert why(*flying, plan=Plan(join_rows=2)) == (
+        "its row is between layers, with 3 in flight: the host attends, and 2 at most rejoin at "
+        "each of 10 layers"
+    )
+
+
+def test_rows_that_could_have_a_slot_say_how_many_start():
+    queued = [job(n, BE, Stage.BOUNDARY) for n in range(9)]
+    started = Plan(entries=tuple(job(20 + n, BE, Stage.HOPPING) for n in range(8)))
+    room = Room(9, 9, 20)
+    assert why(*queued, room=room, plan=started) == (
+        "9 rows want to start a token; the last iteration started 8"
+    )
+    assert why(*queued[:3], room=room, plan=started) == ""
+    assert why(*queued[:3], room=room, plan=Plan()).endswith("started 0")
+
+
+def test_every_stage_in_which_the_plan_leaves_a_job_out_has_its_words():
+    for service_class in ServiceClass:
+        for stage in set(Stage) - {Stage.DONE}:
+            assert why(job(1, service_class, stage), plan=Plan()), (service_class, stage)
+
+
+def test_who_is_held_back_waits_for_what_the_first_waits_for():
+    late = Verdict(False, "the first token would take 900 ms of 400 ms")
+    assert held(0, late) == f"admission holds it back: {late.reason}"
+    assert held(2, late) == (
+        f"admission holds it back behind 2 others; the first of them: {late.reason}"
+    )
+    assert held(0, ADMITTED) == "admission holds it back: the next iteration takes it"
+
+
 def test_each_service_gets_the_reason_of_its_first():
-    jobs = JobIndex()
-    for one in (job(1, LS, Stage.WAITING), job(2, BE, Stage.WAITING), job(3, BE, Stage.WAITING)):
-        jobs.add(one)
-    found = waits(jobs, Room(4, 5, 8), CAPS, STATE)
+    jobs = index(job(1, LS, Stage.WAITING), job(2, BE, Stage.WAITING), job(3, BE, Stage.WAITING))
+    found = waits(Moment(jobs, Room(4, 5, 8), CAPS, STATE), {})
     assert set(found) == {"default/ls", "default/be"}
+
+
+def test_who_queues_speaks_before_who_is_held_back_and_that_before_who_is_under_way():
+    def ls(*stages):
+        jobs = index(*(job(n, LS, stage) for n, stage in enumerate(stages)))
+        return waits(Moment(jobs, Room(4, 5, 8), CAPS, STATE), {"default/ls": "held"})
+
+    assert ls(Stage.PREFILL) == {"default/ls": "held"}
+    assert "KV blocks" in ls(Stage.PREFILL, Stage.WAITING)["default/ls"]

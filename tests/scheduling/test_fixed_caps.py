@@ -85,6 +85,15 @@ def test_a_prompt_is_computed_by_one_request_while_others_overtake_those_that_wa
     assert admitted(found, *same[1:], other) == [1]
 
 
+def test_choices_of_an_ls_request_wait_for_the_first_to_compute_their_prompt():
+    same = [job(n, LS, tokens=40, prompt=7) for n in range(3)]
+    other = job(9, LS, tokens=10, prompt=8)
+    many = {"ls_prefill_rows": 200}
+    assert [a.job.handle for a in plan(*same, other, **many).admissions] == [0, 9]
+    found = job(0, LS, Stage.PREFILL, tokens=40, computed=32, prompt=7, device_blocks=3)
+    assert [a.job.handle for a in plan(found, *same[1:], **many).admissions] == [1]
+
+
 def test_waiting_ls_is_admitted_in_order_and_nobody_overtakes():
     room = Room(device_free_blocks=3, host_free_blocks=100, free_slots=16)
     answer = plan(job(1, tokens=100), job(2, tokens=10), room=room)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.latency import (
+    MOST_RATIO,
     Correction,
     Curve,
     LatencyModel,
@@ -89,10 +90,20 @@ def test_correction_learns_a_factor_per_kind_and_shrugs_off_an_outlier():
 def test_margin_is_the_quantile_of_what_came():
     correction = Correction(alpha=0.0)
     assert correction.margin(0.99) == 1.0
-    for observed in range(1, 101):
-        correction.observe("decode", 1.0, observed / 100)
-    assert correction.margin(0.5) == pytest.approx(0.51)
-    assert correction.margin(0.99) == pytest.approx(1.0)
+    for observed in range(1, 201):
+        correction.observe("decode", 1.0, observed / 200)
+    assert correction.margin(0.5) == pytest.approx(0.505)
+    assert correction.margin(0.99) == pytest.approx(0.995)
+
+
+def test_a_slow_first_iteration_does_not_rule_the_margin():
+    """A cold start or a suspended laptop: with one sample it would be every quantile."""
+    correction = Correction(alpha=0.0)
+    correction.observe("decode", 1.0, 70.0)
+    assert correction.margin(0.99) == 1.0
+    for _ in range(600):
+        correction.observe("decode", 1.0, 70.0)
+    assert correction.margin(0.99) == MOST_RATIO
 
 
 def test_accuracy():

@@ -7,17 +7,19 @@ from hypothesis import strategies as st
 from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import (
     FREE_SHARE,
     LONGEST_S,
     MIN_LS_CHUNK_ROWS,
+    PRICED_CHUNK_ROWS,
     RECOVERY_TOKENS,
     Omniserve,
 )
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Room
+from omniserve_agent.scheduling.slack import least_laxity
 from omniserve_agent.scheduling.traffic import Traffic
 from support.scheduling import CAPS, LAYERS
 
@@ -193,6 +195,14 @@ def test_ls_prefill_fits_what_decodes_can_make_up_for_but_never_stands_still():
     assert rows_beside(0.010) == MIN_LS_CHUNK_ROWS
 
 
+def test_places_that_ls_prompts_do_not_take_are_not_be_s():
+    """One prompt gets the least chunk and four none: rows were priced for LS alone."""
+    prompts = [job(50 + n, LS, Stage.PREFILL, tokens=300) for n in range(5)]
+    residents = [job(400 + n, BE, Stage.DECODE) for n in range(8)]
+    answer = plan(decoding(1, 100.0, 0.0105), *prompts, *residents)
+    assert [(c.job.handle, c.rows) for c in answer.device] == [(1, 1), (50, MIN_LS_CHUNK_ROWS)]
+
+
 def test_an_arrival_that_may_come_now_bounds_idle_time():
     policy = Omniserve(CAPS, MODEL)
     staged = job(9, BE, Stage.STAGED, tokens=5000)
@@ -215,42 +225,133 @@ def test_predictions_are_corrected_by_what_is_observed():
     assert 0 < after < 0.8 * before
 
 
-DEADLINES = st.builds(
-    lambda ttft, tpot, ahead: (ttft, tpot, ahead),
-    st.floats(0.05, 2),
-    st.floats(0.005, 0.3),
-    st.integers(0, 5),
+def test_the_service_that_burns_its_budget_rules_until_its_window_has_passed():
+    policy = Omniserve(CAPS, MODEL)
+    for name, objective in (("a", Objective()), ("b", Objective(0.9, 60.0))):
+        seen = job(1, LS, Stage.WAITING, deadlines=Deadlines(0.0, 1.0, 0.1), objective=objective)
+        seen.service = name
+        policy.arrived(seen)
+    for second in range(100):
+        policy.judged("a", True, float(second))
+        policy.judged("b", second % 2 == 0, float(second))
+
+    def planned(now_s):
+        due = decoding(1, now_s, 0.100)
+        return be_rows(plan(due, job(9, BE, Stage.STAGED, tokens=500), policy=policy, now_s=now_s))
+
+    burning = planned(100.0)
+    assert policy.state.burns == pytest.approx({"a": 0.0, "b": 5.0}, rel=0.05)
+    assert policy.state.burn == policy.state.burns["b"]
+    assert planned(158.0) == burning
+    assert planned(159.0) > 5 * burning
+    assert policy.state.burns == {"a": 0.0}
+
+
+NOW_S = 100.0
+COSTS = Costs(MODEL, Correction(), ErrorBudgets())
+PROMPT_ROW_S = COSTS.prompt_s(PRICED_CHUNK_ROWS) / PRICED_CHUNK_ROWS
+DECODES = st.lists(
+    st.tuples(st.floats(0.05, 2), st.floats(0.005, 0.3), st.integers(0, 5)), max_size=6
+)
+PROMPTS = st.lists(
+    st.tuples(
+        st.floats(0.05, 2), st.integers(1, 600), st.sampled_from([Stage.PREFILL, Stage.WAITING])
+    ),
+    max_size=5,
 )
 
 
-@given(st.lists(DEADLINES, max_size=6), st.integers(0, 6), st.integers(0, 30), st.booleans())
-def test_no_plan_exceeds_its_budget_by_its_own_prediction(drawn, staged, flying, waiting):
-    now_s = 100.0
+def ls_jobs(decodes, prompts):
     jobs = []
-    for handle, (ttft, tpot, ahead) in enumerate(drawn):
-        due = Deadlines(now_s - ttft / 2, ttft, tpot)
-        due.emitted(now_s, 1 + ahead)
+    for handle, (ttft, tpot, ahead) in enumerate(decodes):
+        due = Deadlines(NOW_S - ttft / 2, ttft, tpot)
+        due.emitted(NOW_S, 1 + ahead)
         jobs.append(job(handle, LS, Stage.DECODE, deadlines=due))
+    for handle, (ttft, tokens, stage) in enumerate(prompts, 50):
+        due = Deadlines(NOW_S - ttft / 2, ttft, 0.1)
+        jobs.append(job(handle, LS, stage, tokens=tokens, deadlines=due))
+    return jobs
+
+
+def joined(rows, lanes):
+    return COSTS.seconds(Load(rows, rows, joins=((lanes, 1), (0, LAYERS - 1))))  # all at layer 0
+
+
+@given(
+    DECODES,
+    PROMPTS,
+    st.integers(0, 10),
+    st.integers(0, 2),
+    st.integers(0, 6),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_no_plan_exceeds_its_budget_by_its_own_prediction(
+    decodes, prompts, resident, chunked, staged, flying, waiting
+):
+    jobs = ls_jobs(decodes, prompts)
     jobs += [job(100 + i, BE, Stage.STAGED, tokens=300) for i in range(staged)]
     jobs += [job(200 + i, BE, Stage.HOPPING) for i in range(flying)]
-    if waiting:
-        jobs.append(job(300, BE, Stage.WAITING, tokens=200))
-    answer = plan(*jobs, now_s=now_s)
-    assert answer == plan(*jobs, now_s=now_s)
+    jobs += [job(300, BE, Stage.WAITING, tokens=200)] if waiting else []
+    jobs += [job(400 + i, BE, Stage.DECODE) for i in range(resident)]
+    jobs += [job(500 + i, BE, Stage.PREFILL, tokens=300) for i in range(chunked)]
+    answer = plan(*jobs, now_s=NOW_S)
+    assert answer == plan(*jobs, now_s=NOW_S)
+    count = len(decodes)
+    ls_handles = [c.job.handle for c in answer.device if c.job.service_class is LS]
+    assert ls_handles[:count] == list(range(count))  # LS decode always runs
+
     fastest_s = MODEL.predict(Work(device_rows=1, logit_rows=1))
-    due = [j.deadlines.next_s(now_s, 100, fastest_s) for j in jobs if j.deadlines]
-    slack = min((at - now_s for at in due if at is not None), default=LONGEST_S)
-    costs = Costs(MODEL, Correction(), ErrorBudget())
-    device = sum(c.rows for c in answer.device)
-    joins = ((min(flying, answer.join_rows), 1), (0, LAYERS - 1))  # all wait at layer 0
-    planned_s = costs.seconds(Load(device, device, joins=joins))
-    planned_s += costs.staged_s(answer.prefill_row_layers, min(300, STAGED_CHUNK_ROWS), 150)
-    alone_s = costs.seconds(Load(len(drawn), len(drawn)))
-    one_lane_s = costs.seconds(Load(device, device, joins=((min(flying, 1), 1), (0, LAYERS - 1))))
-    # BE rows that decode may make LS late by what it makes up for over a few tokens.
-    late_s = RECOVERY_TOKENS * max(0.0, min([t for _, t, _ in drawn], default=0.0) - alone_s)
-    decoding_s = costs.seconds(Load(device, device, joins=joins))
-    allowed_s = max(slack, min(slack + late_s, decoding_s), (1 + FREE_SHARE) * alone_s, one_lane_s)
+    due = [j.deadlines.next_s(NOW_S, 100, fastest_s) for j in jobs[:count]]
+    slack_s = min((at - NOW_S for at in due if at is not None), default=LONGEST_S)
+    # LS prompts and BE rows that decode may make LS late by what it makes up for over a few tokens.
+    alone_s = COSTS.seconds(Load(count, count))
+    late_s = RECOVERY_TOKENS * max(0.0, min([t for _, t, _ in decodes], default=0.0) - alone_s)
+    ls_rows = sum(c.rows for c in answer.device if c.job.service_class is LS)
+    ls_s = COSTS.seconds(Load(ls_rows, ls_rows))
+    if decodes:
+        least = min(ls_rows, count + MIN_LS_CHUNK_ROWS)  # LS prefill never stands still
+        assert ls_s <= max(slack_s + late_s, COSTS.seconds(Load(least, least))) + 1e-9
+
+    rows = sum(c.rows for c in answer.device)
+    be_decodes = sum(
+        c.job.service_class is BE and c.job.stage is Stage.DECODE for c in answer.device
+    )
+    lanes = min(flying, answer.join_rows)
+    layers, rest = divmod(answer.prefill_row_layers, 300)  # each prompt's rows, a layer at a time
+    planned_s = joined(rows, lanes) + layers * COSTS.staged_s(300, STAGED_CHUNK_ROWS, 150)
+    planned_s += COSTS.staged_s(rest, STAGED_CHUNK_ROWS, 150)
+    decoding_s = joined(ls_rows + be_decodes, lanes)
+    one_lane_s = joined(rows, min(flying, 1))
+    allowed_s = max(slack_s, min(slack_s + late_s, decoding_s), (1 + FREE_SHARE) * ls_s, one_lane_s)
     assert planned_s <= allowed_s + 1e-9
-    ls_rows = [c.job.handle for c in answer.device if c.job.service_class is LS]
-    assert ls_rows == list(range(len(drawn)))  # LS decode always runs
+    # What BE adds leaves every prompt that could be in time the time it takes.
+    laxity_s = least_laxity(jobs[count:][: len(prompts)], NOW_S, PROMPT_ROW_S).slack_s
+    assert planned_s - ls_s <= max(laxity_s, one_lane_s - ls_s) + 1e-9
+
+
+@pytest.mark.parametrize("stage", [Stage.PREFILL, Stage.STAGED, Stage.DECODE, Stage.WAITING])
+def test_an_idle_engine_always_goes_on_with_be(stage):
+    """Where one token takes longer than an idle iteration may, and after a spell of bad ones."""
+    slow = LatencyModel(LAYERS, Curve((1, 8, 108), (0.5, 0.5, 2.0)), Curve((1,), (0.0,)))
+    policy = Omniserve(CAPS, slow)
+    for _ in range(600):
+        policy.observed(Work(device_rows=1), 500.0)
+    jobs = JobIndex()
+    jobs.add(job(1, BE, stage))
+    plan = policy.plan(jobs, ROOM, 0.0)
+    if stage is Stage.STAGED:
+        assert plan.staged
+        assert plan.prefill_row_layers > 0
+    else:
+        assert sum(chunk.rows for chunk in plan.device) > 0 or plan.admissions
+
+
+def test_an_ls_row_without_slack_leaves_be_none():
+    """The same beside LS: one row fills the iteration."""
+    full = LatencyModel(LAYERS, Curve((1, 8, 108), (1e-3, 5e-3, 11e-3)), Curve((1,), (0.0,)))
+    due = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.0101)
+    due.emitted(0.0)
+    row, prompt = job(1, LS, Stage.DECODE, deadlines=due), job(2, BE, Stage.PREFILL)
+    answer = plan(row, prompt, policy=Omniserve(CAPS, full), now_s=0.0)
+    assert [chunk.job.handle for chunk in answer.device] == [1]

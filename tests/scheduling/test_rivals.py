@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.gpu_only_priority import GpuOnlyPriority
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier
@@ -127,23 +129,36 @@ def test_static_headroom_leaves_half_of_the_rows_to_ls():
 
 
 def test_synchronous_offload_waits_and_sizes_the_host_batch_by_the_device_time():
-    rows = [job(n, LS, Stage.DECODE) for n in range(8)]  # 10 ms on the device
+    rows = [job(n, LS, Stage.DECODE) for n in range(4)]  # 10 ms on the device
     offloaded = [job(20 + n, BE, Stage.BOUNDARY) for n in range(8)]
-    # 64 tokens x 1e4 bytes = 640 kB a row; 10 ms at 2.0e8 B/s are 2.0e6 bytes: three rows.
-    policy = SynchronousOffload(CAPS, MODEL, host_bytes_per_s=2.0e8, kv_bytes=1e4)
+    # 64 tokens x 1e4 bytes = 640 kB a row; 10 ms at 3.4e8 B/s are 3.4e6 bytes: five rows.
+    policy = SynchronousOffload(CAPS, MODEL, host_bytes_per_s=3.4e8, kv_bytes=1e4)
     plan = policy.plan(index(*rows, *offloaded), FULL, 0.0)
     assert plan.waits_for_host
-    assert [j.handle for j in plan.entries] == [20, 21, 22]
+    assert [j.handle for j in plan.entries] == [20, 21, 22, 23, 24]
 
 
 def test_synchronous_offload_leaves_the_host_out_where_that_does_not_pay():
     rows = [job(n, LS, Stage.DECODE) for n in range(8)]
-    # Every further row costs the device a whole iteration: the rows alone yield more.
-    steep = LatencyModel(10, Curve((1, 8, 9), (1e-3, 1e-3, 1e-2)), Curve((1,), (0.0,)))
-    policy = SynchronousOffload(CAPS, steep, host_bytes_per_s=1e12, kv_bytes=1e4)
+    # A row's dense modules take 10 ms, as those of all eight: nine tokens in 20 ms instead of 10.
+    policy = SynchronousOffload(CAPS, MODEL, host_bytes_per_s=1e12, kv_bytes=1e4)
     plan = policy.plan(index(*rows, job(20, BE, Stage.BOUNDARY)), FULL, 0.0)
     assert not plan.entries
     assert not plan.waits_for_host
     alone = policy.plan(index(job(20, BE, Stage.BOUNDARY)), FULL, 0.0)
     assert alone.entries
     assert alone.waits_for_host
+
+
+@pytest.mark.parametrize("name", ["static_headroom", "gpu_only_priority", "synchronous_offload"])
+def test_prompts_keep_to_the_token_budget_that_the_tightest_tpot_allows(name):
+    policy = make(name, Machine(CAPS, MODEL, 1e10, 1e4))
+    jobs = index(
+        *(job(n, LS, Stage.DECODE) for n in range(10)),
+        job(20, LS, Stage.PREFILL, tokens=2000, computed=0),
+        job(21, BE, Stage.PREFILL, tokens=2000, computed=0),
+    )
+    for tpot_s, most in ((0.2, 180), (0.05, 46)):  # 10 ms, and 1 ms per row beyond 8; a tenth less
+        policy.arrived(job(30, LS, Stage.DECODE, deadlines=Deadlines(0.0, 1.0, tpot_s)))
+        rows = sum(chunk.rows for chunk in policy.plan(jobs, ROOM, 0.0).device)
+        assert most / 2 < rows <= most

@@ -75,9 +75,9 @@ def make_engine(
 
 def submit(request_id, prompt, service_class="LS", max_tokens=5, **fields):
     fields.setdefault("sampling", GREEDY)
+    fields.setdefault("service", f"default/{service_class.lower()}")
     return Submit(
         request_id=request_id,
-        service=f"default/{service_class.lower()}",
         service_class=ServiceClass(service_class),
         prompt=list(prompt),
         max_tokens=max_tokens,

@@ -247,8 +247,13 @@ def bound(case: Case) -> float:
 
 
 def lse_bound(case: Case) -> float:
-    """The same for the log-sum-exp; int8 rounds queries to 16 bits."""
-    return 1e-4 if case.dtype is DType.I8 else 1e-5
+    """The same for the log-sum-exp. int8 rounds queries to 16 bits: of the largest, four spreads,
+    1 / 32,767, which is a standard deviation of a score of 1 / sqrt(12) of it times scale, spread
+    and the root of the head size; six of those."""
+    if case.dtype is not DType.I8:
+        return 1e-5
+    rounding = 4 * case.spread / 32767 / 12**0.5
+    return max(1e-4, 6 * rounding * case.scale * case.spread * case.head_size**0.5)
 
 
 EDGES = (0, 1, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 257, 1000)

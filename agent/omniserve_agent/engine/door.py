@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from omniserve_agent.engine.intake import Intake
 from omniserve_agent.engine.messages import Refused, Submit
 from omniserve_agent.engine.requests import Request
+from omniserve_agent.scheduling import explain
 from omniserve_agent.scheduling.admission import Admission, AdmissionMode, Verdict
 from omniserve_agent.scheduling.held_back import HeldBack
 
@@ -30,6 +31,20 @@ class Door:
     def held(self) -> int:
         """Requests held back now."""
         return len(self._held)
+
+    def held_by_service(self) -> Counter[str]:
+        """The same, apart."""
+        return Counter(request.submit.service for request in self._held)
+
+    def waits(self, now_s: float) -> dict[str, str]:
+        """Per service, why its first request that is held back waits."""
+        found: dict[str, str] = {}
+        first: Verdict | None = None
+        for before, request in enumerate(self._held):
+            if first is None:  # nobody overtakes: all wait for what it waits for
+                first = self.gate.judge(self.intake.jobs, request.job, now_s)
+            found.setdefault(request.submit.service, explain.held(before, first))
+        return found
 
     def submit(self, submit: Submit, now_s: float) -> Refused | None:
         """Take a request, hold it back, or say why not."""

@@ -18,6 +18,7 @@ from omniserve_agent.engine.messages import (
 )
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.error_budgets import Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
 from omniserve_agent.scheduling.lengths import OutputLengths
 
@@ -165,6 +166,7 @@ class Intake:
             max_total_tokens=max_total,
             predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
             deadlines=_deadlines(submit, now_s),
+            objective=Objective(submit.objective_percent / 100, submit.objective_window_s),
             prompt=_prompt_name(submit, self.block_tokens),
             min_share_percent=submit.min_share_percent,
         )

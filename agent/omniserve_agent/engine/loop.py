@@ -37,6 +37,7 @@ from omniserve_agent.engine.messages import (
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling import explain
 from omniserve_agent.scheduling.admission import Admission, Open
+from omniserve_agent.scheduling.explain import Moment
 from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
 from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.lengths import OutputLengths
@@ -109,6 +110,7 @@ class Engine:
         self.drafts = drafts or NoDrafts()
         self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
+        self._plan: Plan | None = None  # the last one
         self._uncollected: deque[tuple[float, Launched]] = deque()
         self._first_events: list[TokenEvent] = []
         self._events: list[TokenEvent] = []
@@ -130,7 +132,7 @@ class Engine:
     def judged(self, service: str, attained: bool) -> None:
         """An LS request kept its SLO or not, for the budgets and the figures."""
         self.missed[service] += not attained
-        self.policy.judged(attained, self._clock())
+        self.policy.judged(service, attained, self._clock())
 
     @property
     def idle(self) -> bool:
@@ -143,7 +145,7 @@ class Engine:
         self.residency.reap()
         started_s = self._clock()
         self.door.step(started_s)
-        plan = self.policy.plan(self.jobs, self._room(), started_s)
+        self._plan = plan = self.policy.plan(self.jobs, self._room(), started_s)
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
@@ -160,7 +162,9 @@ class Engine:
 
     def waits(self) -> dict[str, str]:
         """Per service, why its first waiting request waits."""
-        return explain.waits(self.jobs, self._room(), self.policy.caps, self.policy.state)
+        policy = self.policy
+        now = Moment(self.jobs, self._room(), policy.caps, policy.state, self._plan)
+        return explain.waits(now, self.door.waits(self._clock()))
 
     # ---- plan to iteration -----------------------------------------------------------------
 

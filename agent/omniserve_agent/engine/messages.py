@@ -13,6 +13,8 @@ import msgspec
 
 from omniserve_agent.scheduling.jobs import ServiceClass as ServiceClass
 
+OBJECTIVE_PERCENT, OBJECTIVE_WINDOW_S = 99, 300  # of a service that says nothing else
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens. Defaults are OpenAI's; `temperature` 0 is greedy.
@@ -50,6 +52,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     cache_salt: str = ""  # prefixes are shared only between requests of equal salt
     ttft_slo_ms: int | None = None
     tpot_slo_ms: int | None = None
+    objective_percent: int = OBJECTIVE_PERCENT  # of its service's requests shall attain, 1 to 99,
+    objective_window_s: int = OBJECTIVE_WINDOW_S  # over so many seconds
     received_s: float | None = None  # by the API process, on the machine's monotonic clock
     delivery_ms: float = 0.0  # from the choice of a first token to its write, as lately measured
     sender_judges: bool = False  # `Judged` follows; else the engine judges by its own times
@@ -196,7 +200,8 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     iteration_ls_ms: float = 0.0  # of it taken by LS
     prediction_margin: float = 1.0  # planned over predicted time
     margin_quantile: float = 0.0  # of prediction residuals; moved by the error budget
-    error_budget_burn: float = 0.0  # share of LS requests missed over share allowed
+    error_budget_burn: float = 0.0  # share of LS requests missed over share allowed: the highest
+    error_budget_burns: dict[str, float] = {}  # by service, of those heard of in their windows
     waits: dict[str, str] = {}  # by service: why its first waiting request waits
 
 

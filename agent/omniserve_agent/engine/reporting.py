@@ -101,6 +101,7 @@ class Reporter:
             prediction_margin=state.margin,
             margin_quantile=state.quantile,
             error_budget_burn=state.burn,
+            error_budget_burns=dict(state.burns),
             waits=engine.waits(),
         )
 
@@ -155,6 +156,8 @@ class Reporter:
                 figures.waiting += 1
             else:
                 figures.running += 1
+        for name, count in self.engine.door.held_by_service().items():
+            services.setdefault(name, ServiceFigures()).waiting += count
         return services
 
 

@@ -174,8 +174,15 @@ _SERIES = (
     ),
     _Series(
         "error_budget_burn_ratio",
-        "Share of LS requests that missed over the share that may.",
+        "Share of LS requests that missed over the share that may: the highest of all services.",
         _one(lambda s: s.error_budget_burn),
+        is_counter=False,
+    ),
+    _Series(
+        "service_error_budget_burn_ratio",
+        "Share of LS requests that missed over the share that may, by service.",
+        lambda s: dict(s.error_budget_burns),
+        label="service",
         is_counter=False,
     ),
     _Series(

@@ -7,7 +7,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omniserve_agent.engine.messages import SamplingParams, Submit
+from omniserve_agent.engine.messages import (
+    OBJECTIVE_PERCENT,
+    OBJECTIVE_WINDOW_S,
+    SamplingParams,
+    Submit,
+)
 from omniserve_agent.http.delivery import FIRST_GUESS_S
 from omniserve_agent.http.errors import invalid
 from omniserve_agent.http.protocol import MAX_STOP_CHARS, MAX_STOPS, Sampling
@@ -135,7 +140,7 @@ def _submit(
     bias: dict[int, float],
     came: Came,
 ) -> Submit:
-    service, wanted = job.service, job.sampling
+    service, wanted, slo = job.service, job.sampling, job.service.slo
     return Submit(
         request_id=uuid.uuid4().hex,
         service=service.key,
@@ -159,10 +164,12 @@ def _submit(
         ignore_eos=wanted.ignore_eos,
         priority=service.priority,
         cache_salt=service.namespace,
-        ttft_slo_ms=service.slo.ttft_ms if service.slo else None,
-        tpot_slo_ms=service.slo.tpot_ms if service.slo else None,
+        ttft_slo_ms=slo.ttft_ms if slo else None,
+        tpot_slo_ms=slo.tpot_ms if slo else None,
+        objective_percent=slo.objective_percent if slo else OBJECTIVE_PERCENT,
+        objective_window_s=slo.window_s if slo else OBJECTIVE_WINDOW_S,
         received_s=came.received_s,
-        sender_judges=service.slo is not None,
+        sender_judges=slo is not None,
         delivery_ms=1e3 * came.delivery_s,
         min_share_percent=service.min_share_percent,
     )

@@ -17,6 +17,7 @@ from omniserve_agent.scheduling.budget import SHORTEST_S, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.plan import Caps
+from omniserve_agent.scheduling.shared_prompts import rows_once
 
 LS = ServiceClass.LS
 LEAST_CHUNK_ROWS = 16  # LS prefill never stands still
@@ -127,14 +128,17 @@ class Gate:
     def _first_tokens(self, state: _State, new: Job, now_s: float) -> Iterator[Verdict]:
         """The newcomer's, and those of prompts behind it that could have been in time."""
         ahead = [job for job in state.prompts if _due_s(job) <= _due_s(new)]
-        rows = sum(job.remaining for job in ahead) + new.tokens
-        yield self._first_token(state, new, len(ahead) + 1, rows, now_s)
-        places, before = len(ahead) + 1, rows - new.tokens
-        for job in state.prompts[len(ahead) :]:
-            places, before = places + 1, before + job.remaining
+        *rows, own = rows_once((*ahead, new), self.caps.block_tokens)
+        places, before = len(ahead) + 1, sum(rows)
+        yield self._first_token(state, new, places, before + own, now_s)
+        all_rows = rows_once(state.prompts, self.caps.block_tokens)
+        for job, rows_behind in zip(state.prompts, all_rows, strict=True):
+            if _due_s(job) <= _due_s(new):
+                continue
+            places, before = places + 1, before + rows_behind
             without = self._first_token(state, job, places - 1, before, now_s)
             if without.admitted:
-                yield self._first_token(state, job, places, before + new.tokens, now_s)
+                yield self._first_token(state, job, places, before + own, now_s)
 
     def _first_token(
         self, state: _State, job: Job, places: int, rows: int, now_s: float
@@ -209,7 +213,8 @@ def _due_s(job: Job) -> float:
 def _refused(what: str, predicted_s: float, allowed_s: float, retry_s: float) -> Verdict:
     return Verdict(
         False,
-        f"the {what} would take {predicted_s * 1e3:.0f} ms of {max(0, allowed_s) * 1e3:.0f} ms",
+        f"the {what} would take {predicted_s * 1e3:.0f} ms, "
+        f"more than {SAFETY:.0%} of the {max(0, allowed_s) * 1e3:.0f} ms left",
         _bounded(retry_s),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from omniserve_agent.scheduling.budget import largest_fitting
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
 Runs = tuple[tuple[int, int], ...]  # (rows that join, ascending; at how many layers), all layers
@@ -67,7 +67,7 @@ class Costs:
 
     model: LatencyModel
     correction: Correction
-    error_budget: ErrorBudget
+    error_budget: ErrorBudgets
     margin: float = 1.0  # what predictions are lengthened by to hold as often as the budget asks
     _dense: list[float] = field(default_factory=list)
     _head: list[float] = field(default_factory=list)

@@ -1,26 +1,29 @@
 """The slow loop of the budgets: how fast the error budget burns shifts the margin's quantile.
 
 The fast loop (`latency.Correction`) takes the margin from the residuals of predictions, at the
-quantile that matches the objective. Where requests miss all the same, the quantile rises; where
-none does, it falls and BE gets the difference. The same burn shares out the slack: BE prompts begin
-with half of it, and get slowly more while the error budget stays unused and quickly less while it
-burns, over minutes or in the last half minute. All are bounded and rate-limited, so that neither a
-burst of misses nor a quiet night swings the budgets.
+quantile that matches the objective. The slow loop is one number, the level: every miss lowers it by
+a step, every request that attains raises it by a small part of one, so small that it settles where
+half of the error budget is used; while next to nothing is used it rises with time as well. Below 0
+BE prompts get less of the slack, then the margin widens; above 0 the margin's quantile falls and BE
+gets the difference. What was missed long ago holds nothing down. It is bounded and rate-limited, so
+that neither a burst of misses nor a quiet night swings the budgets.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
-LOWEST, HIGHEST = 0.5, 0.99  # higher, and one slow iteration would rule hundreds
-PER_SECOND = 0.01  # the quantile moves at most so much a second
-WIDEST = 1.5  # times the margin, once the quantile is at its highest
-BURN_HIGH, BURN_LOW = 0.5, 0.25  # of the budget: above it is saved, below it is spent
+LOWEST, HIGHEST = 0.5, 0.99  # quantiles; higher, and one slow iteration would rule hundreds
+WIDEST = 1.5  # times the margin, at the lowest level
+SMALLEST_SHARE = 0.05  # of the slack
+FIRST_LEVEL = -0.5  # trust is earned
+USED = 0.5  # of the error budget: what the level settles at
+MISS_STEP, MISS_EVERY_S = 0.1, 1.0  # a step a miss, one in so many seconds at most
+BURN_LOW, RISING = 0.25, 0.005  # below this burn it rises so much a second
 LEAST_SAMPLES = 20
-SMALLEST_SHARE, FIRST_SHARE = 0.05, 0.5  # of the slack
-RISING, FALLING = 0.005, 0.04  # of the share, a second: trust is lost faster than it is won
-SHORT_WINDOW_S = 30.0  # bursts of misses show here first
+MOST_SAMPLES = 65_536  # of a window: the oldest leave early where more would be in it
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class Window:
         """One more; old ones leave."""
         self._judged.append((now_s, attained))
         self._missed += not attained
-        while self._judged[0][0] < now_s - self.seconds:
+        while self._judged[0][0] < now_s - self.seconds or len(self._judged) > MOST_SAMPLES:
             self._missed -= not self._judged.popleft()[1]
 
     @property
@@ -43,6 +46,11 @@ class Window:
         """None with too few samples."""
         count = len(self._judged)
         return self._missed / count if count >= LEAST_SAMPLES else None
+
+    @property
+    def clean(self) -> bool:
+        """Whether nobody missed."""
+        return self._missed == 0
 
 
 @dataclass(slots=True)
@@ -53,50 +61,60 @@ class ErrorBudget:
     window_s: float = 300.0
     enabled: bool = True
     quantile: float = field(init=False)
-    widening: float = 1.0  # times the margin
-    share: float = FIRST_SHARE  # of LS's slack that BE prompts may take
-    _long: Window = field(init=False)
-    _short: Window = field(init=False)
+    widening: float = field(init=False)  # times the margin
+    share: float = field(init=False)  # of LS's slack that BE prompts may take
+    _level: float = FIRST_LEVEL
+    _window: Window = field(init=False)
     _moved_s: float | None = None
+    _missed_s: float = -inf
 
     def __post_init__(self) -> None:
-        self.quantile = min(self.objective, HIGHEST)
-        self._long, self._short = Window(self.window_s), Window(SHORT_WINDOW_S)
+        self._window = Window(self.window_s)
+        self._apply()
 
     @property
     def burn(self) -> float:
         """Share missed over share allowed; 0 with too few samples. 1: all of it is used."""
-        return (self._long.missed_share or 0.0) / (1.0 - self.objective)
+        return (self._window.missed_share or 0.0) / (1.0 - self.objective)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are samples enough to tell."""
+        return self._window.missed_share is not None
+
+    @property
+    def wary(self) -> bool:
+        """Whether it asks for more than it began with."""
+        return self._level < FIRST_LEVEL
+
+    @property
+    def clean(self) -> bool:
+        """Whether nobody missed within the window."""
+        return self._window.clean
 
     def judged(self, attained: bool, now_s: float) -> None:
         """An LS request ended."""
-        self._long.judged(attained, now_s)
-        self._short.judged(attained, now_s)
+        self._window.judged(attained, now_s)
         if self.enabled:
-            self._move(now_s)
+            self._move(attained, now_s)
+            self._apply()
 
-    def _move(self, now_s: float) -> None:
+    def _move(self, attained: bool, now_s: float) -> None:
         before_s, self._moved_s = self._moved_s, now_s
-        if before_s is None or self._long.missed_share is None:
+        if not attained:
+            if now_s >= self._missed_s + MISS_EVERY_S:
+                self._level, self._missed_s = max(-1.0, self._level - MISS_STEP), now_s
             return
-        seconds = min(now_s - before_s, 1.0)
-        self._move_share(seconds)
-        self._move_margin(PER_SECOND * seconds)
+        rarer = USED * (1.0 - self.objective)
+        rise = MISS_STEP * rarer / (1.0 - rarer)
+        if before_s is not None and self.known and self.burn < BURN_LOW:
+            rise = max(rise, RISING * min(1.0, now_s - before_s))
+        self._level = min(1.0, self._level + rise)
 
-    def _move_share(self, seconds: float) -> None:
-        """Up slowly while the error budget is unused, down quickly while it burns or did lately."""
-        now = (self._short.missed_share or 0.0) / (1.0 - self.objective)
-        unused = max(-1.0, 1.0 - max(self.burn, now) / BURN_HIGH)
-        rate = RISING if unused > 0.0 else FALLING
-        self.share = min(1.0, max(SMALLEST_SHARE, self.share + rate * seconds * unused))
-
-    def _move_margin(self, step: float) -> None:
-        burn = self.burn
-        if burn > BURN_HIGH:
-            self.quantile = min(HIGHEST, self.quantile + step)
-            if self.quantile == HIGHEST:
-                self.widening = min(WIDEST, self.widening + step)
-        elif burn < BURN_LOW:
-            self.widening = max(1.0, self.widening - step)
-            if self.widening == 1.0:
-                self.quantile = max(LOWEST, self.quantile - step / 4)
+    def _apply(self) -> None:
+        restraint, trust = max(0.0, -self._level), max(0.0, self._level)
+        strict = max(0.0, 2.0 * restraint - 1.0)  # once half of the slack is withheld
+        first = min(max(self.objective, LOWEST), HIGHEST)
+        self.share = 1.0 - (1.0 - SMALLEST_SHARE) * restraint
+        self.quantile = first + (HIGHEST - first) * strict - (first - LOWEST) * trust
+        self.widening = 1.0 + (WIDEST - 1.0) * strict

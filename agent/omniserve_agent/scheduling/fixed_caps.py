@@ -36,6 +36,7 @@ from omniserve_agent.scheduling.shared_prompts import under_way
 LS, BE = ServiceClass.LS, ServiceClass.BE
 T = TypeVar("T")
 PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is a copy
+ARRIVAL_PART = 8  # of the device, one is kept free for LS prompts to come where none are foreseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Grant:
     ls_prompts: Sequence[Job] | None = None  # PREFILL and WAITING in order; None: by rank
     be_first: str | None = None  # a BE service whose jobs go before others of their stage
     sweeps: bool = True  # see `Plan`
+    arrival_blocks: int | None = None  # kept free of BE for LS prompts to come; None: a fixed part
+    be_rows: int | None = None  # of BE jobs on the device; None: what LS leaves of `device_rows`
 
 
 @dataclass
@@ -107,6 +110,8 @@ class FixedCaps(Unlearning):
         self._ls_decode(jobs, draft)
         self._reclaim_for_growth(jobs, draft)
         self._ls_prefill(jobs, draft)
+        if grant.be_rows is not None:  # places that LS prompts did not take are not BE's
+            draft.rows_left = min(draft.rows_left, grant.be_rows)
         self._promote(jobs, draft)
         self._be_admissions(jobs, draft)
         rows = self._be_device_prefill(jobs, draft)
@@ -184,11 +189,15 @@ class FixedCaps(Unlearning):
     def _ls_prefill(self, jobs: JobIndex, draft: _Draft) -> None:
         for job in jobs.at(LS, Stage.SWAPPED):
             self._admit_ls(job, draft)
-        for job in self._ls_prompts(jobs, draft):
+        prompts = self._ls_prompts(jobs, draft)
+        computed = under_way(jobs, LS) if prompts else set()
+        for job in prompts:
             if job.stage is Stage.PREFILL:
                 self._add_ls_chunk(job, draft)
-            else:
+            elif job.prompt is None or job.prompt not in computed:
                 self._admit_ls(job, draft)
+                if job.prompt is not None:
+                    computed.add(job.prompt)
 
     def _admit_ls(self, job: Job, draft: _Draft) -> None:
         if draft.ls_left_out:
@@ -266,11 +275,10 @@ class FixedCaps(Unlearning):
             )
             if held + planned + blocks > self.caps.be_device_blocks:
                 return False
-        return blocks + self.growth_reserve(jobs) + self._ls_arrival_blocks() <= draft.device_free
-
-    def _ls_arrival_blocks(self) -> int:
-        """Kept free for the next LS prompt: an eighth of the pool (a fixed cap, no prediction)."""
-        return self.caps.device_blocks // 8
+        arrival = draft.grant.arrival_blocks
+        if arrival is None:
+            arrival = self.caps.device_blocks // ARRIVAL_PART
+        return blocks + self.growth_reserve(jobs) + arrival <= draft.device_free
 
     def _be_device_prefill(self, jobs: JobIndex, draft: _Draft) -> int:
         """Chunks of BE prompts on the device; their rows."""

@@ -13,6 +13,7 @@ from enum import Enum, StrEnum, auto
 from operator import attrgetter
 
 from omniserve_agent.scheduling.deadlines import Deadlines
+from omniserve_agent.scheduling.error_budgets import DEFAULT_OBJECTIVE, Objective
 
 
 class ServiceClass(StrEnum):
@@ -66,6 +67,7 @@ class Job:
     device_blocks: int = 0
     host_blocks: int = 0
     deadlines: Deadlines | None = None  # LS with an SLO
+    objective: Objective = DEFAULT_OBJECTIVE  # of its service, where it has deadlines
     held: bool = False  # its next row needs a token that is still on its way back
     prompt: int | None = None  # names its whole prompt where others may have the same one
     min_share_percent: int = 0  # BE: of the time of iterations, promised to its service

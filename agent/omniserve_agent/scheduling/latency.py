@@ -20,6 +20,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+FEWEST = 128  # iterations, before one that was slow can move a margin
+MOST_RATIO = 4.0  # of observed to predicted: beyond it something held the machine up
 STEP_RATIO = 0.5  # an increment this much above the curve's mean slope is a step
 
 
@@ -164,16 +166,24 @@ class Correction:
         self.factors[kind] = factor + self.alpha * (step - factor)
 
     def _note(self, ratio: float) -> None:
+        ratio = min(ratio, MOST_RATIO)
         self._ratios.append(ratio)
         insort(self._ordered, ratio)
         if len(self._ratios) > self.window:
             del self._ordered[bisect_left(self._ordered, self._ratios.popleft())]
 
     def margin(self, quantile: float) -> float:
-        """Observed over predicted at this quantile of the last iterations; 1 without any."""
-        if not self._ordered:
-            return 1.0
-        return self._ordered[min(len(self._ordered) - 1, int(quantile * len(self._ordered)))]
+        """Observed over predicted at this quantile of the last iterations.
+
+        What few iterations say counts beside a model that is right: as if there had been FEWEST,
+        the others as predicted.
+        """
+        ordered, missing = self._ordered, max(0, FEWEST - len(self._ordered))
+        at = int(quantile * (len(ordered) + missing))
+        below = bisect_left(ordered, 1.0)
+        if at < below:
+            return ordered[at]
+        return 1.0 if at < below + missing else ordered[min(len(ordered) - 1, at - missing)]
 
 
 def accuracy(predicted_s: float, observed_s: float) -> float:

@@ -33,9 +33,9 @@ class LsAlone:
         """Corrects the predictions."""
         self.inner.observed(work, seconds)
 
-    def judged(self, attained: bool, now_s: float) -> None:
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Moves the margin."""
-        self.inner.judged(attained, now_s)
+        self.inner.judged(service, attained, now_s)
 
     @property
     def state(self) -> PolicyState:

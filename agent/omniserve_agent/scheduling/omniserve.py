@@ -14,7 +14,7 @@ from math import inf
 from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
 from omniserve_agent.scheduling.floors import Floors
 from omniserve_agent.scheduling.in_flight import InFlight, steps
@@ -26,7 +26,7 @@ from omniserve_agent.scheduling.jobs import (
     Stage,
     blocks_for,
 )
-from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
+from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.shared_prompts import next_to_compute
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
@@ -41,6 +41,8 @@ MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is 
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
+ARRIVALS = 2  # LS prompts of each service for which device KV is kept free
+LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
 
 
@@ -60,7 +62,7 @@ class Omniserve:
     caps: Caps
     model: LatencyModel
     correction: Correction = field(default_factory=Correction)
-    error_budget: ErrorBudget = field(default_factory=ErrorBudget)
+    error_budget: ErrorBudgets = field(default_factory=ErrorBudgets)
     _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
     _traffic: dict[str, Traffic] = field(default_factory=dict)
 
@@ -81,6 +83,7 @@ class Omniserve:
         if due is not None:
             seen = self._traffic.setdefault(job.service, Traffic(due.ttft_s))
             seen.arrived(job.tokens, due.ttft_s)
+            self.error_budget.arrived(job.service, job.objective, due.arrival_s)
         self._floors.arrived(job)
 
     def observed(self, work: Work, seconds: float) -> None:
@@ -92,9 +95,9 @@ class Omniserve:
             self._flights.observed(work.joined_rows, self._lanes)
         self._floors.observed(work, seconds, self.model)
 
-    def judged(self, attained: bool, now_s: float) -> None:
-        """An LS request ended: the slow loop of the budgets."""
-        self.error_budget.judged(attained, now_s)
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
+        """An LS request ended: the slow loop of its service's budget."""
+        self.error_budget.judged(service, attained, now_s)
 
     @property
     def state(self) -> PolicyState:
@@ -104,12 +107,14 @@ class Omniserve:
             margin=self.costs.margin,
             quantile=self.error_budget.quantile,
             burn=self.error_budget.burn,
+            burns=self.error_budget.burns(),
         )
 
     # ---- plan ------------------------------------------------------------------------------
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
+        self.error_budget.settle(now_s)
         self.costs.refresh()
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
         arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
@@ -137,6 +142,8 @@ class Omniserve:
             ls_prompts=prompts.order,
             be_first=first,
             sweeps=hidden_s is not None,
+            arrival_blocks=self._arrival_blocks(),
+            be_rows=be_rows,
         )
         return self._fixed.fill(jobs, room, grant)
 
@@ -205,6 +212,11 @@ class Omniserve:
         seen = self._traffic.values()
         return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
 
+    def _arrival_blocks(self) -> int:
+        """For the prompts that may come before BE can make room: two at their p95 length."""
+        size = self.caps.block_tokens
+        return ARRIVALS * sum([blocks_for(s.p95_prompt + 1, size) for s in self._traffic.values()])
+
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
         if jobs.at(LS, Stage.SWAPPED):
@@ -261,7 +273,7 @@ class Omniserve:
             return min(most, others), ls
         keys = list(accumulate(job.tokens for job in resident[:most]))
         rows = largest_fitting(
-            0,
+            int(ls.rows == 0),  # without LS somebody always goes on
             len(keys),
             lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
         )
@@ -297,12 +309,16 @@ class Omniserve:
         iterations, which is the smaller the more rows decode at once. So prompts go first while
         there are places for more decoding rows (docs/decisions/0004).
         """
+        chunked = jobs.at(BE, Stage.PREFILL)
+        context = chunked[0].computed if chunked else 0
         factor = self.costs.factor("prefill")
         queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
         spare_s = budget_s - self.costs.predicted(load) * factor
         seconds = floor_s if queued > self.caps.join_rows else max(floor_s, spare_s)
-        chunked = jobs.at(BE, Stage.PREFILL)
-        context = chunked[0].computed if chunked else 0
+        if not load.rows and not jobs.count(BE, Stage.HOPPING):  # nobody else goes on
+            least = load.plus(LEAST_IDLE_ROWS, 0, 0, pairs(context, LEAST_IDLE_ROWS))
+            least_s = self.costs.predicted(least) - self.costs.predicted(load)
+            seconds = max(seconds, 2 * factor * least_s)
         return Seconds(self.caps, self.costs, load, max(0.0, seconds) / factor, context)
 
     def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from omniserve_agent.scheduling.jobs import DeviceChunk as DeviceChunk
@@ -62,7 +63,8 @@ class PolicyState:
     planned_s: float = 0.0  # LS, BE rows and joins, without prefill of BE
     margin: float = 1.0  # planned over predicted seconds
     quantile: float = 0.0  # of prediction residuals that the margin is taken at
-    burn: float = 0.0  # of the error budget: share missed over share allowed
+    burn: float = 0.0  # of the most burnt error budget: share missed over share allowed
+    burns: Mapping[str, float] = field(default_factory=dict)  # of all of them, by LS service
 
 
 class Policy(Protocol):
@@ -81,8 +83,8 @@ class Policy(Protocol):
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration did this and took so long."""
 
-    def judged(self, attained: bool, now_s: float) -> None:
-        """An LS request with an SLO ended, and kept it or not."""
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
+        """An LS request of `service` with an SLO ended, and kept it or not."""
 
     @property
     def state(self) -> PolicyState | None:
@@ -98,7 +100,7 @@ class Unlearning:
     def observed(self, work: Work, seconds: float) -> None:
         """Nothing to learn."""
 
-    def judged(self, attained: bool, now_s: float) -> None:
+    def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Nothing to learn."""
 
     @property

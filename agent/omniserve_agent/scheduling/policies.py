@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
-from omniserve_agent.scheduling.error_budget import ErrorBudget
+from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.gpu_only_priority import GpuOnlyPriority
 from omniserve_agent.scheduling.latency import Correction, LatencyModel
@@ -32,7 +32,8 @@ class Machine:
 POLICIES: dict[str, Callable[[Machine], Policy]] = {
     "fixed_caps": lambda m: FixedCaps(m.caps),
     "omniserve": lambda m: Omniserve(m.caps, m.model),
-    "static_headroom": lambda m: StaticHeadroom(m.caps, m.model, overflow_jobs=m.overflow_jobs),
+    "static_headroom": lambda m: StaticHeadroom(m.caps, m.model, 0.5, m.overflow_jobs),
+    "static_headroom_quarter": lambda m: StaticHeadroom(m.caps, m.model, 0.25, m.overflow_jobs),
     "gpu_only_priority": lambda m: GpuOnlyPriority(m.caps, m.model),
     "synchronous_offload": lambda m: SynchronousOffload(
         m.caps, m.model, m.host_bytes_per_s, m.kv_bytes
@@ -47,7 +48,7 @@ def gate_for(policy: Policy, machine: Machine, mode: AdmissionMode) -> Gate:
     if isinstance(policy, LsAlone):
         costs = policy.inner.costs
     if costs is None:
-        costs = Costs(machine.model, Correction(), ErrorBudget(enabled=False))
+        costs = Costs(machine.model, Correction(), ErrorBudgets(enabled=False))
     return Gate(costs, machine.caps, mode)
 
 

@@ -6,19 +6,32 @@ from where it is complete, so that those who start beside the first would all co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 
 BE = ServiceClass.BE
 LOOK_AHEAD = 64  # requests that wait, the first in rank
 
 
-def under_way(jobs: JobIndex) -> set[int]:
-    """Prompts of which BE requests still compute at least a block."""
+def under_way(jobs: JobIndex, service_class: ServiceClass = BE) -> set[int]:
+    """Prompts of which requests of the class still compute at least a block."""
     return {
         job.prompt
-        for job in jobs.among(BE, (Stage.STAGED, Stage.PREFILL))
+        for job in jobs.among(service_class, (Stage.STAGED, Stage.PREFILL))
         if job.prompt is not None and job.remaining > jobs.block_tokens
     }
+
+
+def rows_once(prompts: Iterable[Job], block_tokens: int) -> list[int]:
+    """Rows that each computes where those of one prompt compute it once, and a last block each."""
+    rows, seen = [], set[int]()
+    for job in prompts:
+        shared = job.prompt in seen
+        rows.append(min(job.remaining, block_tokens) if shared else job.remaining)
+        if job.prompt is not None:
+            seen.add(job.prompt)
+    return rows
 
 
 def next_to_compute(jobs: JobIndex) -> list[Job]:

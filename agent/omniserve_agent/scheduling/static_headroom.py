@@ -2,18 +2,20 @@
 
 A fixed part of device memory and of the batch is kept free for LS (Sun et al., OSDI 2024, reserve
 it per high-priority instance); BE fills the rest and never more. BE that finds no place there goes
-to a CPU-only engine that runs whole requests on the host (`Plan.overflow`).
+to a CPU-only engine that runs whole requests on the host (`Plan.overflow`). Prompts are computed in
+chunks beside the decodes, within a token budget that keeps iterations within the tightest TPOT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import LatencyModel
 from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
+from omniserve_agent.scheduling.token_budget import MIN_TOKENS, TokenBudget
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 
@@ -29,20 +31,31 @@ class StaticHeadroom(Unlearning):
     caps: Caps
     model: LatencyModel
     headroom: float = 0.5
-    prefill_rows: int = 512  # prompt rows of an iteration, of both classes
     overflow_jobs: int = 0
+    budget: TokenBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = TokenBudget(self.model)
+
+    def arrived(self, job: Job) -> None:
+        """The tightest TPOT seen sets the token budget."""
+        self.budget.arrived(job)
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """Fixed caps; BE in its share."""
         share = 1.0 - self.headroom
         be_rows = int(share * self.caps.max_device_rows)
+        decodes = jobs.count(LS, Stage.DECODE) + min(be_rows, jobs.count(BE, Stage.DECODE))
+        prompt_rows = max(MIN_TOKENS, self.budget.tokens - decodes)
         caps = replace(
             self.caps,
             be_host=False,
             be_device_blocks=int(share * self.caps.device_blocks),
             be_device_rows=be_rows,
-            ls_prefill_rows=min(self.prefill_rows, self.caps.ls_prefill_rows),
-            be_prefill_rows=min(int(share * self.prefill_rows), self.caps.be_prefill_rows),
+            ls_prefill_rows=min(
+                prompt_rows - self.caps.be_prefill_floor_rows, self.caps.ls_prefill_rows
+            ),
+            be_prefill_rows=min(int(share * prompt_rows), self.caps.be_prefill_rows),
         )
         plan = FixedCaps(caps).plan(jobs, room, now_s)
         return replace(plan, overflow=tuple(self._overflow(jobs, plan)))

@@ -162,7 +162,7 @@ class Experiment:
             before_s = node.now_s
             overflow = node.step(pending[-1].arrival_s if pending else setting.seconds)
             self.rows_seen += node.flights.count * (node.now_s - before_s)
-            if setting.policy == "static_headroom" and setting.overflow:
+            if setting.policy.startswith("static_headroom") and setting.overflow:
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
         return self._figures(node, cpu, start, held)
 

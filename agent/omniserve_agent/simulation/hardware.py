@@ -84,7 +84,7 @@ class Hardware:
     latency: LatencyModel
     device_blocks: int
     hosts: tuple[HostPool, ...]
-    slots: int = 1024
+    slots: int = 4096
     max_device_rows: int = 512
     join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation

@@ -240,7 +240,8 @@ class Node:
             self.jobs.move(job, Stage.DONE)
             self.lengths.observe(job.service, run.output_tokens)
             if job.deadlines is not None:
-                self.policy.judged(job.deadlines.attained(self.now_s), self.now_s)
+                attained = job.deadlines.attained(self.now_s)
+                self.policy.judged(job.service, attained, self.now_s)
             self.ended.append(self.runs.pop(job.handle))
 
     # ---- plan to work ----------------------------------------------------------------------
