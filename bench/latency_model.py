@@ -22,7 +22,14 @@ import report
 from omniserve_agent.engine.build import build_engine
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
-from omniserve_agent.engine.profiling import Observation, base_model, mixed_load, observe
+from omniserve_agent.engine.model.model import Model
+from omniserve_agent.engine.profiling import (
+    Observation,
+    base_model,
+    largest_iteration,
+    mixed_load,
+    observe,
+)
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, accuracy, fit
 from omniserve_agent.scheduling.omniserve import kind_of
 
@@ -93,17 +100,18 @@ def main() -> None:
     whole_machine = os.sched_getaffinity(0)  # the engine pins this thread
     engine, _ = build_engine(config, lambda *_: None)
     started = time.monotonic()
-    base = base_model(engine.executor.model, lambda *_: None)  # type: ignore[attr-defined]
+    model: Model = engine.executor.model  # type: ignore[attr-defined]
+    base = base_model(model, lambda *_: None, largest_iteration(config))
     vocabulary = engine.intake.limits.vocab_size
     training = observe(
         engine, mixed_load(options.seed, options.requests, vocabulary, LONGEST_TOKENS), 100_000
     )
-    model = fit(base, [o.work for o in training], [o.seconds for o in training])
+    fitted = fit(base, [o.work for o in training], [o.seconds for o in training])
     console.print(f"profiled and fitted in {time.monotonic() - started:.0f} s")
     held_out = observe(
         engine, mixed_load(options.seed + 1, options.requests, vocabulary, LONGEST_TOKENS), 100_000
     )
-    scores, floors = score(model, held_out), floor(engine, vocabulary)
+    scores, floors = score(fitted, held_out), floor(engine, vocabulary)
     by_kind = {
         name: [s for s, o in zip(scores, held_out, strict=True) if kind_of(o.work) == name]
         for name in ("decode", "prefill", "sweep")
@@ -117,7 +125,7 @@ def main() -> None:
             times = [o.seconds for o in held_out if name in ("all", kind_of(o.work))]
             middle = f"{1e3 * statistics.median(times):.1f}" if times else ""
             table.add_row(name, str(len(chosen)), f"{mean:.3f}", f"{p90:.3f}", middle)
-    console.print(table, model)
+    console.print(table, fitted)
     mean, p90 = summary(scores)
     floor_mean, floor_p90 = summary(floors)
     report.write(

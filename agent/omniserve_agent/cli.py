@@ -1,5 +1,5 @@
-"""`omniserve-agent`: the command line. Every flag has an environment variable; a bad value ends
-the program with one line and exit code 2 before anything starts."""
+"""`omniserve-agent`: the command line. Flags of what serves have environment variables too; a bad
+value ends the program with one line and exit code 2 before anything starts."""
 
 from __future__ import annotations
 

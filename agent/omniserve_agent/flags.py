@@ -16,18 +16,30 @@ T = TypeVar("T")
 
 
 def flag(name: str, help_text: str, parser: Callable[[str], T], metavar: str) -> OptionInfo:
-    """One flag with its environment variable and its parser."""
+    """One flag of what serves, with its environment variable and its parser."""
+    checked = _checked(f"{name} ({variable(name)})", parser)
+    option: OptionInfo = typer.Option(
+        name, envvar=variable(name), parser=checked, metavar=metavar, help=help_text
+    )
+    return option
 
+
+def option(name: str, help_text: str, parser: Callable[[str], T], metavar: str) -> OptionInfo:
+    """One flag of a command that is run by hand: no environment variable."""
+    found: OptionInfo = typer.Option(
+        name, parser=_checked(name, parser), metavar=metavar, help=help_text
+    )
+    return found
+
+
+def _checked(label: str, parser: Callable[[str], T]) -> Callable[[str | T], T]:
     def parse_text(value: str | T) -> T:  # defaults come through here too
         try:
             return parser(value) if isinstance(value, str) else value
         except SettingError as error:
-            raise typer.BadParameter(f"{name} ({variable(name)}): {error}") from error
+            raise typer.BadParameter(f"{label}: {error}") from error
 
-    option: OptionInfo = typer.Option(
-        name, envvar=variable(name), parser=parse_text, metavar=metavar, help=help_text
-    )
-    return option
+    return parse_text
 
 
 def switch(name: str, help_text: str) -> OptionInfo:

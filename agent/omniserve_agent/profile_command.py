@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +13,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from omniserve_agent import flags
-from omniserve_agent.exits import EXIT_BAD_INPUT, fail
+from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail, write_result
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
-from omniserve_agent.settings import Settings
+from omniserve_agent.settings import Settings, output_file
+from omniserve_agent.simulation.profile_file import ProfileFile, encode_profile
 
 BAR_CELLS = 40
 UNITS = {
@@ -38,10 +38,17 @@ def profile(
     device_cores: flags.DeviceCores = None,
     host_cores: flags.HostCores = None,
     fresh: Annotated[bool, typer.Option(help="Measure again where a profile is kept.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="A PNG of the curves (matplotlib).")] = None,
-    out: Annotated[Path | None, typer.Option(help="The latency model as JSON.")] = None,
+    plot: Annotated[
+        Path | None,
+        flags.option("--plot", "A PNG of the curves (matplotlib).", output_file, "FILE"),
+    ] = None,
+    out: Annotated[
+        Path | None, flags.option("--out", "A .json profile for simulate.", output_file, "FILE")
+    ] = None,
 ) -> None:
     """Measure (or show) the latency model of a model on this machine's device."""
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
     settings = Settings(
         files=(),
         device=device,
@@ -54,19 +61,22 @@ def profile(
         policy="omniserve",
     )
     console = Console()
-    model = _measured(settings, uri, fresh, console)
-    label = "emulated device" if device.startswith("emulated:") else "device"
-    show(console, model, f"{uri} on {label} {device}")
+    model, found = _measured(settings, uri, fresh, console)
+    label = found.measured_on
+    show(console, model, f"{uri} on {label}")
     if out is not None:
-        out.write_text(json.dumps(dataclasses.asdict(model), indent=2) + "\n")
+        write_result("--out", out, encode_profile(found))
     if plot is not None:
-        draw(model, plot, f"{uri}, {label} {device}")
+        draw(model, plot, f"{uri}, {label}")
         console.print(f"written: {plot}")
 
 
-def _measured(settings: Settings, uri: str, fresh: bool, console: Console) -> LatencyModel:
+def _measured(
+    settings: Settings, uri: str, fresh: bool, console: Console
+) -> tuple[LatencyModel, ProfileFile]:
     from omniserve_agent.node import profile as node
     from omniserve_agent.node.errors import NodeError
+    from omniserve_agent.node.profile_export import profile_of
 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
@@ -75,7 +85,8 @@ def _measured(settings: Settings, uri: str, fresh: bool, console: Console) -> La
             bar.update(task, description=stage, completed=fraction)
 
         try:
-            return asyncio.run(node.profile(settings, uri, step, fresh=fresh))
+            found = asyncio.run(node.profile(settings, uri, step, fresh=fresh))
+            return found.measured.latency, profile_of(uri, found)
         except NodeError as error:
             fail(str(error), EXIT_BAD_INPUT)
 
@@ -102,11 +113,9 @@ def _span(curve: Curve) -> str:
 
 
 def draw(model: LatencyModel, path: Path, title: str) -> None:
-    """The curves as a picture; one line for the user where matplotlib is missing."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
+    """The curves as a picture."""
+    import matplotlib as mpl
+
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -118,5 +127,9 @@ def draw(model: LatencyModel, path: Path, title: str) -> None:
             axis.axvline(edge, color="0.8", lw=0.8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=100, format="png")
+    except OSError as error:
+        fail(f"--plot: {path}: {error.strerror}", EXIT_FAILED)
+    finally:
+        plt.close(figure)

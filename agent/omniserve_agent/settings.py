@@ -6,6 +6,7 @@ the command line adds the flag's name.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,6 +155,40 @@ def cache_directory(text: str) -> Path:
     if not text or (path.exists() and not path.is_dir()):
         raise SettingError(f"{text!r} is not a directory; name one that exists or can be made")
     return path.absolute()
+
+
+def input_file(text: str) -> Path:
+    """A file that can be read."""
+    path = Path(text).expanduser()
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise SettingError(f"{text!r} is none; name a file that can be read")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """A file that can be written: there, or in a folder that exists."""
+    path = Path(text).expanduser()
+    there = path if path.exists() else path.parent
+    if not text or path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+        raise SettingError(
+            f"{text!r} cannot be written; name a file in a folder that exists and may be written"
+        )
+    return path
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A parser of numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise SettingError(f"{text!r} is not a number from {low:g} to {high:g}; use one")
+        return value
+
+    return parse
 
 
 def count(low: int, high: int) -> Callable[[str], int]:

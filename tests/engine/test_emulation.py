@@ -188,7 +188,7 @@ def test_the_profile_key_names_the_contents_of_the_profile(device, tiny_model_di
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("emulated:none", r"profile is 'none'; use a100x4, .*gpu-emulated"),
+        ("emulated:none", r"'none' is unknown; use a100x4, .*gpu-emulated"),
         ("emulated:gpu-emulated", r"knows no model with Heads\(layers=3.*smollm2-135m: Heads"),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_profile_that_does_not_fit_is_refused(name, said, tiny_model_dir):
 def test_a_profile_that_lacks_something_is_refused(device, tiny_model_dir):
     name = device(latency={"rows": [1]})
     with (
-        pytest.raises(EngineSetupError, match="'dense_s'"),
+        pytest.raises(EngineSetupError, match="`dense_s`"),
         engine_for(tiny_model_dir(TINY_MODELS[0]), device=name),
     ):
         pass

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from omniserve_agent.engine.execution.iteration import ExchangeFigures
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import mixed_load, observe
+from omniserve_agent.engine.profiling import host_load, host_read_rate, mixed_load, observe
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
 from omniserve_agent.scheduling.omniserve import Omniserve
 from support.fake_engine import make_engine, submit
@@ -17,8 +19,9 @@ MODEL = LatencyModel(3, Curve((1, 2), (0.1, 0.2)), Curve((1,), (0.3,)), fixed=0.
 
 
 def test_a_profile_comes_back_as_it_was(tmp_path):
-    save_profile(str(tmp_path / "new"), "key", MODEL)
-    assert load_profile(str(tmp_path / "new"), "key") == MODEL
+    found = Measured(MODEL, host_read_bytes_per_s=7e9)
+    save_profile(str(tmp_path / "new"), "key", found)
+    assert load_profile(str(tmp_path / "new"), "key") == found
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["key.json"]
 
 
@@ -62,6 +65,8 @@ def test_the_key_names_what_a_profile_depends_on(tiny_model_dir):
         key = profile_key(config, model)
         assert profile_key(EngineConfig(model_dir="y", device_cores=[1]), model) == key
         assert profile_key(EngineConfig(model_dir="x", device_cores=[0, 1]), model) != key
+        further = EngineConfig(model_dir="x", device_cores=[0], ls_prefill_rows=512)
+        assert profile_key(further, model) != key
         other = replace(model, config=replace(model.config, hidden_size=1))
         assert profile_key(config, other) != key
 
@@ -77,3 +82,17 @@ def test_observing_gives_up_after_so_many_steps():
     engine = make_engine()
     with pytest.raises(RuntimeError, match="3 steps were not enough"):
         observe(engine, [(0, submit("a", [1] * 30, max_tokens=9))], 3)
+
+
+def test_how_fast_the_host_reads_is_told_where_it_has_read():
+    none, little = ExchangeFigures(), ExchangeFigures(busy_ns=10**9, kv_bytes=1 << 20)
+    enough = ExchangeFigures(busy_ns=2 * 10**9, kv_bytes=(1 << 30) + (1 << 20))
+    assert host_read_rate(little, enough, workers=3) == 3 << 30
+    assert host_read_rate(none, little, workers=3) is None
+    assert host_read_rate(none, none, workers=3) is None
+
+
+def test_the_load_for_the_host_is_bounded():
+    ((_, request),) = host_load(50, 100)
+    assert len(request.prompt) + request.max_tokens < 100
+    assert max(request.prompt) < 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -32,13 +32,22 @@ from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
 from omniserve_agent.engine.loop import Engine
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig, Ready, ServiceClass
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import base_model, mixed_load, observe
+from omniserve_agent.engine.profiling import (
+    Observation,
+    base_model,
+    host_load,
+    host_read_rate,
+    largest_iteration,
+    mixed_load,
+    observe,
+)
 from omniserve_agent.engine.prompt_lookup import PromptLookup
 from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling import policies
@@ -182,8 +191,8 @@ class Parts:
 
     def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
         if latency is None:
-            return FixedCaps(self._caps()), None
-        machine = machine_of(self.config, self.model, latency, self._caps())
+            return FixedCaps(self.caps()), None
+        machine = machine_of(self.config, self.model, latency, self.caps())
         policy = policies.make(self.config.policy, machine)
         mode = AdmissionMode(self.config.admission)
         return policy, policies.gate_for(policy, machine, mode)
@@ -273,7 +282,8 @@ class Parts:
         wanted = self.config.pipeline_depth
         return default if wanted is None else wanted
 
-    def _caps(self) -> Caps:
+    def caps(self) -> Caps:
+        """The limits of this engine."""
         config = self.config
         return Caps(
             layers=self.model.config.layers,
@@ -309,11 +319,11 @@ def latency_model(
     """As profiled, now or before; None where neither the policy nor admission predicts."""
     if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
         return None
-    return _kept_or_measured(config, model, helpers, progress)
+    return _kept_or_measured(config, model, helpers, progress).latency
 
 
-def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> LatencyModel:
-    """The latency model of `config`'s model and device. Raises EngineSetupError."""
+def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> Measured:
+    """What is measured of `config`'s model and device. Raises EngineSetupError."""
     wrong = problem(config)
     if wrong is not None:
         raise EngineSetupError(wrong)
@@ -338,13 +348,13 @@ def _kept_or_measured(
     progress: Progress,
     *,
     fresh: bool = False,
-) -> LatencyModel:
+) -> Measured:
     key = profile_key(config, model)
-    latency = None if fresh else load_profile(config.profile_dir, key)
-    if latency is None:
-        latency = profile(config, model, helpers, progress)
-        save_profile(config.profile_dir, key, latency)
-    return latency
+    found = None if fresh else load_profile(config.profile_dir, key)
+    if found is None:
+        found = profile(config, model, helpers, progress)
+        save_profile(config.profile_dir, key, found)
+    return found
 
 
 def machine_of(
@@ -358,9 +368,9 @@ def machine_of(
 
 def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
-) -> LatencyModel:
+) -> Measured:
     """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
-    base = base_model(model, progress)
+    base = base_model(model, progress, largest_iteration(config))
     block = block_bytes(model, NATIVE_DTYPES[model.dtype])
     small = msgspec.structs.replace(
         config,
@@ -373,14 +383,34 @@ def profile(
     parts.helpers = helpers
     engine = parts.engine(None)
     try:
-        progress("profiling mixed load", 0.0)
-        longest = min(engine.intake.limits.max_request_tokens.values())
-        load = mixed_load(0, PROFILE_REQUESTS, model.config.vocab_size, longest)
-        seen = observe(engine, load, PROFILE_STEPS)
+        seen = _mixed_load_seen(engine, progress)
+        read_rate = _host_read_rate(engine, parts, progress)
     finally:
         parts.helpers = None  # they belong to the model, which lives on
         engine.close()
-    return fit(base, [one.work for one in seen], [one.seconds for one in seen])
+    latency = fit(base, [one.work for one in seen], [one.seconds for one in seen])
+    return Measured(latency, read_rate)
+
+
+def _mixed_load_seen(engine: Engine, progress: Progress) -> list[Observation]:
+    progress("profiling mixed load", 0.0)
+    limits = engine.intake.limits
+    longest = min(limits.max_request_tokens.values())
+    load = mixed_load(0, PROFILE_REQUESTS, limits.vocab_size, longest)
+    return observe(engine, load, PROFILE_STEPS)
+
+
+def _host_read_rate(engine: Engine, parts: Parts, progress: Progress) -> float | None:
+    """In the mixed load BE may have stayed on the device."""
+    progress("profiling host reads", 0.0)
+    limits, before = engine.intake.limits, engine.executor.figures()
+    engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
+    observe(
+        engine,
+        host_load(limits.vocab_size, limits.max_request_tokens[ServiceClass.BE]),
+        PROFILE_STEPS,
+    )
+    return host_read_rate(before, engine.executor.figures(), parts.workers.count)
 
 
 def _native_attention(config: EngineConfig) -> bool:

@@ -10,18 +10,21 @@ from pathlib import Path
 import msgspec
 import torch
 
+from omniserve_agent.engine.curves import measured_rows
 from omniserve_agent.engine.emulation.model import EmulatedModel
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.model.model import Model
-from omniserve_agent.scheduling.latency import LatencyModel
+from omniserve_agent.engine.profiling import largest_iteration
 from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
-FORMAT = 2  # of the file; a new one makes old profiles unknown
+FORMAT = 3  # of the file; a new one makes old profiles unknown
 
 
 def profile_key(config: EngineConfig, model: Model) -> str:
-    """Names everything a profile depends on: model shape, device, dtype, cores, ISA, torch."""
+    """Names everything a profile depends on: model shape, device, dtype, cores, rows, ISA,
+    torch."""
     parts = {
         "format": FORMAT,
         "omniserve": VERSION,
@@ -32,6 +35,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
         "attention": config.attention,
         "device_cores": len(config.device_cores),
         "host_workers": config.host_workers,
+        "rows": measured_rows(largest_iteration(config)),
         "isa": isa_name(),
         "torch": torch.__version__,
     }
@@ -49,22 +53,22 @@ def _device_name(model: Model) -> str:
         return next((line.strip() for line in lines if line.startswith("model name")), "cpu")
 
 
-def load_profile(directory: str, key: str) -> LatencyModel | None:
+def load_profile(directory: str, key: str) -> Measured | None:
     """The profile, or None where there is none that can be read."""
     path = Path(directory) / f"{key}.json"
     if not directory or not path.is_file():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=LatencyModel)
+        return msgspec.json.decode(path.read_bytes(), type=Measured)
     except msgspec.MsgspecError:
         return None  # cut short or of another version: measured again
 
 
-def save_profile(directory: str, key: str, model: LatencyModel) -> None:
+def save_profile(directory: str, key: str, found: Measured) -> None:
     """Keep it, whole or not at all."""
     if not directory:
         return
     Path(directory).mkdir(parents=True, exist_ok=True)
     unfinished = Path(directory) / f".{key}.{os.getpid()}"
-    unfinished.write_bytes(msgspec.json.encode(model))
+    unfinished.write_bytes(msgspec.json.encode(found))
     unfinished.replace(Path(directory) / f"{key}.json")

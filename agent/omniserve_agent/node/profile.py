@@ -7,28 +7,37 @@ import contextlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node.assignments import Assignment, EngineKey
 from omniserve_agent.node.capacity import read_capacity
-from omniserve_agent.node.devices import free_gpu_bytes, pick
+from omniserve_agent.node.devices import free_gpu_bytes, holding, pick
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.model_store import ModelStore, model_bytes
 from omniserve_agent.node.plan import PreparedEngine, plan_node, wanted_dtype
 from omniserve_agent.node.process import end, ended_how, spawn
-from omniserve_agent.scheduling.latency import LatencyModel
 from omniserve_agent.settings import Settings
 
 COMMAND = (sys.executable, "-m", "omniserve_agent.engine.profile")
 Progress = Callable[[str, float], None]
 
 
+@dataclass(frozen=True)
+class Profiled:
+    """What was found, and how the engine was configured."""
+
+    config: EngineConfig
+    measured: Measured
+
+
 class _Line(msgspec.Struct):
     stage: str = ""
     fraction: float = 0.0
-    profile: LatencyModel | None = None
+    profile: Measured | None = None
     error: str | None = None
 
 
@@ -39,8 +48,8 @@ async def profile(
     *,
     fresh: bool,
     command: Sequence[str] = COMMAND,
-) -> LatencyModel:
-    """The latency model of `uri` on this machine's device. Raises NodeError."""
+) -> Profiled:
+    """The model `uri` on this machine's device. Raises NodeError."""
     config = await _engine_config(settings, uri, progress)
     program = [*command, "--config", msgspec.json.encode(config).decode()]
     process = await spawn([*program, *(["--fresh"] if fresh else [])], stdout=PIPE)
@@ -51,7 +60,7 @@ async def profile(
         await end(process)
     if last.profile is None:
         raise NodeError(f"profiling {uri}: {last.error or ended_how(code)}")
-    return last.profile
+    return Profiled(config, last.profile)
 
 
 async def _last_line(process: Process, progress: Progress) -> _Line:
@@ -71,6 +80,7 @@ async def _engine_config(settings: Settings, uri: str, progress: Progress) -> En
     (device,) = pick(settings.device, await free_gpu_bytes(settings.device), 1)
     store = ModelStore(settings.cache_dir, settings.allowed_packages, settings.model_roots)
     model_dir = await store.prepare(uri, progress)
+    device = holding(device, model_dir)
     key = EngineKey(uri, None, settings.dtype, "auto", None, None, None)
     assignment = Assignment("profile", key, ())
     size = model_bytes(model_dir, wanted_dtype(settings, assignment))

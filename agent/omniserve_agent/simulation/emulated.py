@@ -1,22 +1,26 @@
 """Devices to emulate: a profile's figures for a model of the same shape. Pure.
 
-`emulated:NAME` names a profile of this package, `emulated:PATH.json` a file. Beside what the
-simulator reads, a model's entry may hold `noise` (of an iteration's time, standard deviation;
-0 unless given), `seed` of that noise, and `link_gbps` of the way between host and device.
+`emulated:NAME` names a profile of this package, `emulated:PATH.json` a file. Only here a model's
+`noise`, its `seed` and `link_gbps` count.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware, hardware, load_profile
+from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware, hardware
+from omniserve_agent.simulation.profile_file import (
+    ModelEntry,
+    ShapeEntry,
+    load_profile,
+    profile_path,
+)
 
 PREFIX = "emulated:"
-LINK_GBPS = 200.0  # of 25 GB/s: PCIe 4.0 × 16
+HOST_READ_GBPS = 1.0  # of the profile's host: the real one takes its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +61,32 @@ def profile_name(device: str) -> str | None:
     return device.removeprefix(PREFIX) if device.startswith(PREFIX) else None
 
 
+def device_label(device: str) -> str:
+    """A device in words, so that nobody takes an emulated one for a real one."""
+    return f"{'device' if profile_name(device) is None else 'emulated device'} {device}"
+
+
 def check_profile(device: str) -> None:
-    """ValueError that names the profiles there are, unless this device has one."""
+    """ValueError that names the field that is wrong or the profiles there are, unless this device
+    has one."""
     load_profile(device.removeprefix(PREFIX))
 
 
 def emulated_device(device: str, heads: Heads) -> EmulatedDevice:
     """The device for a model of these heads. ValueError says which the profile has."""
     name = device.removeprefix(PREFIX)
-    try:
-        return _device(name, heads)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"profile {name} cannot be used: {error!r} is missing or wrong") from error
-
-
-def _device(name: str, heads: Heads) -> EmulatedDevice:
     profile = load_profile(name)
-    for model, entry in profile["models"].items():
+    for model, entry in profile.models.items():
         if _heads(entry) == heads:
             return EmulatedDevice(
                 profile=name,
-                hardware=hardware(name, model),
-                noise=entry.get("noise", 0.0),
-                seed=entry.get("seed", 0),
-                link_bytes_per_s=entry.get("link_gbps", LINK_GBPS) * 1e9 / 8,
-                digest=hashlib.sha256(json.dumps(profile).encode()).hexdigest()[:16],
+                hardware=hardware(name, model, host_read_gbps=HOST_READ_GBPS),
+                noise=entry.noise,
+                seed=entry.seed,
+                link_bytes_per_s=entry.link_gbps * 1e9 / 8,
+                digest=hashlib.sha256(profile_path(name).read_bytes()).hexdigest()[:16],
             )
-    known = "; ".join(f"{model}: {_heads(entry)}" for model, entry in profile["models"].items())
+    known = "; ".join(f"{model}: {_heads(entry)}" for model, entry in profile.models.items())
     raise ValueError(f"profile {name} knows no model with {heads}; it has {known}")
 
 
@@ -98,6 +101,20 @@ def heads_of(config: Mapping[str, Any]) -> Heads:
     )
 
 
-def _heads(entry: dict[str, Any]) -> Heads:
-    shape = entry["shape"]
-    return Heads(shape["layers"], shape["q_heads"], shape["kv_heads"], shape["head_size"])
+def shape_of(config: Mapping[str, Any]) -> ShapeEntry:
+    """The same for all of a profile's shape."""
+    heads = heads_of(config)
+    return ShapeEntry(
+        layers=heads.layers,
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        q_heads=heads.q_heads,
+        kv_heads=heads.kv_heads,
+        head_size=heads.head_size,
+        vocab=config["vocab_size"],
+    )
+
+
+def _heads(entry: ModelEntry) -> Heads:
+    shape = entry.shape
+    return Heads(shape.layers, shape.q_heads, shape.kv_heads, shape.head_size)

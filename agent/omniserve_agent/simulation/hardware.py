@@ -1,6 +1,6 @@
 """What is simulated on: a model on a device with its hosts, as plain figures.
 
-A profile (profiles/NAME.json) names the parts; `Hardware` is what they come to. Times follow from
+A profile (`profile_file.py`) names the parts; `Hardware` is what they come to. Times follow from
 arithmetic where nothing was measured:
 
     dense(rows) of a layer = 2 all-reduces
@@ -11,15 +11,21 @@ The FLOP and memory rates are what kernels sustain, not what data sheets promise
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from omniserve_agent.scheduling.latency import Curve, LatencyModel
+import msgspec
+
+from omniserve_agent.scheduling.latency import FEATURES, Curve, LatencyModel
+from omniserve_agent.simulation.profile_file import (
+    HostEntry,
+    LatencyEntry,
+    ModelEntry,
+    ProfileFile,
+    load_profile,
+)
 
 BLOCK_TOKENS = 16
+LIMITS = ("slots", "max_device_rows", "join_rows")
 CURVE_ROWS = (1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
@@ -64,7 +70,7 @@ class HostPool:
 
     read_bytes_per_s: float
     kv_bytes: float
-    flops: float
+    flops: float  # 0: not known
     link_bytes_per_s: float | None = None
     link_latency_s: float = 20e-6
 
@@ -83,6 +89,7 @@ class Hardware:
     join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
     engines: int = 1  # how many such engines the whole machine holds
+    measured_on: str = ""  # a device in words; empty: not by `omniserve-agent profile`
 
     @property
     def host_blocks(self) -> int:
@@ -109,55 +116,96 @@ class Device:
     fixed_s: float  # of an iteration: launch, sampling, the loop
 
 
-def load_profile(name: str) -> dict[str, Any]:
-    """A profile by name, or by the path of a .json file. ValueError names the choices."""
-    folder = resources.files("omniserve_agent.simulation") / "profiles"
-    path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
-    if not path.is_file():
-        names = sorted(p.name.removesuffix(".json") for p in folder.iterdir())
-        raise ValueError(
-            f"profile is {name!r}; use {', '.join(names)}, or the path of a .json file"
-        )
-    profile: dict[str, Any] = json.loads(path.read_text())
-    return profile
+class HardwareError(ValueError):
+    """What was asked of a profile cannot be had; `argument` of `hardware` says which."""
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(f"{argument}: {message}")
+        self.argument, self.message = argument, message
 
 
-def hardware(profile: str, model: str, cpu_hosts: int = 0, network_gbps: float = 100.0) -> Hardware:
-    """One engine of a profile with `cpu_hosts` further hosts behind a network.
+def hardware(
+    profile: str,
+    model: str | None = None,
+    cpu_hosts: int = 0,
+    network_gbps: float = 100.0,
+    host_read_gbps: float | None = None,
+    host_tflops: float | None = None,
+) -> Hardware:
+    """One engine of a profile with `cpu_hosts` further hosts behind a network. HardwareError.
 
-    Where a profile holds several engines, each gets its share of host and network.
+    Without `model` it is the profile's last. Where a profile holds several engines, each gets its
+    share of host and network. `host_*`: the device's own host's, instead of the profile's.
     """
-    data = load_profile(profile)
-    if model not in data["models"]:
-        raise ValueError(f"model is {model!r}; profile {profile} has {', '.join(data['models'])}")
-    entry = data["models"][model]
-    shape = ModelShape(name=model, **entry["shape"])
-    engines = entry["engines"]
-    local = _host(data["local_host"], engines, None)
-    network = network_gbps * 1e9 / 8 / engines
-    remote = [_host(data["cpu_host"], engines, network)] * cpu_hosts if cpu_hosts else []
-    if "latency" in entry:
-        latency, blocks = _measured(shape, entry["latency"]), entry["device_blocks"]
-    else:
-        device = Device(count=entry["devices"], **data["device"])
-        latency, blocks = derived(shape, device), device_blocks(shape, device)
-    return Hardware(profile, shape, latency, blocks, (local, *remote), engines=engines)
+    data = _loaded(profile)
+    name, entry = _model(data, profile, model)
+    shape = ModelShape(name=name, **msgspec.structs.asdict(entry.shape))
+    latency, blocks = _device(data, entry, shape)
+    own = msgspec.structs.replace(
+        data.local_host,
+        read_gbps=host_read_gbps or data.local_host.read_gbps,
+        tflops=host_tflops or data.local_host.tflops,
+    )
+    hosts = [_host(own, profile, entry.engines, None)]
+    if cpu_hosts:
+        if data.cpu_host is None:
+            raise HardwareError(
+                "cpu_hosts", f"{cpu_hosts} wanted, but profile {profile} has no `cpu_host`; use 0"
+            )
+        network = network_gbps * 1e9 / 8 / entry.engines
+        hosts += [_host(data.cpu_host, profile, entry.engines, network)] * cpu_hosts
+    found = Hardware(profile, shape, latency, blocks, tuple(hosts), engines=entry.engines)
+    limits = {name: getattr(entry, name) for name in LIMITS if getattr(entry, name) is not None}
+    return replace(found, measured_on=data.measured_on, **limits)
 
 
-def _host(data: dict[str, float], engines: int, link: float | None) -> HostPool:
+def _loaded(profile: str) -> ProfileFile:
+    try:
+        return load_profile(profile)
+    except (ValueError, OSError) as error:
+        raise HardwareError("profile", str(error)) from error
+
+
+def _model(data: ProfileFile, profile: str, model: str | None) -> tuple[str, ModelEntry]:
+    name = list(data.models)[-1] if model is None else model
+    if name not in data.models:
+        known = ", ".join(data.models)
+        raise HardwareError("model", f"{name!r} is unknown; profile {profile} has {known}")
+    return name, data.models[name]
+
+
+def _host(data: HostEntry, profile: str, engines: int, link: float | None) -> HostPool:
+    if data.read_gbps is None:
+        raise HardwareError(
+            "host_read_gbps", f"profile {profile} does not say how fast hosts read KV; give GB/s"
+        )
     return HostPool(
-        data["read_gbps"] * 1e9 / engines,
-        data["kv_gib"] * 2**30 / engines,
-        data["tflops"] * 1e12 / engines,
+        data.read_gbps * 1e9 / engines,
+        data.kv_gib * 2**30 / engines,
+        (data.tflops or 0.0) * 1e12 / engines,
         link,
     )
 
 
-def _measured(shape: ModelShape, data: dict[str, Any]) -> LatencyModel:
-    dense = Curve(tuple(data["rows"]), tuple(data["dense_s"]))
-    head = Curve(tuple(data["head_rows"]), tuple(data["head_s"]))
-    rest = {name: data[name] for name in ("fixed", "key", "pair", "join", "host") if name in data}
-    return LatencyModel(shape.layers, dense, head, **rest)
+def _device(data: ProfileFile, entry: ModelEntry, shape: ModelShape) -> tuple[LatencyModel, int]:
+    """Its times, and the KV blocks that it holds."""
+    if entry.latency is not None and entry.device_blocks is not None:
+        return _measured(shape, entry.latency), entry.device_blocks
+    if entry.devices is None or data.device is None:
+        raise HardwareError("model", f"{shape.name} has neither `latency` nor `devices`")
+    device = Device(count=entry.devices, **msgspec.structs.asdict(data.device))
+    blocks = device_blocks(shape, device)
+    if blocks < 1:
+        raise HardwareError("model", f"{shape.name} leaves no room for KV on {device}")
+    return derived(shape, device), blocks
+
+
+def _measured(shape: ModelShape, data: LatencyEntry) -> LatencyModel:
+    dense = Curve(tuple(data.rows), tuple(data.dense_s))
+    head = Curve(tuple(data.head_rows), tuple(data.head_s))
+    return LatencyModel(
+        shape.layers, dense, head, **{name: getattr(data, name) for name in FEATURES}
+    )
 
 
 def derived(shape: ModelShape, device: Device) -> LatencyModel:

@@ -104,14 +104,22 @@ def backlog(seed: int, work: Workload) -> Iterator[Arrival]:
 
 
 def read_trace(path: Path) -> list[Arrival]:
-    """A CSV with COLUMNS and optionally `service`. ValueError names line, field and value."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: column {missing[0]} is missing; write {','.join(COLUMNS)}")
-        found = [_arrival(path, reader.line_num, row) for row in reader]
+    """A CSV with COLUMNS and optionally `service`. ValueError names file, line, field and value."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            found = _arrivals(path, csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}; write a CSV with {','.join(COLUMNS)}") from error
+    if not found:
+        raise ValueError(f"{path}: no request; write a line for each below {','.join(COLUMNS)}")
     return sorted(found, key=lambda arrival: arrival.arrival_s)
+
+
+def _arrivals(path: Path, reader: csv.DictReader[str]) -> list[Arrival]:
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path}: column {missing[0]} is missing; write {','.join(COLUMNS)}")
+    return [_arrival(path, reader.line_num, row) for row in reader]
 
 
 def _arrival(path: Path, line: int, row: dict[str, str]) -> Arrival:
