@@ -8,6 +8,7 @@ same requests. Results: bench/out/paper.json, plots beside it, tables on the ter
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 # Times the usual length: a request on the host lives for many minutes. In part `steady` the first
 # two thirds, until as many end as begin, do not count.
-LONGER = {"memory": 3, "ablation": 3, "steady": 27}
+LONGER = {"memory": 3, "ablation": 3, "admission": 3, "steady": 27}
 WARM_UP = {"steady": 2 / 3}  # of a run; a quarter elsewhere
 HEADROOMS = {"static_headroom": 0.5, "static_headroom_quarter": 0.25}  # the better one is kept
 GOOD_ATTAINMENT = 0.99
@@ -148,9 +149,10 @@ def _run(case: Case, policy: str, seconds: float, seed: int) -> dict[str, Any]:
     return {"device": machine.name, "load": case.part, **row}
 
 
-def run_all(seconds: float, seed: int, console: Console, jobs: int) -> list[dict[str, Any]]:
-    """Every case, on all cores, with progress."""
-    wanted = cases()
+def run_all(
+    wanted: list[Case], seconds: float, seed: int, console: Console, jobs: int
+) -> list[dict[str, Any]]:
+    """These cases, on all cores, with progress."""
     rows: dict[int, dict[str, Any]] = {}
     with Progress(console=console) as progress, ProcessPoolExecutor(jobs) as pool:
         task = progress.add_task("simulating", total=len(wanted))
@@ -163,6 +165,12 @@ def run_all(seconds: float, seed: int, console: Console, jobs: int) -> list[dict
     return [rows[i] for i in range(len(wanted))]
 
 
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole parts of `new` in the place of those in `old`."""
+    again = {row["part"] for row in new}
+    return [row for row in old if row["part"] not in again] + new
+
+
 def main() -> None:
     """Runs, prints, plots, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -173,9 +181,18 @@ def main() -> None:
         help="virtual seconds of each run; three times as many where memory is contended",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=sorted({case.part for case in cases()}),
+        help="part to run again; the other rows are those of bench/out/paper.json",
+    )
     args = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
-    rows = run_all(args.seconds, args.seed, console, len(os.sched_getaffinity(0)))
+    wanted = [case for case in cases() if not args.only or case.part in args.only]
+    rows = run_all(wanted, args.seconds, args.seed, console, len(os.sched_getaffinity(0)))
+    if args.only:
+        rows = merged(json.loads((report.OUT / "paper.json").read_text())["rows"], rows)
     headline = paper_tables.headline(rows)
     against = paper_tables.against(rows)
     paper_tables.show(console, rows, headline)
