@@ -7,12 +7,13 @@ import pytest
 from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.gpu_only_priority import GpuOnlyPriority
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier
-from omniserve_agent.scheduling.latency import Curve, LatencyModel
+from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
 from omniserve_agent.scheduling.ls_alone import LsAlone
 from omniserve_agent.scheduling.plan import Caps, Room
 from omniserve_agent.scheduling.policies import POLICIES, Machine, make
 from omniserve_agent.scheduling.static_headroom import StaticHeadroom
 from omniserve_agent.scheduling.synchronous_offload import SynchronousOffload
+from omniserve_agent.scheduling.token_budget import TokenBudget
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 # 10 layers: 10 ms for up to 8 rows, then 1 ms per row.
@@ -162,3 +163,16 @@ def test_prompts_keep_to_the_token_budget_that_the_tightest_tpot_allows(name):
         policy.arrived(job(30, LS, Stage.DECODE, deadlines=Deadlines(0.0, 1.0, tpot_s)))
         rows = sum(chunk.rows for chunk in policy.plan(jobs, ROOM, 0.0).device)
         assert most / 2 < rows <= most
+
+
+def test_the_token_budget_grows_where_prompts_would_be_late():
+    """30 ms of 40 are 28 tokens, with which 200 rows of a prompt would take 15 iterations."""
+    budget = TokenBudget(MODEL)
+    budget.arrived(job(1, LS, Stage.WAITING, tokens=10, deadlines=Deadlines(0.0, 0.5, 0.04)))
+    small = budget.tokens
+    for number in range(2, 60):
+        due = Deadlines(0.0, 0.5, 0.04)
+        budget.arrived(job(number, LS, Stage.WAITING, tokens=200, deadlines=due))
+    assert small < 40
+    rows = budget.tokens // 2
+    assert -(-200 // rows) * MODEL.predict(Work(device_rows=budget.tokens, logit_rows=1)) <= 0.25
