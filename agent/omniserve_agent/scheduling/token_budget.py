@@ -1,8 +1,9 @@
 """How many tokens an iteration may have so that it stays within a TPOT, chosen by profiling.
 
 As Sarathi-Serve chooses its token budget (Agrawal et al., OSDI 2024): once, for an ordinary mix.
-Where prompts as long as most would then take more than half of their TTFT, chunk by chunk, the budget
-is the least with which they do not: the TPOT is a mean and can bear it, a first token can not.
+Where prompts as long as most would then take more than half of their TTFT, chunk by chunk, the
+budget is the least with which they do not: the TPOT is a mean and can bear it, a first token
+can not. Where none does, it stays with the TPOT.
 """
 
 from __future__ import annotations
@@ -51,14 +52,17 @@ class TokenBudget:
 
     def _choose(self) -> None:
         """By the TPOT, and then as many more as prompts of p95 length need."""
-        self.tokens = self._fitting(self._tpot_s)
-        while self.tokens < MAX_TOKENS and self._prompt_s() > TTFT_SHARE * self._ttft_s:
-            self.tokens = min(MAX_TOKENS, self.tokens + MIN_TOKENS)
+        least = self._fitting(self._tpot_s)
+        most_s = TTFT_SHARE * self._ttft_s
+        enough = (
+            n for n in range(least, MAX_TOKENS + 1, MIN_TOKENS) if self._prompt_s(n) <= most_s
+        )
+        self.tokens = next(enough, least)
 
-    def _prompt_s(self) -> float:
+    def _prompt_s(self, tokens: int) -> float:
         """A prompt of p95 length, chunk by chunk in half of the tokens of every iteration."""
-        rows = max(1, self.tokens - self.tokens // 2)
-        return -(-self._traffic.p95_prompt // rows) * self._iteration_s(self.tokens)
+        rows = max(1, tokens - tokens // 2)
+        return -(-self._traffic.p95_prompt // rows) * self._iteration_s(tokens)
 
     def _fitting(self, tpot_s: float) -> int:
         """Tokens of an iteration within `tpot_s`: half of them decode, half are of a prompt."""
