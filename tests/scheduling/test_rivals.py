@@ -166,9 +166,9 @@ def test_prompts_keep_to_the_token_budget_that_the_tightest_tpot_allows(name):
 
 
 def test_the_token_budget_grows_where_prompts_would_be_late_and_that_helps():
-    """30 ms of 40 are 28 tokens, with which 100 rows of a prompt would take eight iterations."""
+    """36 ms are 34 tokens, with which 100 rows of a prompt take six iterations, 216 ms of 300."""
     budget = TokenBudget(MODEL)
-    due = Deadlines(0.0, 0.45, 0.04)
+    due = Deadlines(0.0, 0.3, 0.04)
     budget.arrived(job(1, LS, Stage.WAITING, tokens=10, deadlines=due))
     small = budget.tokens
     for number in range(2, 60):
@@ -176,7 +176,7 @@ def test_the_token_budget_grows_where_prompts_would_be_late_and_that_helps():
     rows = budget.tokens - budget.tokens // 2
     iterations = -(-100 // rows)
     assert small < budget.tokens
-    assert iterations * MODEL.predict(Work(device_rows=budget.tokens, logit_rows=1)) <= 0.225
-    for number in range(60, 200):  # nothing computes these in time
+    assert iterations * MODEL.predict(Work(device_rows=budget.tokens, logit_rows=1)) <= 0.21
+    for number in range(60, 260):  # nothing computes these in time
         budget.arrived(job(number, LS, Stage.WAITING, tokens=4000, deadlines=due))
     assert budget.tokens == small

@@ -2,8 +2,8 @@
 
 As Sarathi-Serve chooses its token budget (Agrawal et al., OSDI 2024): once, for an ordinary mix.
 Where prompts as long as most would then take more than half of their TTFT, chunk by chunk, the
-budget is the least with which they do not: the TPOT is a mean and can bear it, a first token
-can not. Where none does, it stays with the TPOT.
+budget is the least with which they do not, or that which is quickest: the TPOT is a mean and can
+bear it, a first token can not. Where they are late with any, it stays with the TPOT.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class TokenBudget:
 
     def _choose(self) -> None:
         """By the TPOT, and then as many more as prompts of p95 length need."""
-        least = self._fitting(self._tpot_s)
-        most_s = TTFT_SHARE * self._ttft_s
-        enough = (
-            n for n in range(least, MAX_TOKENS + 1, MIN_TOKENS) if self._prompt_s(n) <= most_s
-        )
-        self.tokens = next(enough, least)
+        self.tokens = self._fitting(self._tpot_s)
+        prompt_s = {n: self._prompt_s(n) for n in range(self.tokens, MAX_TOKENS + 1, MIN_TOKENS)}
+        quickest_s = min(prompt_s.values())
+        if quickest_s <= self._ttft_s:
+            most_s = max(TTFT_SHARE * self._ttft_s, quickest_s)
+            self.tokens = next(n for n, seconds in prompt_s.items() if seconds <= most_s)
 
     def _prompt_s(self, tokens: int) -> float:
         """A prompt of p95 length, chunk by chunk in half of the tokens of every iteration."""
