@@ -141,9 +141,9 @@ def test_scores_of_every_size(magnitude: float) -> None:
     assert run_attend(case).o < 5e-4
 
 
-@pytest.mark.skipif(
+@pytest.mark.xfail(
     isa_name().startswith("avx512_"),
-    reason="byte dot products have probabilities relative to the largest of all, not of the step",
+    reason="a known fault: byte dot products round probabilities against the largest of all",
 )
 def test_many_small_probabilities_beside_a_large_one_count() -> None:
     """One token is e^12 times as probable as each of 2,000 others, whose V are alike."""

@@ -130,15 +130,21 @@ def test_both_classes_answer_and_sigterm_leaves_nothing_behind(run, settings, se
     assert os.sched_getaffinity(0) == affinity
 
 
+async def gated_request(client, commands):
+    """A response that is open and waits until another request opens the gate."""
+    await client.until_ready()
+    gated = asyncio.create_task(client.complete("chat", [commands.GATE]))
+    while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
+        await asyncio.sleep(0.02)
+    return gated
+
+
 def test_sigterm_waits_for_open_responses_and_accepts_no_others(
     run, settings, serving, commands, submit
 ):
     async def scenario():
         async with serving(settings()) as (client, task):
-            await client.until_ready()
-            gated = asyncio.create_task(client.complete("chat", [commands.GATE]))
-            while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
-                await asyncio.sleep(0.02)
+            gated = await gated_request(client, commands)
             os.kill(os.getpid(), signal.SIGTERM)
             while await listening(client.url):
                 await asyncio.sleep(0.02)
@@ -155,10 +161,7 @@ def test_sigterm_waits_for_open_responses_and_accepts_no_others(
 def test_a_second_signal_stops_at_once(run, settings, serving, commands):
     async def scenario():
         async with serving(settings()) as (client, task):
-            await client.until_ready()
-            gated = asyncio.create_task(client.complete("chat", [commands.GATE]))
-            while not re.search(r'"iterations": ?1\b', (await client.get("/statusz"))[1]):
-                await asyncio.sleep(0.02)
+            gated = await gated_request(client, commands)
             with capture_logs() as logs:
                 os.kill(os.getpid(), signal.SIGTERM)
                 while await listening(client.url):

@@ -1,7 +1,7 @@
 """What an iteration grants to BE's prompts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.be_prefill import RowLayers, Seconds
@@ -55,6 +55,7 @@ def time_of(pool, prefills, layers_done=0):
     st.lists(st.integers(1, 900), min_size=1, max_size=2),
     st.integers(0, LAYERS - 1),
 )
+@example(0.03125, [129, 257], 8)  # the second's rows are dearer, and the first leaves it most
 def test_the_pool_takes_no_longer_than_was_granted(seconds, remaining, done):
     """Whatever comes after whatever, and however far the first has come."""
     allowance = granted(seconds)

@@ -87,8 +87,8 @@ class Seconds:
     def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
         """See `Allowance`.
 
-        How far the first has come is not known: taking it as untouched prices what the next ones
-        draw in its place too high, never too low.
+        How far the first has come is not known: it is taken as untouched, and where the next ones'
+        rows are dearer (a prompt's short remainder), all are priced as theirs.
         """
         left_s = self.seconds
         if device_rows:
@@ -103,7 +103,17 @@ class Seconds:
             if whole < layers:
                 pool += min(job.remaining, self.costs.staged_pool(left_s, chunk, context))
                 break
+        pool = int(pool * self._dearer(staged))
         return min(pool, layers * (self.caps.be_prefill_rows - device_rows))
+
+    def _dearer(self, staged: Sequence[Job]) -> float:
+        """The price of the first one's rows over the dearest, which may draw what it leaves."""
+        prices = [
+            self.costs.staged_s(rows, _chunk(job), job.tokens // 2) / rows
+            for job in staged
+            if (rows := max(1, job.remaining))
+        ]
+        return prices[0] / max(prices) if prices and prices[0] > 0.0 else 1.0
 
     def _with(self, rows: int) -> float:
         return self.costs.predicted(self.load.plus(rows, 0, 0, pairs(self.context, rows)))

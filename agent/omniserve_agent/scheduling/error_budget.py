@@ -1,4 +1,4 @@
-"""The slow loop of the budgets: how fast the error budget burns shifts the margin's quantile.
+"""The slow loop of the budgets: what of the error budget is used moves margin and slack.
 
 The fast loop (`latency.Correction`) takes the margin from the residuals of predictions, at the
 quantile that matches the objective. The slow loop is one number, the level: every miss lowers it by

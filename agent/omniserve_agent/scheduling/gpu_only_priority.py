@@ -49,5 +49,5 @@ class GpuOnlyPriority(Unlearning):
         return FixedCaps(caps).plan(jobs, room, now_s)
 
     def arrived(self, job: Job) -> None:
-        """The tightest TPOT seen sets the token budget."""
+        """The tightest times seen set the token budget."""
         self.budget.arrived(job)

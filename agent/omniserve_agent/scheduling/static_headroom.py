@@ -3,7 +3,7 @@
 A fixed part of device memory and of the batch is kept free for LS (Sun et al., OSDI 2024, reserve
 it per high-priority instance); BE fills the rest and never more. BE that finds no place there goes
 to a CPU-only engine that runs whole requests on the host (`Plan.overflow`). Prompts are computed in
-chunks beside the decodes, within a token budget that keeps iterations within the tightest TPOT.
+chunks beside the decodes, within a token budget that follows from the SLO (`token_budget.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StaticHeadroom(Unlearning):
         self.budget = TokenBudget(self.model)
 
     def arrived(self, job: Job) -> None:
-        """The tightest TPOT seen sets the token budget."""
+        """The tightest times seen set the token budget."""
         self.budget.arrived(job)
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:

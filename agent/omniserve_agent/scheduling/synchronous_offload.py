@@ -38,7 +38,7 @@ class SynchronousOffload(Unlearning):
         self.budget = TokenBudget(self.model)
 
     def arrived(self, job: Job) -> None:
-        """The tightest TPOT seen sets the token budget."""
+        """The tightest times seen set the token budget."""
         self.budget.arrived(job)
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
