@@ -14,11 +14,13 @@ FLOW = BeFlow(
     iteration_s=0.02,
     join_rows=16,
     output_tokens_per_s=20,
+    host_tokens_per_s=20,
     host_busy_share=0.25,
     prefill_tokens_per_s=1000,
     output_per_prompt_token=0.5,
-    prefill_backlog=False,
+    prefilling=False,
 )
+ON_DEVICE = {"rows_in_flight": 0, "host_busy_share": 0, "host_tokens_per_s": 0}
 
 
 def test_lengths_start_with_a_prior_and_become_a_quantile():
@@ -51,9 +53,29 @@ def test_rows_in_flight_bind_when_the_host_is_idle():
     [
         ({"host_busy_share": 1.0}, "host_bandwidth"),
         ({"rows_in_flight": 900, "join_rows": 1, "host_busy_share": 0.01}, "dense_rows"),
-        ({"prefill_backlog": True, "prefill_tokens_per_s": 10}, "prefill"),
-        ({"rows_in_flight": 0}, "none"),
+        ({"prefilling": True, "prefill_tokens_per_s": 10}, "prefill"),
+        (ON_DEVICE, "device"),
+        (
+            ON_DEVICE | {"prefilling": True},
+            "prefill",
+        ),
+        (
+            {
+                "rows_in_flight": 0,
+                "host_busy_share": 0,
+                "host_tokens_per_s": 0,
+                "output_tokens_per_s": 0,
+            },
+            "none",
+        ),
     ],
 )
 def test_the_smallest_ceiling_binds(change, name):
     assert binding(replace(FLOW, **change)) == name
+
+
+def test_what_the_device_puts_out_by_itself_is_no_host_rate():
+    mixed = replace(FLOW, output_tokens_per_s=100)
+    assert ceilings(mixed) == pytest.approx(
+        {"iterations": 80 + 25.0, "dense_rows": 80 + 800.0, "host_bandwidth": 80 + 80.0}
+    )

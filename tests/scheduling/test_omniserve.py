@@ -1,5 +1,7 @@
 """Deadlines, budgets and the SLO-driven policy over a known latency model."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
-from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import (
     FREE_SHARE,
@@ -20,7 +22,7 @@ from omniserve_agent.scheduling.omniserve import (
 )
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Room
 from omniserve_agent.scheduling.slack import least_laxity
-from omniserve_agent.scheduling.traffic import Traffic
+from omniserve_agent.scheduling.traffic import SILENT_S, Arrivals, Traffic
 from support.scheduling import CAPS, LAYERS
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -70,6 +72,48 @@ def test_p95_of_prompts():
     for tokens in range(1, 101):
         seen.arrived(tokens, 1.0)
     assert seen.p95_prompt == 96
+
+
+def prompt_s(tokens):
+    """A token takes a millisecond."""
+    return 1e-3 * tokens
+
+
+def test_silent_services_keep_nothing_ready():
+    seen = Arrivals()
+    seen.arrived("chat", 100, 0.150, now_s=10.0)
+    seen.arrived("other", 10, 0.150, now_s=200.0)
+    seen.settle(10.0 + SILENT_S)
+    assert seen.slack_s(prompt_s) == pytest.approx(0.140)
+    seen.settle(200.0 + SILENT_S)
+    assert not seen
+    assert seen.slack_s(prompt_s) == inf
+    assert seen.together.p95_prompt == 0
+
+
+def test_memory_is_kept_free_for_two_arrivals_however_many_services_there_are():
+    policy = unspent()
+    for number in range(20):
+        due = Deadlines(arrival_s=100.0, ttft_s=1.0, tpot_s=0.1)
+        seen = job(number, LS, Stage.WAITING, tokens=159, deadlines=due)
+        seen.service = f"default/chat-{number}"
+        policy.arrived(seen)
+    most = ROOM.device_free_blocks - 2 * 10  # of 16 tokens
+    fitting = job(99, BE, Stage.WAITING, tokens=16 * most - 60)
+    answer = plan(fitting, policy=policy)
+    assert [a.tier for a in answer.admissions] == [Tier.DEVICE]
+
+
+def test_prompts_that_could_not_attain_anyway_are_nothing_to_be_ready_for():
+    def after(*prompts):
+        policy = unspent()
+        for number, tokens in enumerate(prompts):
+            due = Deadlines(arrival_s=99.0, ttft_s=0.06, tpot_s=0.1)
+            policy.arrived(job(number, LS, Stage.WAITING, tokens=tokens, deadlines=due))
+        return be_rows(plan(job(9, BE, Stage.STAGED, tokens=500), policy=policy))
+
+    assert after(8, 8, 4000) == after(8, 8) == pytest.approx(60, abs=12)
+    assert after(4000) == after() > 100
 
 
 def job(handle, service_class, stage, tokens=100, deadlines=None, **fields):

@@ -191,7 +191,7 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     prefix_hit_tokens: dict[str, int] = {}  # by tier: "device", "host"
     accepted_drafts: int = 0  # guessed tokens that were right, and that were not
     rejected_drafts: int = 0
-    binding_ceiling: str = "none"  # none, iterations, host_bandwidth, dense_rows, prefill
+    binding_ceiling: str = "none"  # `ceiling.binding`
     be_tokens_per_s: float = 0.0  # over the interval
     admission_refused: dict[str, int] = {}  # LS requests by service: predicted to miss
     admission_queued: int = 0  # LS requests held back now

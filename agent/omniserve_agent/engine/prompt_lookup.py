@@ -18,6 +18,7 @@ PROBE_HOPS = 32  # after so many hops without a guess one is made all the same
 # nothing while rows in flight bind (or the host does: the KV is read once for all of them).
 ROW_COST = {
     "none": 0.1,
+    "device": 0.1,
     "iterations": 0.05,
     "host_bandwidth": 0.1,
     "prefill": 0.3,

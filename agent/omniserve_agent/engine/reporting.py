@@ -122,22 +122,24 @@ class Reporter:
         seconds = after.at_s - before.at_s
         output = after.be_output_tokens - before.be_output_tokens
         iterations = after.iterations - before.iterations
+        hops = after.hops - before.hops
         accepted = after.accepted_drafts - before.accepted_drafts
         busy_ns = after.exchange.busy_ns - before.exchange.busy_ns
         jobs, totals = self.engine.jobs, self.engine.counts
         return BeFlow(
             rows_in_flight=jobs.count(BE, Stage.HOPPING),
-            tokens_per_hop=1.0 + _rate(accepted, after.hops - before.hops),
+            tokens_per_hop=1.0 + _rate(accepted, hops),
             layers=self.layers,
             iteration_s=_rate(after.step_s - before.step_s, iterations),
             join_rows=self.join_rows,
             output_tokens_per_s=_rate(output, seconds),
+            host_tokens_per_s=_rate(min(output, hops + accepted), seconds),
             host_busy_share=min(1.0, _rate(busy_ns / 1e9, seconds * self.host_workers)),
             prefill_tokens_per_s=_rate(after.be_prefill_tokens - before.be_prefill_tokens, seconds),
             output_per_prompt_token=_rate(
                 totals.output_tokens[BE], max(1, totals.be_prefill_tokens)
             ),
-            prefill_backlog=jobs.count(BE, Stage.STAGED, Stage.PREFILL, Stage.WAITING) > 0,
+            prefilling=jobs.count(BE, Stage.STAGED, Stage.PREFILL) > 0,
         )
 
     def _services(self) -> dict[str, ServiceFigures]:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from omniserve_agent.engine.messages import Stats
 from omniserve_agent.http.registry import ServiceRegistry
 
-CEILINGS = ("none", "iterations", "host_bandwidth", "dense_rows", "prefill")
+CEILINGS = ("none", "iterations", "host_bandwidth", "dense_rows", "prefill", "device")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Which ceiling binds BE throughput (design.md, section 6): the smallest of four rates."""
+"""Which ceiling binds BE throughput (design.md, section 6): the smallest of four rates.
+
+A rate counts where there is something that it bounds: joins where rows are in flight, prefill where
+prompts are computed. Where BE only decodes on the device, that binds: its KV there and LS's slack.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +19,36 @@ class BeFlow:
     iteration_s: float  # mean
     join_rows: int  # lanes per layer
     output_tokens_per_s: float
+    host_tokens_per_s: float  # of them, those of rows whose attention the host computed
     host_busy_share: float
     prefill_tokens_per_s: float
     output_per_prompt_token: float
-    prefill_backlog: bool  # prompts are being or waiting to be computed
+    prefilling: bool  # prompts are being computed
 
 
 def ceilings(flow: BeFlow) -> dict[str, float]:
     """BE tokens per second each resource would allow if the others did not bind.
 
-    `iterations`: rows in flight × tokens per hop / ((layers + 1) × iteration time); `dense_rows`:
-    one token per lane and iteration; `host_bandwidth`: the present rate at a busy share of 1;
-    `prefill`: the prefill rate × output per prompt token.
+    Beside what the device puts out by itself, `iterations` allows rows in flight × tokens per hop /
+    ((layers + 1) × iteration time); `dense_rows` one token per lane and iteration; `host_bandwidth`
+    the host's present rate at a busy share of 1. `prefill`: the prefill rate × output per prompt
+    token.
     """
-    rates = {}
-    if flow.iteration_s > 0:
+    rates, on_device = {}, flow.output_tokens_per_s - flow.host_tokens_per_s
+    if flow.rows_in_flight > 0 and flow.iteration_s > 0:
         hops = (flow.layers + 1) * flow.iteration_s
-        rates["iterations"] = flow.rows_in_flight * flow.tokens_per_hop / hops
-        rates["dense_rows"] = flow.join_rows / flow.iteration_s
-    if flow.host_busy_share > 0:
-        rates["host_bandwidth"] = flow.output_tokens_per_s / flow.host_busy_share
-    if flow.prefill_backlog:
+        rates["iterations"] = on_device + flow.rows_in_flight * flow.tokens_per_hop / hops
+        rates["dense_rows"] = on_device + flow.join_rows / flow.iteration_s
+    if flow.host_busy_share > 0 and flow.host_tokens_per_s > 0:
+        rates["host_bandwidth"] = on_device + flow.host_tokens_per_s / flow.host_busy_share
+    if flow.prefilling:
         rates["prefill"] = flow.prefill_tokens_per_s * flow.output_per_prompt_token
     return rates
 
 
 def binding(flow: BeFlow) -> str:
-    """The name of the smallest ceiling; `none` where no BE row is at work."""
+    """The name of the smallest ceiling; `device` where BE decodes there alone, else `none`."""
     rates = ceilings(flow)
-    if not rates or (flow.rows_in_flight == 0 and not flow.prefill_backlog):
-        return "none"
+    if not rates:
+        return "device" if flow.output_tokens_per_s > 0 else "none"
     return min(rates, key=lambda name: rates[name])

@@ -139,10 +139,11 @@ class FixedCaps(Unlearning):
         return blocks_for(tokens, self.caps.block_tokens)
 
     def _ls_decode(self, jobs: JobIndex, draft: _Draft) -> None:
-        chunks: Sequence[DeviceChunk] = jobs.decoding(LS)
-        if True in [job.held for job in jobs.at(LS, Stage.DECODE)]:
+        size, chunks = self.caps.block_tokens, jobs.decoding(LS)
+        grow = [j.tokens > j.device_blocks * size for j in jobs.at(LS, Stage.DECODE) if not j.held]
+        if len(grow) < len(chunks):
             chunks = [chunk for chunk in chunks if not chunk.job.held]
-        self._add_rows(chunks[: draft.rows_left], draft)
+        self._take(chunks[: draft.rows_left], sum(grow[: draft.rows_left]), draft)
 
     def _be_decode(self, jobs: JobIndex, draft: _Draft) -> None:
         chunks, most = jobs.decoding(BE), draft.rows_left
@@ -156,9 +157,14 @@ class FixedCaps(Unlearning):
 
     def _add_rows(self, rows: Sequence[DeviceChunk], draft: _Draft) -> None:
         size = self.caps.block_tokens
+        grow = [(job := chunk.job).tokens > job.device_blocks * size for chunk in rows]
+        self._take(rows, sum(grow), draft)
+
+    def _take(self, rows: Sequence[DeviceChunk], blocks: int, draft: _Draft) -> None:
+        """Rows of the batch, some of which need a further block."""
         draft.device += rows
         draft.rows_left -= len(rows)
-        draft.device_free -= sum([(j := c.job).tokens > j.device_blocks * size for c in rows])
+        draft.device_free -= blocks
 
     def _reclaim_for_growth(self, jobs: JobIndex, draft: _Draft) -> None:
         """Move BE requests off the device before LS needs their blocks."""

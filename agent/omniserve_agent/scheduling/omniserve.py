@@ -31,7 +31,7 @@ from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
 from omniserve_agent.scheduling.shared_prompts import next_to_compute
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
-from omniserve_agent.scheduling.traffic import Traffic, slack_share
+from omniserve_agent.scheduling.traffic import Arrivals, slack_share
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
@@ -41,7 +41,7 @@ MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is 
 HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 HURDLE = 1.5  # times what the device would yield: the host's return lies further off
-ARRIVALS = 2  # LS prompts of each service for which device KV is kept free
+ARRIVALS = 2  # LS prompts for which device KV is kept free
 LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
 
@@ -64,7 +64,7 @@ class Omniserve:
     correction: Correction = field(default_factory=Correction)
     error_budget: ErrorBudgets = field(default_factory=ErrorBudgets)
     _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    _traffic: dict[str, Traffic] = field(default_factory=dict)
+    _arrivals: Arrivals = field(default_factory=Arrivals)
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.model, self.correction, self.error_budget)
@@ -81,8 +81,9 @@ class Omniserve:
         """LS traffic tells what may arrive next; a BE job may be promised a share."""
         due = job.deadlines
         if due is not None:
-            seen = self._traffic.setdefault(job.service, Traffic(due.ttft_s))
-            seen.arrived(job.tokens, due.ttft_s)
+            # One that could not attain on an idle device is nothing to be ready for.
+            if self.costs.prompt_s(job.tokens) <= due.ttft_s * self.costs.margin:
+                self._arrivals.arrived(job.service, job.tokens, due.ttft_s, due.arrival_s)
             self.error_budget.arrived(job.service, job.objective, due.arrival_s)
         self._floors.arrived(job)
 
@@ -115,9 +116,11 @@ class Omniserve:
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
         self.error_budget.settle(now_s)
+        self._arrivals.settle(now_s)
         self.costs.refresh()
         self._flights.settle(jobs.count(BE, Stage.HOPPING))
-        arrival_s, decode = self._arrival_slack_s(), ls_decode(jobs)
+        arrival_s = self._arrivals.slack_s(self.costs.prompt_s)
+        decode = ls_decode(jobs)
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
         pace = self._pace(jobs, now_s, arrival_s)
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
@@ -203,19 +206,16 @@ class Omniserve:
         saved = 1.0 - self.error_budget.share
         decoding = jobs.at(LS, Stage.DECODE)
         found = decode_slack(decoding, jobs.decode_deadlines(), now_s, fastest_s, saved)
-        most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._traffic else IDLE_BUDGET_S))
+        most_s = max(0.0, min(LONGEST_S, arrival_s, inf if self._arrivals else IDLE_BUDGET_S))
         tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
         return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)
 
-    def _arrival_slack_s(self) -> float:
-        """Of a prompt at its service's p95 length that may come now; inf where none ever came."""
-        seen = self._traffic.values()
-        return min([s.ttft_s - self.costs.prompt_s(s.p95_prompt) for s in seen], default=inf)
-
     def _arrival_blocks(self) -> int:
         """For the prompts that may come before BE can make room: two at their p95 length."""
-        size = self.caps.block_tokens
-        return ARRIVALS * sum([blocks_for(s.p95_prompt + 1, size) for s in self._traffic.values()])
+        if not self._arrivals:
+            return 0
+        tokens = self._arrivals.together.p95_prompt + 1
+        return ARRIVALS * blocks_for(tokens, self.caps.block_tokens)
 
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""

@@ -44,6 +44,8 @@ def decode_slack(
         due_s = min([d.due_s for d in paced], default=inf)
         behind_s = _behind(jobs, now_s, fastest_s)
     slack_s = min(behind_s, _usable(due_s - now_s, tpot_s))
+    if not saved:
+        return Pace(slack_s, min(slack_s, max(0.0, due_s - now_s)), tpot_s)
     unsaved_s = min([d.due_s - saved * d.saving_s for d in paced], default=inf) - now_s
     return Pace(slack_s, min(slack_s, max(0.0, unsaved_s)), tpot_s)
 

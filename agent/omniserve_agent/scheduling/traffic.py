@@ -1,6 +1,7 @@
-"""What comes to an LS service, and what LS as a whole may come to hold.
+"""What comes to LS services, and what LS as a whole may come to hold.
 
-An arrival may come any moment, so idle iterations leave time for its prompt. And whoever lengthens
+An arrival may come any moment, so idle iterations leave time for its prompt, and BE leaves memory
+for it: as long as its service is heard of, and where it can attain at all. And whoever lengthens
 iterations lengthens the stay of every LS request: by Little's law λ · O · T requests of O tokens
 decode at once when an iteration takes T, and all of them hold device KV.
 """
@@ -8,9 +9,12 @@ decode at once when an iteration takes T, and all of them hold device KV.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 KEPT = 128  # requests
+SILENT_S = 300.0  # without a request: nothing is kept ready for the service any more
 # Shares of the device that LS fills, from where on BE gets less than its slack, and none of it.
 KV_BAND = (0.45, 0.75)
 ROW_BAND = (0.75, 0.95)
@@ -18,18 +22,58 @@ ROW_BAND = (0.75, 0.95)
 
 @dataclass(slots=True)
 class Traffic:
-    """Of one service."""
+    """Of one service, or of all together."""
 
-    ttft_s: float
+    ttft_s: float = inf
     p95_prompt: int = 0  # tokens
+    heard_s: float = -inf
     _prompts: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT))
 
-    def arrived(self, tokens: int, ttft_s: float) -> None:
+    def arrived(self, tokens: int, ttft_s: float, now_s: float = 0.0) -> None:
         """A request with a prompt of so many tokens."""
         self.ttft_s = ttft_s
+        self.heard_s = max(self.heard_s, now_s)
         self._prompts.append(tokens)
         ordered = sorted(self._prompts)
         self.p95_prompt = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Of all services that were heard of in the last SILENT_S, by a request that can attain."""
+
+    together: Traffic = field(default_factory=Traffic)
+    _services: dict[str, Traffic] = field(default_factory=dict)
+    _until_s: float = inf  # nobody falls silent before
+
+    def __bool__(self) -> bool:
+        return bool(self._services)
+
+    def arrived(self, service: str, tokens: int, ttft_s: float, now_s: float) -> None:
+        """A request came."""
+        self._services.setdefault(service, Traffic()).arrived(tokens, ttft_s, now_s)
+        self.together.arrived(tokens, ttft_s, now_s)
+        self._until_s = self._next_silent_s()
+
+    def settle(self, now_s: float) -> None:
+        """Forget who fell silent."""
+        if now_s < self._until_s:
+            return
+        self._services = {
+            name: seen for name, seen in self._services.items() if seen.heard_s + SILENT_S > now_s
+        }
+        if not self._services:
+            self.together = Traffic()
+        self._until_s = self._next_silent_s()
+
+    def slack_s(self, prompt_s: Callable[[int], float]) -> float:
+        """The least that is left of the TTFT of a prompt at its service's p95 length, if it came
+        now; inf where none may."""
+        seen = self._services.values()
+        return min([one.ttft_s - prompt_s(one.p95_prompt) for one in seen], default=inf)
+
+    def _next_silent_s(self) -> float:
+        return min([s.heard_s for s in self._services.values()], default=inf) + SILENT_S
 
 
 def slack_share(ls_tokens: int, device_tokens: int, ls_rows: int, device_rows: int) -> float:

@@ -147,7 +147,7 @@ class Experiment:
         cpu = [CpuEngine(pool, self.hardware.model) for pool in self.hardware.hosts]
         pending = list(reversed(self.arrivals))
         held = Held(gate, lambda one: one[1])
-        start = (0, 0, 0.0, 0, 0.0)
+        start = (0, 0, 0.0, 0, 0.0, 0)
         while node.now_s < setting.seconds:
             self._arrive(node, gate, pending, held)
             if node.now_s < setting.warm_up_s:
@@ -157,6 +157,7 @@ class Experiment:
                     node.hosts.busy_s,
                     node.iterations,
                     sum(c.tokens for c in cpu),
+                    node.be_host_tokens,
                 )
                 self.rows_seen = 0.0
             before_s = node.now_s
@@ -210,7 +211,7 @@ class Experiment:
         self,
         node: Node,
         cpu: list[CpuEngine],
-        start: tuple[int, int, float, int, float],
+        start: tuple[int, int, float, int, float, int],
         held: Held,
     ) -> Figures:
         setting = self.setting
@@ -230,7 +231,8 @@ class Experiment:
         offered = len(judged) + missed + len(refused)
         ttft = [_ttft(run) for run in judged] or [float("nan")]
         tpot = [_tpot(run) for run in judged if run.output_tokens > 1] or [float("nan")]
-        be_tokens = node.be_tokens - start[0] + sum(c.tokens for c in cpu) - start[4]
+        cpu_tokens = sum(c.tokens for c in cpu) - start[4]
+        be_tokens = node.be_tokens - start[0] + cpu_tokens
         prefill = node.be_prefill_tokens - start[1]
         iterations = max(1, node.iterations - start[3])
         busy = (node.hosts.busy_s - start[2]) / span_s / len(self.hardware.hosts)
@@ -241,10 +243,11 @@ class Experiment:
             iteration_s=span_s / iterations,
             join_rows=self.hardware.join_rows,
             output_tokens_per_s=be_tokens / span_s,
+            host_tokens_per_s=(node.be_host_tokens - start[5] + cpu_tokens) / span_s,
             host_busy_share=min(1.0, busy),
             prefill_tokens_per_s=prefill / span_s,
             output_per_prompt_token=be_tokens / max(1, prefill),
-            prefill_backlog=node.jobs.count(BE, Stage.WAITING, Stage.STAGED, Stage.PREFILL) > 0,
+            prefilling=node.jobs.count(BE, Stage.STAGED, Stage.PREFILL) > 0,
         )
         scale = 1e3
         return Figures(

@@ -62,6 +62,7 @@ class Node:
     iterations: int = 0
     busy_s: float = 0.0
     be_tokens: int = 0
+    be_host_tokens: int = 0  # of `be_tokens`, by rows that the host attended for
     be_prefill_tokens: int = 0
     runs: dict[int, Run] = field(default_factory=dict)
     jobs: JobIndex = field(default_factory=JobIndex)
@@ -217,6 +218,7 @@ class Node:
             self.jobs.move(run.job, Stage.BOUNDARY)
             left = run.job.max_total_tokens - run.job.tokens
             tokens = min(self._hop_tokens(), left)
+            self.be_host_tokens += tokens
             run.job.computed += tokens
             self._token(run, tokens)
 
