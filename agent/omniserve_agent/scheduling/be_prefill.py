@@ -80,9 +80,9 @@ class Seconds:
     def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
         """See `Allowance`."""
         limit_s = self.costs.predicted(self.load) + self.seconds * (0.75 if staged else 1.0)
-        return largest_fitting(
-            0, self.caps.be_prefill_rows, lambda rows: self._with(rows) <= limit_s
-        )
+        most = self.caps.be_prefill_rows
+        fitting = largest_fitting(0, most, lambda rows: self._with(rows) <= limit_s)
+        return self.costs.worthwhile(self.load.rows, fitting, self._with)
 
     def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
         """See `Allowance`.
