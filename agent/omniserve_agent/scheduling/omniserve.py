@@ -15,7 +15,8 @@ from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
-from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
+from omniserve_agent.scheduling.filling import Grant
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.floors import Floors
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import (
