@@ -15,7 +15,8 @@ from omniserve_agent.scheduling.budget import Choice, best
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.device_rows import be_device_rows
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
-from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
+from omniserve_agent.scheduling.filling import Grant
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.floors import Floors
 from omniserve_agent.scheduling.host_worth import PRICED_CHUNK_ROWS, host_pays, prompts_per_token_s
 from omniserve_agent.scheduling.in_flight import InFlight, steps

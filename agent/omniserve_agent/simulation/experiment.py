@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from omniserve_agent.scheduling import policies
-from omniserve_agent.scheduling.admission import AdmissionMode, Gate
+from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.scheduling.ceiling import BeFlow, binding
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
@@ -149,7 +149,7 @@ class Experiment:
         held = Held(gate, lambda one: one[1])
         start = (0, 0, 0.0, 0, 0.0, 0)
         while node.now_s < setting.seconds:
-            self._arrive(node, gate, pending, held)
+            self._arrive(node, pending, held)
             if node.now_s < setting.warm_up_s:
                 start = (
                     node.be_tokens,
@@ -167,9 +167,9 @@ class Experiment:
                 self._overflow(node, cpu, overflow, node.now_s - before_s)
         return self._figures(node, cpu, start, held)
 
-    def _arrive(self, node: Node, gate: Gate, pending: list[Arrival], held: Held) -> None:
+    def _arrive(self, node: Node, pending: list[Arrival], held: Held) -> None:
         while pending and pending[-1].arrival_s <= node.now_s:
-            self._offer(node, gate, pending.pop(), held)
+            self._offer(node, pending.pop(), held)
         for arrival, _ in held.ready(node.jobs, node.now_s):
             node.submit(arrival)
         if self.backlog is not None and self.setting.policy != "ls_alone":
@@ -183,15 +183,15 @@ class Experiment:
         ls = sum(node.jobs.count(LS, stage) for stage in Stage)
         return len(node.runs) - ls < self.setting.be_open
 
-    def _offer(self, node: Node, gate: Gate, arrival: Arrival, held: Held) -> None:
+    def _offer(self, node: Node, arrival: Arrival, held: Held) -> None:
         if arrival.service_class is BE:
             node.submit(arrival)
             return
-        job = node.job_for(arrival)
-        if arrival is self.let_in or gate.judge(node.jobs, job, node.now_s).admitted:
+        new = (arrival, node.job_for(arrival))
+        if arrival is self.let_in or held.judge(node.jobs, new, node.now_s).admitted:
             node.submit(arrival)
-        elif self.setting.admission is AdmissionMode.QUEUE:
-            held.add((arrival, job))
+        elif held.gate.mode is AdmissionMode.QUEUE and held.alone(new, node.now_s).admitted:
+            held.add(new)
         else:
             self.refused.append(arrival)
 
