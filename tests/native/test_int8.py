@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniserve_native import (
-    BLOCK_TOKENS,
-    Arena,
-    ArenaConfig,
-    AttendCall,
-    DType,
-    NativeError,
-    isa_name,
-)
+from omniserve_native import BLOCK_TOKENS, Arena, ArenaConfig, AttendCall, DType, NativeError
 from support.kv_reference import Case, attention, decode, encode, prepare, run_attend
 
 HEADS, SIZE = 2, 24
@@ -168,10 +160,6 @@ def error_of(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> float:
     return float(np.abs(o - right).max())
 
 
-@pytest.mark.xfail(
-    isa_name().startswith("avx512_"),
-    reason="a known fault: byte dot products round probabilities against the largest of all",
-)
 @pytest.mark.parametrize(
     ("tokens", "nats", "sink"), [(2000, 12, 0), (8000, 10, 0), (8000, 10, 7990)]
 )
