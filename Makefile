@@ -10,7 +10,7 @@ IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
 .PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine bench-colocation
-.PHONY: simulate sanitize clean chart-docs test-image lock-images e2e bench-operator
+.PHONY: simulate sanitize test-emulated clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that rea
 
 sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
 	native/sanitize.sh
+
+test-emulated: $(STAMP) ## tests/native on the AVX-512 paths, emulated (AVX2 and Debian's libsimde-dev; five minutes)
+	PYTHON=$(BIN)/python native/emulated.sh
 
 test-image: $(STAMP) ## both images' own steps in clean roots (debootstrap, as root), and their programs there
 	$(BIN)/python hack/test_image.py $(IMAGE_ROOTS)
