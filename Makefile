@@ -9,7 +9,7 @@ DEVICE ?= emulated
 IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine bench-colocation
+.PHONY: help install crds demo serve test test-gpu check lint types bench-kernel bench-engine bench-colocation
 .PHONY: simulate sanitize clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
@@ -29,16 +29,20 @@ install: $(STAMP) ## make .venv with everything for development
 crds: $(STAMP) ## CRDs and reference pages from the models, into crds/, the chart and docs/reference
 	$(BIN)/python -m omniserve_crds.generate
 
-check: $(STAMP) ## ruff, mypy --strict, import contracts
+check: lint types ## ruff, mypy --strict, import contracts
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
 
 test: $(STAMP) ## all tests that need no cluster
 	$(BIN)/pytest
 
-e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
+e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about seven minutes)
 	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
 	PYTEST=$(BIN)/pytest tests/e2e/run
 
