@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/src/*.inc native/include/*.h native/omniserve_native/build.py) setup.py
 DEMO_SECONDS ?= 60
+TEST_WORKERS ?= 2
 DEVICE ?= emulated
 IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
@@ -39,8 +40,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-test: $(STAMP) ## all tests that need no cluster
-	$(BIN)/pytest
+# By file and in the order of collection: agents and engines are shared within a file, and what takes longest is first.
+test: $(STAMP) ## all tests that need no cluster, TEST_WORKERS (2) files at once
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about seven minutes)
 	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
