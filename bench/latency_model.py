@@ -193,7 +193,9 @@ def main() -> None:
     figures = judged(model, seen)
     figures["floor"] = {"iterations": len(floors), **summary(floors)}
     console.print(table_of(figures), model)
-    report.write("latency_model", {"kinds": figures, "model": coefficients(model)}, seed=options.seed)
+    report.write(
+        "latency_model", {"kinds": figures, "model": coefficients(model)}, seed=options.seed
+    )
 
 
 def judged(model: LatencyModel, seen: Sequence[Seen]) -> dict[str, Figures]:

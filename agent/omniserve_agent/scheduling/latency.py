@@ -161,14 +161,15 @@ def fit(base: LatencyModel, works: Sequence[Work], seconds: Sequence[float]) -> 
 
 def _least_squares(table: Floats, target: Floats) -> tuple[Floats, Floats]:
     """Coefficients and their standard errors (0 where there are too few rows to tell)."""
-    found = np.linalg.lstsq(table, target, rcond=None)[0]
+    found = np.asarray(np.linalg.lstsq(table, target, rcond=None)[0], np.float64)
     spare = len(target) - table.shape[1]
     if spare <= 0:
         return found, np.zeros_like(found)
     variance = float(np.sum((target - table @ found) ** 2)) / spare
     lengths = np.linalg.norm(table, axis=0)  # columns differ by many orders
     inverse = np.linalg.pinv((table / lengths).T @ (table / lengths))
-    return found, np.sqrt(variance * np.diag(inverse)) / lengths
+    errors = np.sqrt(variance * np.diag(inverse)) / lengths
+    return found, np.asarray(errors, np.float64)
 
 
 @dataclass
