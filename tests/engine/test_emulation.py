@@ -177,6 +177,15 @@ def test_a_policy_that_predicts_measures_the_emulated_device(serving, tmp_path):
     assert measured.dense.rows[0] == 1
 
 
+def test_the_fit_finds_the_emulated_devices_own_coefficients(serving):
+    """What the host reads costs it nothing."""
+    with serving(policy="omniserve") as engine:
+        found, true = engine.policy.model, engine.executor.model.emulation.latency
+    assert found.join == pytest.approx(true.join, rel=0.1)
+    assert (found.key, found.pair) == pytest.approx((true.key, true.pair), rel=0.1)
+    assert found.host * 1e6 < 0.01 * true.dense.at(1)
+
+
 def test_the_profile_key_names_the_contents_of_the_profile(device, tiny_model_dir):
     def key(**entry):
         config = EngineConfig(model_dir=str(tiny_model_dir(TINY_MODELS[0])), device=device(**entry))

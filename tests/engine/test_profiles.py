@@ -4,12 +4,21 @@ from dataclasses import replace
 
 import pytest
 
+from omniserve_agent.engine import build, profiles
 from omniserve_agent.engine.execution.iteration import ExchangeFigures
 from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
-from omniserve_agent.engine.profiling import host_load, host_read_rate, mixed_load, observe
-from omniserve_agent.scheduling.latency import Curve, LatencyModel
+from omniserve_agent.engine.profiling import (
+    host_load,
+    host_read_rate,
+    joined_load,
+    mixed_load,
+    observe,
+)
+from omniserve_agent.scheduling import latency
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.latency import FEATURES, Curve, LatencyModel
 from omniserve_agent.scheduling.omniserve import Omniserve
 from support.fake_engine import make_engine, submit
 from support.real_engine import check_same, engine_for, generate
@@ -69,6 +78,63 @@ def test_the_key_names_what_a_profile_depends_on(tiny_model_dir):
         assert profile_key(further, model) != key
         other = replace(model, config=replace(model.config, hidden_size=1))
         assert profile_key(config, other) != key
+
+
+def test_a_profile_of_another_format_is_measured_anew(tiny_model_dir, monkeypatch):
+    with engine_for(tiny_model_dir(TINY_MODELS[0])) as engine:
+        config = EngineConfig(model_dir="x", device_cores=[0])
+        key = profile_key(config, engine.executor.model)
+        monkeypatch.setattr(profiles, "FORMAT", 3)  # nothing joined while it was measured
+        assert profile_key(config, engine.executor.model) != key
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_what_is_fitted_has_joins_and_host_reads_in_it(kind, tmp_path, tiny_model_dir, monkeypatch):
+    fitted = []
+
+    def fit(base, works, seconds):
+        fitted.extend(works)
+        return latency.fit(base, works, seconds)
+
+    monkeypatch.setattr(build, "fit", fit)
+    settings = {"policy": "omniserve", "profile_dir": str(tmp_path), "kv_cache_dtype": kind}
+    with engine_for(tiny_model_dir(TINY_MODELS[0]), **settings):
+        pass
+    table = [MODEL.features(work) for work in fitted if not work.waited]
+    joins = [row[FEATURES.index("join")] for row in table]
+    read = [row[FEATURES.index("host")] for row in table]
+    assert sum(joined > 0 for joined in joins) >= 50
+    of_a_row = [b / n for n, b in zip(joins, read, strict=True) if n]
+    assert max(of_a_row) > 2 * min(of_a_row) > 0
+
+
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_what_the_host_is_expected_to_read_is_what_it_reads(kind, tiny_model_dir):
+    settings = {"be_device_residency": False, "kv_cache_dtype": kind}
+    with engine_for(tiny_model_dir(TINY_MODELS[0]), **settings) as engine:
+        arrivals = [(0, submit("LS", [5] * 9, max_tokens=200))]
+        arrivals += [(0, submit(f"BE{n}", [n + 6] * 60, "BE", max_tokens=9)) for n in range(3)]
+        seen = observe(engine, arrivals, 1000)
+        expected = sum(one.work.host_kv_bytes for one in seen)
+        assert expected == pytest.approx(engine.executor.figures().kv_bytes, rel=0.1)
+        assert isinstance(engine.policy, FixedCaps)  # again
+
+
+def test_the_hosts_measured_rate_is_passed_on(tiny_model_dir):
+    config = EngineConfig(model_dir="x", host_workers=2)
+    with engine_for(tiny_model_dir(TINY_MODELS[0])) as engine:
+        model, caps = engine.executor.model, engine.policy.caps
+        known = build.machine_of(config, model, Measured(MODEL, 7e9), caps)
+        unknown = build.machine_of(config, model, Measured(MODEL), caps)
+    assert known.host_bytes_per_s == 7e9
+    assert unknown.host_bytes_per_s == 2 * build.HOST_READ_BYTES_PER_S
+
+
+def test_rows_of_the_joined_load_are_short_and_long_and_bounded():
+    assert joined_load(1, 50, 100) == joined_load(1, 50, 100) != joined_load(2, 50, 100)
+    assert all(len(r.prompt) + r.max_tokens < 100 for _, r in joined_load(3, 50, 100))
+    lengths = [len(r.prompt) for _, r in joined_load(0, 50, 4000) if r.service_class == "BE"]
+    assert max(lengths) > 10 * min(lengths)
 
 
 def test_mixed_load_is_seeded_and_bounded():

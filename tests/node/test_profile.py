@@ -23,7 +23,11 @@ from omniserve_agent.simulation.hardware import hardware
 from omniserve_agent.simulation.profile_file import load_profile
 
 MODEL = LatencyModel(
-    4, Curve((1, 16, 17, 32), (1e-3, 1e-3, 2e-3, 2e-3)), Curve((1, 64), (1e-4, 2e-4)), key=1e-9
+    4,
+    Curve((1, 16, 17, 32), (1e-3, 1e-3, 2e-3, 2e-3)),
+    Curve((1, 64), (1e-4, 2e-4)),
+    key=1e-9,
+    host=1e-12,
 )
 
 
@@ -172,6 +176,7 @@ def test_wide_kv_counts_double(profiled):
     profile = profile_of("file:///m", profiled(dtype="float32"))
     assert profile.models["m"].device_blocks == 5
     assert (profile.local_host.kv_gib, profile.local_host.read_gbps) == (0.5, 2.5)
+    assert profile.models["m"].latency.host == 2 * MODEL.host
 
 
 def test_what_was_measured_can_be_emulated(profiled, measure, tmp_path):

@@ -1,5 +1,7 @@
 """Prices are the latency model's own; what others may take; which joins to expect."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,10 +29,26 @@ COSTS = Costs(MODEL, Correction(), ErrorBudgets())
 COUNTS = st.integers(0, 200)
 
 
-@given(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, LAYERS), st.integers(0, 20))
-def test_a_load_costs_what_the_latency_model_says_of_its_work(rows, logits, keys, pairs, at, n):
-    load = Load(rows, logits, keys, pairs, joins=((n, at), (0, LAYERS - at)))
-    assert COSTS.predicted(load) == pytest.approx(MODEL.predict(load.work()))
+@given(
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    st.integers(0, LAYERS),
+    st.integers(0, 20),
+    st.floats(0, 1e6),
+    st.sampled_from([0.0, 1e-10]),
+)
+def test_a_load_costs_what_the_latency_model_says_of_its_work(
+    rows, logits, keys, pairs, at, n, step_bytes, host
+):
+    model = replace(MODEL, host=host)
+    load = Load(rows, logits, keys, pairs).joined(((0, LAYERS - at), (n, at)), step_bytes)
+    work, costs = load.work(), Costs(model, Correction(), ErrorBudgets())
+    assert work.host_kv_bytes == pytest.approx(n * at * step_bytes)
+    assert costs.predicted(load) == pytest.approx(model.predict(work))
+    further = load.plus(3, 1, 40, 5)
+    assert costs.predicted(further) == pytest.approx(model.predict(further.work()))
 
 
 def test_rows_beyond_the_table_are_priced_by_the_curve():

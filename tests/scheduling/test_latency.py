@@ -1,5 +1,8 @@
 """The latency model: curves, prediction, fitting, correction."""
 
+import random
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +65,50 @@ def test_fitting_finds_the_model_again(works, unseen):
         assert found.predict(work) == pytest.approx(TRUE.predict(work), rel=1e-3)
     assert all(getattr(found, name) >= 0 for name in ("fixed", "key", "pair", "join", "host"))
     assert found.predict(unseen) >= base.predict(unseen)
+
+
+def test_fitting_tells_joins_from_what_the_host_reads_meanwhile():
+    """Where rows of different lengths join: else the two would be one."""
+    base, works = LatencyModel(10, DENSE, HEAD), []
+    for joined in (0.0, 1.0, 3.0):
+        for row_bytes in (1e5, 4e6):
+            read = 10 * joined * row_bytes
+            works.append(Work(device_rows=4, joined_rows=[joined] * 10, host_kv_bytes=read))
+    found = fit(base, works, [TRUE.predict(work) for work in works])
+    assert found.join == pytest.approx(TRUE.join)
+    assert found.host == pytest.approx(TRUE.host)
+
+
+def test_joins_cost_nothing_where_they_may_as_well_be_noise():
+    dice, free = random.Random(1), replace(TRUE, join=0.0, host=0.0)
+    works = [
+        Work(
+            device_rows=4,
+            device_keys=dice.randrange(10_000),
+            joined_rows=[float(dice.randrange(4))] * 10,
+            host_kv_bytes=dice.uniform(0, 1e8),
+        )
+        for _ in range(200)
+    ]
+
+    def found(model):
+        noisy = [model.predict(work) * dice.gauss(1.0, 0.02) for work in works]
+        return fit(LatencyModel(10, DENSE, HEAD), works, noisy)
+
+    assert [(m.join, m.host) for m in (found(free) for _ in range(20))].count((0.0, 0.0)) >= 18
+    dear = replace(TRUE, join=5e-5, host=2e-11)
+    for model in (found(dear) for _ in range(20)):
+        assert model.join == pytest.approx(dear.join, rel=0.5)
+        assert model.host == pytest.approx(dear.host, rel=0.5)
+
+
+def test_what_waited_for_the_host_is_no_observation_of_the_device():
+    base = LatencyModel(10, DENSE, HEAD)
+    works = [Work(device_rows=rows, joined_rows=[1.0] * 10) for rows in (1, 4, 8)]
+    seconds = [TRUE.predict(work) for work in works]
+    waited = Work(device_rows=1, joined_rows=[8.0] * 10, waited=True)
+    assert fit(base, [*works, waited], [*seconds, 9.0]) == fit(base, works, seconds)
+    assert fit(base, [waited], [9.0]) == base
 
 
 def test_fitting_never_pays_for_more_work():

@@ -1,5 +1,6 @@
 """Deadlines, budgets and the SLO-driven policy over a known latency model."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -289,6 +290,24 @@ def test_the_service_that_burns_its_budget_rules_until_its_window_has_passed():
     assert planned(158.0) == burning
     assert planned(159.0) > 5 * burning
     assert policy.state.burns == {"a": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "host", "lanes"), [(100, 1e-9, 8), (20_000, 0.0, 8), (20_000, 1e-9, 1)]
+)
+def test_rows_join_the_less_the_more_the_host_reads_for_them(tokens, host, lanes):
+    """20,000 tokens are 2 MB of KV a layer: 2 ms of a budget of 22.5 ms, of which LS takes 10."""
+    policy = Omniserve(CAPS, replace(MODEL, host=host), kv_bytes=1000.0)
+    flying = [job(200 + i, BE, Stage.HOPPING, tokens=tokens) for i in range(16)]
+    answer = plan(decoding(1, 100.0, 0.0125), *flying, policy=policy)
+    assert answer.join_rows == lanes
+    assert policy.state.planned_s <= policy.state.budget_s
+
+
+def test_rows_in_flight_keep_a_lane_whatever_they_cost():
+    policy = Omniserve(CAPS, replace(MODEL, host=1e-6), kv_bytes=1000.0)
+    answer = plan(decoding(1, 100.0, 0.011), job(2, BE, Stage.HOPPING), policy=policy)
+    assert answer.join_rows == 1
 
 
 NOW_S = 100.0

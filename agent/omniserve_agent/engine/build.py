@@ -45,6 +45,7 @@ from omniserve_agent.engine.profiling import (
     base_model,
     host_load,
     host_read_rate,
+    joined_load,
     largest_iteration,
     mixed_load,
     observe,
@@ -54,15 +55,15 @@ from omniserve_agent.engine.sampling import check_params
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
-from omniserve_agent.scheduling.latency import LatencyModel, fit
+from omniserve_agent.scheduling.latency import fit
 from omniserve_agent.scheduling.plan import Caps, Policy
 from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
 PROFILE_DEVICE_BLOCKS, PROFILE_HOST_BLOCKS = 256, 1024
-PROFILE_REQUESTS, PROFILE_STEPS = 24, 20_000
-HOST_READ_BYTES_PER_S = 10e9  # per worker, where `synchronous_offload` has seen nothing yet
+PROFILE_REQUESTS, PROFILE_STEPS = 12, 20_000
+HOST_READ_BYTES_PER_S = 10e9  # per worker, where the profile could not measure it
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
@@ -82,13 +83,13 @@ def build_engine(
         helpers = _helpers(config)
         model = load(config, progress, helpers)
         _use_one_core(config, model)
-        latency = latency_model(config, model, helpers, progress)
+        measured = measured_device(config, model, helpers, progress)
         parts = Parts.of(config, model, helpers)
         progress("preparing host KV", 0.0)
         parts.host.prefault(parts.workers)
     except (ModelError, native.NativeError, OSError, torch.OutOfMemoryError) as error:
         raise EngineSetupError(str(error)) from error
-    engine = parts.engine(latency, drafts)
+    engine = parts.engine(measured, drafts)
     limits = engine.intake.limits.max_request_tokens
     ready = Ready(
         device=config.device,
@@ -167,10 +168,10 @@ class Parts:
         exchange = native.Exchange(_exchange_config(config, model), host, workers)
         return cls(config, model, workers, helpers, host, exchange, device_blocks, host_blocks)
 
-    def engine(self, latency: LatencyModel | None, drafts: DraftSource | None = None) -> Engine:
-        """The loop over these parts; without a latency model under fixed caps, all let in."""
+    def engine(self, measured: Measured | None, drafts: DraftSource | None = None) -> Engine:
+        """The loop over these parts; where nothing was measured under fixed caps, all let in."""
         executor, device = self._executor()
-        policy, gate = self._decisions(latency)
+        policy, gate = self._decisions(measured)
         return Engine(
             policy,
             executor,
@@ -183,13 +184,17 @@ class Parts:
         )
 
     def _host_tier(self) -> KvTier:
-        exact = self.host.config.dtype is not native.DType.I8
-        return KvTier(BlockPool(self.host_blocks, BLOCK_TOKENS), ArenaStore(self.host), exact)
+        return KvTier(
+            BlockPool(self.host_blocks, BLOCK_TOKENS),
+            ArenaStore(self.host),
+            exact=self.host.config.dtype is not native.DType.I8,
+            token_bytes=token_bytes(self.config, self.model),
+        )
 
-    def _decisions(self, latency: LatencyModel | None) -> tuple[Policy, Gate | None]:
-        if latency is None:
+    def _decisions(self, measured: Measured | None) -> tuple[Policy, Gate | None]:
+        if measured is None:
             return FixedCaps(self.caps()), None
-        machine = machine_of(self.config, self.model, latency, self.caps())
+        machine = machine_of(self.config, self.model, measured, self.caps())
         policy = policies.make(self.config.policy, machine)
         mode = AdmissionMode(self.config.admission)
         return policy, policies.gate_for(policy, machine, mode)
@@ -310,13 +315,13 @@ class Parts:
         )
 
 
-def latency_model(
+def measured_device(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
-) -> LatencyModel | None:
+) -> Measured | None:
     """As profiled, now or before; None where neither the policy nor admission predicts."""
     if config.policy == "fixed_caps" and config.admission == AdmissionMode.OFF:
         return None
-    return _kept_or_measured(config, model, helpers, progress).latency
+    return _kept_or_measured(config, model, helpers, progress)
 
 
 def profiled(config: EngineConfig, progress: Progress, *, fresh: bool) -> Measured:
@@ -355,18 +360,17 @@ def _kept_or_measured(
 
 
 def machine_of(
-    config: EngineConfig, model: Model, latency: LatencyModel, caps: Caps
+    config: EngineConfig, model: Model, measured: Measured, caps: Caps
 ) -> policies.Machine:
     """What policies and admission know of this engine."""
-    host_rate = config.host_workers * HOST_READ_BYTES_PER_S
-    kv_bytes = block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
-    return policies.Machine(caps, latency, host_rate, kv_bytes)
+    rate = measured.host_read_bytes_per_s or config.host_workers * HOST_READ_BYTES_PER_S
+    return policies.Machine(caps, measured.latency, rate, token_bytes(config, model))
 
 
 def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
 ) -> Measured:
-    """Measure the device: curves of the dense modules, then a seeded mix in a small engine."""
+    """Measure the device: curves of the dense modules, then seeded mixes in a small engine."""
     base = base_model(model, progress, largest_iteration(config))
     block = block_bytes(model, NATIVE_DTYPES[model.dtype])
     small = msgspec.structs.replace(
@@ -381,6 +385,8 @@ def profile(
     engine = parts.engine(None)
     try:
         seen = _mixed_load_seen(engine, progress)
+        engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
+        seen += _joined_load_seen(engine, progress)
         read_rate = _host_read_rate(engine, parts, progress)
     finally:
         parts.helpers = None  # they belong to the model, which lives on
@@ -397,11 +403,18 @@ def _mixed_load_seen(engine: Engine, progress: Progress) -> list[Observation]:
     return observe(engine, load, PROFILE_STEPS)
 
 
-def _host_read_rate(engine: Engine, parts: Parts, progress: Progress) -> float | None:
+def _joined_load_seen(engine: Engine, progress: Progress) -> list[Observation]:
     """In the mixed load BE may have stayed on the device."""
+    progress("profiling joins", 0.0)
+    limits = engine.intake.limits
+    longest = min(limits.max_request_tokens.values())
+    return observe(engine, joined_load(0, limits.vocab_size, longest), PROFILE_STEPS)
+
+
+def _host_read_rate(engine: Engine, parts: Parts, progress: Progress) -> float | None:
+    """While the host alone is at work."""
     progress("profiling host reads", 0.0)
     limits, before = engine.intake.limits, engine.executor.figures()
-    engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
     observe(
         engine,
         host_load(limits.vocab_size, limits.max_request_tokens[ServiceClass.BE]),
@@ -438,6 +451,11 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
 def host_kv_type(config: EngineConfig, model: Model) -> native.DType:
     """How host KV is stored."""
     return native.DType.I8 if config.kv_cache_dtype == "int8" else NATIVE_DTYPES[model.dtype]
+
+
+def token_bytes(config: EngineConfig, model: Model) -> float:
+    """Bytes of one token's host KV over all layers."""
+    return block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
 
 
 def block_bytes(model: Model, kv_type: native.DType) -> int:

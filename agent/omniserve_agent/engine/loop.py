@@ -96,7 +96,6 @@ class Engine:
         self.layers = layers
         self.services: dict[str, ServiceTotals] = {}
         self.stalled = False  # the last step found requests but could launch nothing
-        self.last_work: Work | None = None  # of the iteration launched last
         self.executor = executor
         self.jobs = JobIndex(device.block_tokens)
         self.lengths = OutputLengths()
@@ -150,7 +149,7 @@ class Engine:
         self.stalled = iteration is None
         if iteration is not None:
             launched = self.executor.launch(iteration)
-            self.last_work = launched.work
+            self._expect_reads(launched.work)
             self._advance(iteration, launched)
             self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
@@ -213,6 +212,14 @@ class Engine:
             self.counts.be_prefill_tokens += len(staged.token_ids)
             request.job.computed += len(staged.token_ids)
             self._expect_token(request)
+
+    def _expect_reads(self, work: Work) -> None:
+        """Host KV that is read meanwhile, as plans reckon it: a mean row's for every join. What
+        workers count (`ExchangeFigures.kv_bytes`) is no plan's to know, comes late and belongs to
+        other iterations too; the joins were counted."""
+        if not work.waited:
+            step_bytes = self.jobs.offloaded_mean * self.residency.host.token_bytes / self.layers
+            work.host_kv_bytes = step_bytes * sum(work.joined_rows)
 
     def _expect_token(self, request: Request) -> None:
         """One output token is on its way back."""

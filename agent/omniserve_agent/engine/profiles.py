@@ -19,7 +19,7 @@ from omniserve_agent.engine.profiling import largest_iteration
 from omniserve_crds.version import VERSION
 from omniserve_native import isa_name
 
-FORMAT = 3  # of the file; a new one makes old profiles unknown
+FORMAT = 4  # of the file; a new one makes old profiles unknown
 
 
 def profile_key(config: EngineConfig, model: Model) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,9 +16,12 @@ from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
+from omniserve_agent.scheduling.plan import Caps, Policy, PolicyState
 from omniserve_native import MAX_Q_LEN
 
 HOST_PROMPT, HOST_OUTPUT, LEAST_READ_BYTES = 512, 4, 16 << 20
+CHATS, CHAT_STEPS = 5, 40  # of `joined_load`: a new one after so many steps
+SHORT_ROWS, LONG_ROWS, JOINED_OUTPUT = 8, 3, 12
 HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
 Timed = tuple[int, Submit]  # at this step
 
@@ -29,6 +32,36 @@ class Observation:
 
     work: Work
     seconds: float
+
+
+@dataclass
+class Witness:
+    """A policy that notes what it is told of iterations."""
+
+    inner: Policy
+    seen: list[Observation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan, self.arrived, self.judged = (
+            self.inner.plan,
+            self.inner.arrived,
+            self.inner.judged,
+        )
+
+    @property
+    def caps(self) -> Caps:
+        """See `Policy`."""
+        return self.inner.caps
+
+    @property
+    def state(self) -> PolicyState | None:
+        """See `Policy`."""
+        return self.inner.state
+
+    def observed(self, work: Work, seconds: float) -> None:
+        """See `Policy`."""
+        self.seen.append(Observation(work, seconds))
+        self.inner.observed(work, seconds)
 
 
 def largest_iteration(config: EngineConfig) -> int:
@@ -107,6 +140,27 @@ def mixed_load(seed: int, requests: int, vocab_size: int, longest: int) -> list[
     return arrivals
 
 
+def joined_load(seed: int, vocab_size: int, longest: int) -> list[Timed]:
+    """BE rows that join beside chats of LS: many of short prompts first, then few of long ones, so
+    that what a join costs and what is read for it are told apart."""
+    dice, arrivals = random.Random(seed), []
+
+    def add(step: int, name: str, service_class: ServiceClass, prompt: int, output: int) -> None:
+        output = min(output, longest // 4)
+        tokens = [dice.randrange(vocab_size) for _ in range(min(prompt, longest - output - 1))]
+        arrivals.append((step, _submit(f"{seed}-{name}", service_class, tokens, output)))
+
+    for number in range(CHATS):
+        prompt = dice.randrange(20, 200)
+        add(CHAT_STEPS * number, f"chat-{number}", ServiceClass.LS, prompt, 2 * CHAT_STEPS)
+    for number in range(SHORT_ROWS):
+        add(0, f"short-{number}", ServiceClass.BE, dice.randrange(16, 64), JOINED_OUTPUT)
+    for number in range(LONG_ROWS):
+        prompt = dice.randrange(500, 1000)
+        add(CHATS * CHAT_STEPS // 3, f"long-{number}", ServiceClass.BE, prompt, JOINED_OUTPUT)
+    return arrivals
+
+
 def host_load(vocab_size: int, longest: int) -> list[Timed]:
     """One BE request, whose KV a host reads so often that its rate shows."""
     output = min(HOST_OUTPUT, longest // 4)
@@ -127,25 +181,25 @@ def _submit(name: str, service_class: ServiceClass, prompt: list[int], output: i
 
 
 def observe(engine: Engine, arrivals: Sequence[Timed], max_steps: int) -> list[Observation]:
-    """Step an engine of depth 0 through (step, request) arrivals until all have ended.
+    """Step an engine through (step, request) arrivals until all have ended: its iterations as
+    policies are told of them. Raises RuntimeError when `max_steps` are not enough."""
+    inner = engine.policy
+    engine.policy = witness = Witness(inner)
+    try:
+        _drive(engine, arrivals, max_steps)
+    finally:
+        engine.policy = inner
+    return witness.seen
 
-    Steps that launch nothing are left out. Raises RuntimeError when `max_steps` are not enough.
-    """
-    seen: list[Observation] = []
+
+def _drive(engine: Engine, arrivals: Sequence[Timed], max_steps: int) -> None:
     waiting = sorted(arrivals, key=lambda arrival: arrival[0])
-    read_bytes = engine.executor.figures().kv_bytes
     for step in range(max_steps):
         while waiting and waiting[0][0] <= step:
             engine.submit(waiting.pop(0)[1])
         if engine.idle and not waiting:
-            return seen
-        started = time.perf_counter()
+            return
         engine.step()
-        seconds, before = time.perf_counter() - started, read_bytes
-        read_bytes = engine.executor.figures().kv_bytes
-        if not engine.stalled and engine.last_work is not None:
-            engine.last_work.host_kv_bytes = float(read_bytes - before)
-            seen.append(Observation(engine.last_work, seconds))
     raise RuntimeError(f"{max_steps} steps were not enough; {len(waiting)} requests never began")
 
 

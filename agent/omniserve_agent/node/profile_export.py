@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ WIDE_DTYPES = {"float32": 4}
 
 def profile_of(uri: str, profiled: Profiled) -> ProfileFile:
     """One model on this machine. KV of wider elements counts as if it were of two bytes, and the
-    host as reading it accordingly slower. NodeError."""
+    host as reading it accordingly slower, each byte costing the device more. NodeError."""
     config, measured = profiled.config, profiled.measured
     described = _config_json(config)
     widening = WIDE_DTYPES.get(_dtype(config, described), KV_BYTES) / KV_BYTES
@@ -38,7 +39,8 @@ def profile_of(uri: str, profiled: Profiled) -> ProfileFile:
         read_gbps=None if rate is None else rate / widening / 1e9,
     )
     name = uri.rstrip("/").rpartition("/")[2]
-    entry = _entry(config, shape_of(described), measured.latency, widening)
+    latency = replace(measured.latency, host=widening * measured.latency.host)
+    entry = _entry(config, shape_of(described), latency, widening)
     cores = f"cores: {len(config.device_cores)} device, {config.host_workers} host"
     return ProfileFile(
         local_host=host,

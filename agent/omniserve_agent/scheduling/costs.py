@@ -26,6 +26,7 @@ class Load(NamedTuple):
     keys: int = 0  # Σ KV length over decode rows
     pairs: int = 0  # Σ query-key pairs over prefill chunks
     joins: Runs = ()
+    step_bytes: float = 0.0  # host KV that one row which joins at one layer has read, on the mean
 
     def plus(self, rows: int, logit_rows: int = 0, keys: int = 0, pairs: int = 0) -> Load:
         """With further device rows."""
@@ -35,11 +36,12 @@ class Load(NamedTuple):
             self.keys + keys,
             self.pairs + pairs,
             self.joins,
+            self.step_bytes,
         )
 
-    def joined(self, joins: Runs) -> Load:
+    def joined(self, joins: Runs, step_bytes: float = 0.0) -> Load:
         """With these joins instead."""
-        return Load(self.rows, self.logit_rows, self.keys, self.pairs, joins)
+        return Load(self.rows, self.logit_rows, self.keys, self.pairs, joins, step_bytes)
 
     def prompt(self, rows: int) -> Load:
         """With prompt rows that end in a token."""
@@ -58,6 +60,7 @@ class Load(NamedTuple):
             logit_rows=self.logit_rows,
             device_keys=self.keys,
             device_pairs=self.pairs,
+            host_kv_bytes=self.step_bytes * sum([rows * layers for rows, layers in self.joins]),
         )
 
 
@@ -121,7 +124,9 @@ class Costs:
         model, rows = self.model, load.rows
         per_layer_s = self.dense(rows) + model.key * load.keys + model.pair * load.pairs
         seconds = model.fixed + model.layers * per_layer_s + self.head(load.logit_rows)
-        return seconds + self.joins_s(rows, load.joins) if load.joins else seconds
+        if not load.joins:
+            return seconds
+        return seconds + self.joins_s(rows, load.joins, load.step_bytes)
 
     def worthwhile(
         self,
@@ -144,9 +149,12 @@ class Costs:
         last = whole(fitting) if whole else Choice(fitting, rows + fitting, seconds(fitting))
         return best([*choices, last]).amount
 
-    def joins_s(self, rows: int, joins: Runs) -> float:
-        """What these joins add to `predicted` beside `rows` device rows."""
+    def joins_s(self, rows: int, joins: Runs, step_bytes: float = 0.0) -> float:
+        """What these joins add to `predicted` beside `rows` device rows: what the host reads
+        meanwhile, `step_bytes` for each row and layer, is a part of a join's price."""
         alone_s, join_s = self.dense(rows), self.model.join
+        if step_bytes:
+            join_s += self.model.host * step_bytes
         if rows + joins[-1][0] < TABLED_ROWS:  # runs ascend
             table = self._dense
             return sum([at * (table[rows + n] - alone_s + join_s * n) for n, at in joins])

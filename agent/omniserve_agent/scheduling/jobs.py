@@ -162,6 +162,12 @@ class JobIndex:
                 self.offloaded_prompts[job.prompt] = left
         job.counted = new
 
+    @property
+    def offloaded_mean(self) -> float:
+        """KV tokens of an offloaded job that decodes, on the mean; 0 where there is none."""
+        jobs = self.count(ServiceClass.BE, Stage.BOUNDARY, Stage.HOPPING)
+        return self.offloaded_tokens / jobs if jobs else 0.0
+
     def at(self, service_class: ServiceClass, stage: Stage) -> Sequence[Job]:
         """Jobs of one class and stage in rank order; a live view, not to be changed."""
         return self._lists[service_class, stage]

@@ -67,10 +67,11 @@ class Work:
     device_keys: int = 0  # Σ KV length over device decode rows
     device_pairs: int = 0  # Σ query-key pairs over device prefill chunks
     staged_pairs: int = 0  # the same over layer-major chunks, counted per layer
-    host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile
+    host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile; 0 where waited
     waited: bool = False  # layers waited for the host: the device's work does not explain the time
 
 
+Floats = NDArray[np.float64]
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 
@@ -122,24 +123,53 @@ class LatencyModel:
         )
 
 
+DOUBTED, SURE = ("join", "host"), 3.0
+
+
 def fit(base: LatencyModel, works: Sequence[Work], seconds: Sequence[float]) -> LatencyModel:
     """Coefficients by least squares over observed iterations, none negative; curves stay.
 
-    Relative errors are minimised, so that short iterations count as much as long ones.
+    Relative errors are minimised, so that short iterations count as much as long ones. Those that
+    waited for the host are left out. What joins and host reads seem to cost is 0 where it may as
+    well be noise (below SURE standard errors): on many devices they cost nothing.
     """
-    weights = 1.0 / np.asarray(seconds)
-    table = np.array([base.features(work) for work in works]) * weights[:, None]
-    target = (np.asarray(seconds) - [base.curves(work) for work in works]) * weights
-    active = [i for i in range(len(FEATURES)) if np.any(table[:, i])]
+    seen = [pair for pair in zip(works, seconds, strict=True) if not pair[0].waited]
+    if not seen:
+        return base
+    taken = np.array([took for _, took in seen])
+    weights = 1.0 / taken
+    table = np.array([base.features(work) for work, _ in seen]) * weights[:, None]
+    target = (taken - [base.curves(work) for work, _ in seen]) * weights
+    active = np.flatnonzero(np.linalg.norm(table, axis=0)).tolist()
     values = np.zeros(len(FEATURES))
     while active:
-        found, *_ = np.linalg.lstsq(table[:, active], target, rcond=None)
-        if np.all(found >= 0):
+        found, errors = _least_squares(table[:, active], target)
+        if np.any(found < 0):
+            active.pop(int(np.argmin(found)))
+            continue
+        sure = [
+            value / error if FEATURES[i] in DOUBTED and error else np.inf
+            for i, value, error in zip(active, found, errors, strict=True)
+        ]
+        if min(sure) >= SURE:
             values[active] = found
             break
-        active.pop(int(np.argmin(found)))
+        active.pop(int(np.argmin(sure)))
     named = dict(zip(FEATURES, values.tolist(), strict=True))
     return LatencyModel(base.layers, base.dense, base.head, **named)
+
+
+def _least_squares(table: Floats, target: Floats) -> tuple[Floats, Floats]:
+    """Coefficients and their standard errors (0 where there are too few rows to tell)."""
+    found = np.asarray(np.linalg.lstsq(table, target, rcond=None)[0], np.float64)
+    spare = len(target) - table.shape[1]
+    if spare <= 0:
+        return found, np.zeros_like(found)
+    variance = float(np.sum((target - table @ found) ** 2)) / spare
+    lengths = np.linalg.norm(table, axis=0)  # columns differ by many orders
+    inverse = np.linalg.pinv((table / lengths).T @ (table / lengths))
+    errors = np.sqrt(variance * np.diag(inverse)) / lengths
+    return found, np.asarray(errors, np.float64)
 
 
 @dataclass

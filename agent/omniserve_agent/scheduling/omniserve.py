@@ -59,6 +59,7 @@ class Omniserve:
 
     caps: Caps
     model: LatencyModel
+    kv_bytes: float = 0.0  # of one token on the host, all layers
     correction: Correction = field(default_factory=Correction)
     error_budget: ErrorBudgets = field(default_factory=ErrorBudgets)
     _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -267,15 +268,20 @@ class Omniserve:
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
         edges = [e - load.rows for e in self.costs.edges if load.rows < e <= load.rows + most]
         alone_s, factor, choices = self.costs.predicted(load), self.costs.factor(load.kind), []
+        step_bytes = self._step_bytes(jobs) if self.model.host else 0.0
         for lanes in sorted({most, 1, *edges}):
             runs = self._flights.runs(lanes)
-            seconds = (alone_s + self.costs.joins_s(load.rows, runs)) * factor
+            seconds = (alone_s + self.costs.joins_s(load.rows, runs, step_bytes)) * factor
             if seconds <= budget_s or lanes == 1:
                 choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
             if lanes >= self._flights.most_ready:
                 break  # further lanes would stay empty
         lanes = best(choices).amount
-        return lanes, load.joined(self._flights.runs(lanes))
+        return lanes, load.joined(self._flights.runs(lanes), step_bytes)
+
+    def _step_bytes(self, jobs: JobIndex) -> float:
+        """Of host KV, that a row reads at a layer before it joins there."""
+        return jobs.offloaded_mean * self.kv_bytes / self.caps.layers
 
     def _be_prefill(
         self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float

@@ -25,13 +25,13 @@ class Machine:
     caps: Caps
     model: LatencyModel
     host_bytes_per_s: float  # what the host's attention workers read together
-    kv_bytes: float  # of one token, all layers
+    kv_bytes: float  # of one token on the host, all layers
     overflow_jobs: int = 0  # places in a CPU-only engine, for `static_headroom`
 
 
 POLICIES: dict[str, Callable[[Machine], Policy]] = {
     "fixed_caps": lambda m: FixedCaps(m.caps),
-    "omniserve": lambda m: Omniserve(m.caps, m.model),
+    "omniserve": lambda m: Omniserve(m.caps, m.model, m.kv_bytes),
     "static_headroom": lambda m: StaticHeadroom(m.caps, m.model, 0.5, m.overflow_jobs),
     "static_headroom_quarter": lambda m: StaticHeadroom(m.caps, m.model, 0.25, m.overflow_jobs),
     "gpu_only_priority": lambda m: GpuOnlyPriority(m.caps, m.model),

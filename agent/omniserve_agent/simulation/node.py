@@ -167,6 +167,9 @@ class Node:
         guess_s = latency.predict(work) * noise
         due = self.flights.due(self.now_s, guess_s, plan.join_rows)
         work.joined_rows = self.flights.joined(due).tolist()
+        if latency.host:  # as the engine tells it
+            step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
+            work.host_kv_bytes = step_bytes * len(due)
         work.logit_rows += int(work.joined_rows[-1])
         seconds = latency.predict(work) * noise
         # Between a row's leaving and the pick of the same layer lies the device's attention.

@@ -61,6 +61,7 @@ class KvTier:
     store: KvStore
     exact: bool = True  # what comes back out is what went in; False: int8
     hit_tokens: int = 0  # not computed because an admitted request's prefix was found
+    token_bytes: float = 0.0  # KV of one token, all layers; 0: not known
 
     @property
     def block_tokens(self) -> int:
