@@ -162,8 +162,8 @@ class Engine:
 
     def waits(self) -> dict[str, str]:
         """Per service, why its first waiting request waits."""
-        policy = self.policy
-        now = Moment(self.jobs, self._room(), policy.caps, policy.state, self._plan)
+        policy, jobs = self.policy, self.jobs
+        now = Moment(jobs, self._room(), policy.terms(jobs), policy.state, self._plan)
         return explain.waits(now, self.door.waits(self._clock()))
 
     # ---- plan to iteration -----------------------------------------------------------------

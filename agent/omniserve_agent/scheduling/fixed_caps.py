@@ -29,6 +29,7 @@ from omniserve_agent.scheduling.plan import (
     Move,
     Plan,
     Room,
+    Terms,
     Unlearning,
 )
 from omniserve_agent.scheduling.shared_prompts import under_way
@@ -98,6 +99,12 @@ class FixedCaps(Unlearning):
                 be_host_admissions=caps.be_host_admissions,
             ),
         )
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        caps = self.caps
+        rows = f"in at most {caps.be_prefill_rows} rows of an iteration, with those of LS prompts"
+        return Terms(caps, prompts=rows, arrival_blocks=caps.device_blocks // ARRIVAL_PART)
 
     def fill(self, jobs: JobIndex, room: Room, grant: Grant) -> Plan:
         """The next iteration with what it was granted."""
