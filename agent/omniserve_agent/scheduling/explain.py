@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from omniserve_agent.scheduling.admission import Verdict
-from omniserve_agent.scheduling.be_queue import why_paused, why_queued
+from omniserve_agent.scheduling.be_queue import BeQueue
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -24,20 +25,43 @@ SAME_PROMPT = "another request computes the same prompt: it is found once it is 
 UNDER_WAY = (Stage.PREFILL, Stage.STAGED, Stage.BOUNDARY, Stage.DECODE, Stage.HOPPING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Moment:
-    """What an answer is made of. `plan` is the last one; None: there was none yet."""
+    """What answers are made of; what several have in common is computed once. `plan` is the last
+    one; None: there was none yet."""
 
     jobs: JobIndex
     room: Room
     terms: Terms
     state: PolicyState | None = None
     plan: Plan | None = None
-    rows: dict[int, int] = field(init=False)  # of the plan on the device, by handle
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        """Of the plan on the device, by handle."""
         chunks = self.plan.device if self.plan is not None else ()
-        object.__setattr__(self, "rows", {chunk.job.handle: chunk.rows for chunk in chunks})
+        return {chunk.job.handle: chunk.rows for chunk in chunks}
+
+    @cached_property
+    def be(self) -> BeQueue:
+        """Why BE waits."""
+        return BeQueue(self.terms, self.jobs, self.room)
+
+    @cached_property
+    def be_blocks(self) -> int:
+        """Of the device, that BE holds."""
+        return sum(job.device_blocks for job in self.jobs.among(BE, DEVICE_STAGES))
+
+    @cached_property
+    def ls_prompts(self) -> tuple[int, int]:
+        """LS prompts that are being or wait to be computed, and their rows."""
+        prompts = list(self.jobs.among(LS, (Stage.PREFILL, Stage.WAITING)))
+        return len(prompts), sum(job.remaining for job in prompts)
+
+    @cached_property
+    def computed(self) -> dict[ServiceClass, set[int]]:
+        """Prompts under way."""
+        return {one: under_way(self.jobs, one) for one in ServiceClass}
 
 
 def explain(now: Moment, job: Job) -> str:
@@ -88,13 +112,13 @@ def _prefill(now: Moment, job: Job) -> str:
     if now.plan is not None:
         left += f", the last iteration was given {now.rows.get(job.handle, 0)}"
     if job.service_class is LS:
-        return f"{left}; {_sharing(now.jobs, job)}"
+        return f"{left}; {_sharing(now, job)}"
     return f"{left}; they are computed {now.terms.prompts}{_slack(now.state)}"
 
 
 def _boundary(now: Moment, job: Job) -> str:
     if not now.terms.caps.be_host:
-        return why_paused(now.terms, now.jobs, now.room, job)
+        return now.be.why_paused(job)
     queue = now.jobs.count(BE, Stage.BOUNDARY)
     if now.room.free_slots < queue:
         return f"{now.room.free_slots} slots are free and {queue} rows want one"
@@ -131,10 +155,10 @@ def _between_layers(now: Moment) -> str:
 
 def _ls(now: Moment, job: Job) -> str:
     jobs, room, caps = now.jobs, now.room, now.terms.caps
-    if job.stage is Stage.WAITING and job.prompt in under_way(jobs, LS):
+    if job.stage is Stage.WAITING and job.prompt in now.computed[LS]:
         return SAME_PROMPT
     needed = blocks_for(job.tokens + 1, caps.block_tokens)
-    held = sum(j.device_blocks for j in jobs.among(BE, DEVICE_STAGES))
+    held = now.be_blocks
     if needed > room.device_free_blocks + held:
         return (
             f"it needs {needed} KV blocks on the device, {room.device_free_blocks} are free and "
@@ -144,19 +168,20 @@ def _ls(now: Moment, job: Job) -> str:
         return f"BE leaves the device for it: {needed} KV blocks needed, {held} held by BE"
     if (decoding := jobs.count(LS, Stage.DECODE)) >= caps.max_device_rows:
         return f"{decoding} LS requests decode, as many as an iteration holds; one must end first"
-    return _sharing(jobs, job)
+    return _sharing(now, job)
 
 
-def _sharing(jobs: JobIndex, job: Job) -> str:
-    others = [j for j in jobs.among(LS, (Stage.PREFILL, Stage.WAITING)) if j is not job]
-    rows = sum(j.remaining for j in others)
-    return f"{len(others)} LS prompts with {rows} rows share the prefill with it"
+def _sharing(now: Moment, job: Job) -> str:
+    others, rows = now.ls_prompts
+    if job.stage in (Stage.PREFILL, Stage.WAITING):  # it is one of them
+        others, rows = others - 1, rows - job.remaining
+    return f"{others} LS prompts with {rows} rows share the prefill with it"
 
 
 def _be(now: Moment, job: Job) -> str:
-    if job.prompt in under_way(now.jobs):
+    if job.prompt in now.computed[BE]:
         return now.terms.never or SAME_PROMPT
-    return why_queued(now.terms, now.jobs, now.room, job)
+    return now.be.why_queued(job)
 
 
 def _slack(state: PolicyState | None) -> str:
