@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/src/*.inc native/include/*.h native/omniserve_native/build.py) setup.py
 DEMO_SECONDS ?= 60
+TEST_WORKERS ?= 2
 DEVICE ?= emulated
 IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
-.PHONY: help install crds demo serve test test-gpu check bench-kernel bench-engine bench-colocation
-.PHONY: simulate sanitize clean chart-docs test-image lock-images e2e bench-operator
+.PHONY: help install crds demo serve test test-gpu check lint types bench-kernel bench-engine bench-colocation
+.PHONY: simulate sanitize test-emulated clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,16 +30,21 @@ install: $(STAMP) ## make .venv with everything for development
 crds: $(STAMP) ## CRDs and reference pages from the models, into crds/, the chart and docs/reference
 	$(BIN)/python -m omniserve_crds.generate
 
-check: $(STAMP) ## ruff, mypy --strict, import contracts
+check: lint types ## ruff, mypy --strict, import contracts
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STAMP) ## all tests that need no cluster
-	$(BIN)/pytest
+types: $(STAMP)
+	$(BIN)/mypy
 
-e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about ten minutes)
+# By file and in the order of collection: agents and engines are shared within a file, and what takes longest is first.
+test: $(STAMP) ## all tests that need no cluster, TEST_WORKERS (2) files at once
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator and agents (root; about seven minutes)
 	PYTHONPATH=tests $(BIN)/python -m e2e.harness.binaries
 	PYTEST=$(BIN)/pytest tests/e2e/run
 
@@ -47,6 +53,9 @@ test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that rea
 
 sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
 	native/sanitize.sh
+
+test-emulated: $(STAMP) ## tests/native on the AVX-512 paths, emulated (AVX2 and Debian's libsimde-dev; five minutes)
+	PYTHON=$(BIN)/python native/emulated.sh
 
 test-image: $(STAMP) ## both images' own steps in clean roots (debootstrap, as root), and their programs there
 	$(BIN)/python hack/test_image.py $(IMAGE_ROOTS)

@@ -27,7 +27,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import report
-from omniserve_agent.engine.build import EngineSetupError, build_engine
+from omniserve_agent.engine.build import build_engine
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
 

@@ -29,10 +29,14 @@ static int list_paths(isa_path paths[MAX_PATHS]) {
   __builtin_cpu_init();
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
+#ifdef OS_EMULATED /* native/emulated.sh: AVX-512 by AVX2 */
+  bool avx512 = avx2, vnni = avx2, bf16 = avx2;
+#else
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+#endif
   const isa_path dots = {&os_kernel_avx512_bf16, bf16}, bytes = {&os_kernel_avx512_vnni, vnni};
   paths[count++] = dots_are_slow() ? bytes : dots;
   paths[count++] = dots_are_slow() ? dots : bytes;

@@ -16,7 +16,11 @@ static inline quads quads_set(int32_t word) { return _mm512_set1_epi32(word); }
 
 /* Not the intrinsic: gcc 12 copies the sums around it, which costs a quarter of the speed. */
 static inline quads dot_quads(quads sum, quads u, quads s) {
+#ifdef OS_EMULATED /* see isa.c */
+  sum = _mm512_dpbusd_epi32(sum, u, s);
+#else
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+#endif
   return sum;
 }
 

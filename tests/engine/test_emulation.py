@@ -4,9 +4,9 @@ import functools
 
 import pytest
 
-from omniserve_agent.engine.build import EngineSetupError
 from omniserve_agent.engine.emulation import model as emulated
 from omniserve_agent.engine.emulation.timeline import OVERLAP_S, Timeline
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.engine.profiles import profile_key
 from support.emulated_profiles import Clock, write_profile

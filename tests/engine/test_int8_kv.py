@@ -2,7 +2,8 @@
 
 import pytest
 
-from omniserve_agent.engine.build import EngineSetupError, build_engine
+from omniserve_agent.engine.build import build_engine
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.messages import EngineConfig, ServiceClass
 from omniserve_agent.scheduling.jobs import Stage
 from omniserve_native import DType

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from omniserve_agent.engine import process
-from omniserve_agent.engine.build import EngineSetupError
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.messages import (
     Cancel,
     EngineConfig,
@@ -247,6 +247,31 @@ def test_a_setup_error_is_told_to_the_api_process_too(api, run):
 
     assert run(build) == (2, ["omniserve-engine: host KV of 3 bytes holds 0 blocks"])
     assert api.until(lambda m: isinstance(m, Failed)).message == "host KV of 3 bytes holds 0 blocks"
+
+
+def test_any_other_error_at_start_is_told_too_and_may_pass(api, run):
+    def build(config, progress):
+        raise KeyError("rope")
+
+    code, lines = run(build)
+    assert (code, lines[-1]) == (1, "omniserve-engine: died of KeyError: 'rope'")
+    assert api.until(lambda m: isinstance(m, Failed)) == Failed("died of KeyError: 'rope'", False)
+
+
+def test_what_it_cannot_import_is_told_in_one_line(api, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        command(api.config),
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    line = "ImportError: libtorch.so: no such file"
+    assert (ended.returncode, ended.stderr) == (2, f"omniserve-engine: {line}\n")
+    assert api.until(lambda m: isinstance(m, Failed)) == Failed(line)
 
 
 @pytest.mark.parametrize(

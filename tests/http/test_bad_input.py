@@ -113,6 +113,9 @@ CHAT_ERRORS = [
     ({"functions": []}, "functions", "not supported"),
 ]
 
+BAD, MEDIA = (400, "invalid_value"), (415, "unsupported_media_type")
+LARGE = (413, "request_too_large")
+
 
 @pytest.mark.parametrize(
     ("path", "changes", "param", "words"),
@@ -138,28 +141,28 @@ async def test_fields(engine, service, serving, say, path, changes, param, words
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "status", "words"),
+    ("body", "content_type", "refusal", "words"),
     [
-        (b'{"model":', "application/json", 400, "not valid JSON"),
-        (b"", "application/json", 400, "not valid JSON"),
-        (b"\xff", "application/json", 400, "not valid JSON"),
-        (b'{"temperature": NaN}', "application/json", 400, "not valid JSON"),
-        (b"[" * 5000, "application/json", 400, "not valid JSON"),
-        (b"[]", "application/json", 400, "send a JSON object"),
-        (b'"x"', "application/json", 400, "the body is a string; send a JSON object"),
-        (b"null", "application/json", 400, "the body is null; send a JSON object"),
-        (b"{}", "text/plain", 415, "send JSON as application/json"),
-        (b"{}", "application/x-www-form-urlencoded", 415, "send JSON as application/json"),
-        (b'{"prompt": "' + b"x" * 9000 + b'"}', "application/json", 413, "longer than 8192 bytes"),
+        (b'{"model":', "application/json", BAD, "not valid JSON"),
+        (b"", "application/json", BAD, "not valid JSON"),
+        (b"\xff", "application/json", BAD, "not valid JSON"),
+        (b'{"temperature": NaN}', "application/json", BAD, "not valid JSON"),
+        (b"[" * 5000, "application/json", BAD, "not valid JSON"),
+        (b"[]", "application/json", BAD, "send a JSON object"),
+        (b'"x"', "application/json", BAD, "the body is a string; send a JSON object"),
+        (b"null", "application/json", BAD, "the body is null; send a JSON object"),
+        (b"{}", "text/plain", MEDIA, "send JSON as application/json"),
+        (b"{}", "application/x-www-form-urlencoded", MEDIA, "send JSON as application/json"),
+        (b'{"prompt": "' + b"x" * 9000 + b'"}', "application/json", LARGE, "than 8192 bytes"),
     ],
 )
-async def test_bodies(engine, service, serving, say, body, content_type, status, words):
+async def test_bodies(engine, service, serving, say, body, content_type, refusal, words):
     settings = HttpSettings(max_body_bytes=8192)
     async with serving([service(engine(say("x")))], settings=settings) as client:
         found, answer, _ = await client.post(
             "/v1/completions", data=body, headers={"Content-Type": content_type}
         )
-    assert found == status
+    assert (found, answer["error"]["code"]) == refusal
     assert words in answer["error"]["message"]
 
 
@@ -168,7 +171,8 @@ async def test_paths_methods_and_models(engine, service, serving, say):
         status, answer, _ = await client.get("/v1/nothing")
         assert (status, answer["error"]["code"]) == (404, "no_path")
         status, answer, _ = await client.get("/v1/completions")
-        assert (status, "use POST" in answer["error"]["message"]) == (405, True)
+        assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+        assert "use POST" in answer["error"]["message"]
         status, answer, _ = await client.complete(model="none")
         assert (status, answer["error"]["code"]) == (404, "model_not_found")
         assert "use one of: chat" in answer["error"]["message"]

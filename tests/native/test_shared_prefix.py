@@ -113,7 +113,7 @@ def test_a_partner_that_was_closed_comes_back_stale(worker: Workers) -> None:
     offloaded.close()
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"])
 def test_every_isa_path_keeps_the_bounds(isa: str) -> None:
     if isa not in available_isas():
         pytest.skip(f"this machine has no {isa}")

@@ -9,12 +9,16 @@ The prompt's first token is the command, the second its argument:
  FULL    refuse with queue_full;  LONG: refuse with too_long
  DEAF    from now on ignore Shutdown
 
-`--mode`: run (default), fail (Failed, exit code 2), die (exit code 3 before Ready), garbage.
+`--mode`: run (default), fail (Failed for good, exit code 2), garbage; before Ready: die (exit code
+3 without a word), trip (Failed for an error that may pass), vary (another such error each time),
+crash (SIGILL); relapse (the first life runs, later ones trip).
 Stats are sent after every message: `iterations` counts submissions, `joins` counts cancels.
 """
 
 import argparse
 import os
+import resource
+import signal
 import time
 
 import msgspec
@@ -135,12 +139,20 @@ def main():
     parser.add_argument("--mode", default="run")
     parser.add_argument("--config", required=True)
     arguments = parser.parse_args()
-    engine = FakeEngine(msgspec.json.decode(arguments.config, type=EngineConfig))
+    config = msgspec.json.decode(arguments.config, type=EngineConfig)
+    engine, life = FakeEngine(config), int(config.to_engine.split("-")[-2])
     if arguments.mode == "fail":
         engine.say(Failed("the model has no weights; name another"))
         engine.leave(2)
     elif arguments.mode == "die":
         engine.leave(3)
+    elif arguments.mode in ("trip", "vary") or (arguments.mode == "relapse" and life > 1):
+        which = life if arguments.mode == "vary" else 0
+        engine.say(Failed(f"died of KeyError: {which}", permanent=False))
+        engine.leave(1)
+    elif arguments.mode == "crash":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGILL)
     elif arguments.mode == "garbage":
         engine.outbox.send(b"\x93no message")
         time.sleep(600)

@@ -70,6 +70,24 @@ def test_end_kills_what_does_not_leave(run):
 
 
 @pytest.mark.parametrize(
+    ("program", "cores", "line"),
+    [
+        ([sys.executable, "-c", ""], [4095], "cores 4095: Invalid argument; this process may use"),
+        (["/no/such/program"], [], "/no/such/program: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_started_is_told_apart_by_its_exit_code(run, program, cores, line):
+    async def scenario():
+        process = await spawn(program, cores=cores, stderr=asyncio.subprocess.PIPE)
+        _, errors = await process.communicate()
+        return process.returncode, errors.decode()
+
+    code, errors = run(scenario())
+    assert (code, errors.count("\n")) == (2, 1)
+    assert line in errors
+
+
+@pytest.mark.parametrize(
     ("returncode", "text"), [(3, "exited with code 3"), (-15, "was killed by SIGTERM")]
 )
 def test_exit_statuses_in_words(returncode, text):

@@ -165,6 +165,48 @@ def test_starts_that_fail_again_and_again_are_given_up(run, started):
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("mode", "cause"),
+    [
+        ("trip", "died of KeyError: 0"),
+        ("crash", "the engine was killed by SIGILL"),
+        ("garbage", "the engine's link failed: "),
+    ],
+)
+def test_a_start_that_fails_twice_alike_is_not_tried_again(run, started, mode, cause):
+    async def scenario():
+        async with started(mode) as node:
+            await node.task
+            assert node.supervisor.failure.startswith(cause)
+            assert node.supervisor.failure.endswith("; two starts in a row failed so")
+            assert node.clock.slept == [0.5]
+
+    run(scenario())
+
+
+def test_starts_that_fail_in_another_way_each_time_go_on_to_the_limit(run, started):
+    async def scenario():
+        async with started("vary", max_failures=3) as node:
+            await node.task
+            assert node.supervisor.failure.startswith("died of KeyError: 4; 4 failures in a row")
+            assert node.clock.slept == [0.5, 1.0, 2.0]
+
+    run(scenario())
+
+
+def test_an_engine_that_was_ready_once_has_all_its_restarts(run, started, submit, commands):
+    async def scenario():
+        async with started("relapse", max_failures=3) as node:
+            await node.ready()
+            with pytest.raises(EngineUnavailableError, match="exited with code 9"):
+                await node.tokens(submit("poison", [commands.CRASH, 1], 5, LS))
+            await node.task
+            assert node.supervisor.failure.startswith("died of KeyError: 0; 4 failures in a row")
+            assert node.clock.slept == [0.5, 1.0, 2.0]
+
+    run(scenario())
+
+
 def test_an_engine_that_talks_nonsense_is_replaced(run, started):
     async def scenario():
         async with started("garbage", max_failures=1) as node:

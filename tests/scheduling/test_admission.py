@@ -152,3 +152,51 @@ def test_one_held_back_can_be_forgotten():
     held.add(job(1))
     assert held.remove(lambda one: one.handle == 1)
     assert not held.remove(lambda one: one.handle == 1)
+
+
+def test_one_that_has_lost_on_an_idle_engine_disturbs_nobody():
+    """Nothing else brings it on: it would hold up whoever has lost after it."""
+    late = job(1, tokens=15_000, ttft_s=20.0, arrival_s=NOW_S - 10.0)
+    queue = gate(AdmissionMode.QUEUE)
+    assert queue.lost(late, NOW_S)
+    assert queue.judge(index(), late, NOW_S).admitted
+    assert not queue.judge(index(job(2, Stage.DECODE)), late, NOW_S).admitted
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.integers(1, 1200), st.floats(0.05, 3.0), st.floats(0.0, 0.4), st.booleans()),
+    max_size=40,
+)
+
+
+@given(ARRIVALS)
+def test_first_come_first_served(arrivals):
+    """Among those that can still attain, and among those that have lost; none stays for ever."""
+    held = HeldBack[Job](gate(AdmissionMode.QUEUE), lambda one: one)
+    jobs, running, now_s = index(), [], NOW_S
+
+    def take(one):
+        lost = held.gate.lost(one, now_s)
+        like = [other for other in held if held.gate.lost(other, now_s) == lost]
+        assert all(one.handle < other.handle for other in like)
+        jobs.add(one)
+        running.append(one)
+
+    for handle, (tokens, ttft_s, waited_s, ends) in enumerate(arrivals):
+        now_s += waited_s
+        if ends and running:
+            jobs.move(running.pop(0), Stage.DONE)
+        for one in held.ready(jobs, now_s):
+            take(one)
+        new = job(handle, tokens=tokens, ttft_s=ttft_s, arrival_s=now_s)
+        if held.judge(jobs, new, now_s).admitted:
+            take(new)
+        else:
+            held.add(new)
+    for _ in range(3 * len(arrivals) + 5):  # a head that fits nowhere loses its TTFT meanwhile
+        if running:
+            jobs.move(running.pop(0), Stage.DONE)
+        now_s += 1.0
+        for one in held.ready(jobs, now_s):
+            take(one)
+    assert len(held) == 0

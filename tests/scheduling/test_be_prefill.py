@@ -68,7 +68,7 @@ def test_the_pool_takes_no_longer_than_was_granted(seconds, remaining, done):
 @given(st.floats(0, 0.2), st.integers(0, 500))
 def test_rows_on_the_device_take_no_longer_than_was_granted(seconds, context):
     load = Load(rows=5, logit_rows=5)
-    rows = Seconds(CAPS, COSTS, load, seconds, context).device_rows(0, [])
+    rows = Seconds(CAPS, COSTS, load, seconds, context).device_rows(0, [], 10_000)
     assert COSTS.predicted(load.plus(rows)) - COSTS.predicted(load) <= seconds + 1e-12
 
 
@@ -88,16 +88,16 @@ def test_a_short_remainder_is_computed_and_leaves_the_rest_to_the_next():
 
 
 def test_prompts_on_the_device_leave_a_quarter_to_those_for_the_host():
-    alone = granted(2e-2).device_rows(0, [])
-    beside = granted(2e-2).device_rows(0, [staged(1, 900)])
+    alone = granted(2e-2).device_rows(0, [], 10_000)
+    beside = granted(2e-2).device_rows(0, [staged(1, 900)], 10_000)
     assert beside == pytest.approx(0.75 * alone, abs=2)
     assert granted(2e-2).row_layers(0, beside, [staged(1, 900)]) > 0
 
 
 def test_a_fixed_amount_is_shared_with_ls_but_for_a_floor():
     fixed, prefills = RowLayers(CAPS), [staged(1, 900)]
-    assert fixed.device_rows(0, []) == 256
-    assert fixed.device_rows(200, prefills) == 42
+    assert fixed.device_rows(0, [], 10_000) == 256
+    assert fixed.device_rows(200, prefills, 10_000) == 42
     assert fixed.row_layers(200, 42, prefills) == 14 * LAYERS
     assert fixed.row_layers(1000, 0, prefills) == CAPS.be_prefill_floor_rows * LAYERS
     assert fixed.row_layers(0, 0, []) == 0

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve_agent.scheduling.costs import Costs, Load, edges_within
+from omniserve_agent.scheduling.budget import Choice
+from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.in_flight import InFlight, steps
@@ -36,8 +37,25 @@ def test_rows_beyond_the_table_are_priced_by_the_curve():
     assert COSTS.dense(100_000) == MODEL.dense.at(100_000)
 
 
-def test_edges_are_those_in_reach():
-    assert edges_within((8, 16, 32), 9, 32) == [16, 32]
+def seconds_from(rows):
+    """What further rows beside `rows` take, 16 of them a step."""
+    return lambda more: COSTS.predicted(Load(rows=rows + more))
+
+
+def test_a_step_is_taken_for_many_rows_and_not_for_few():
+    """Up to 16 rows take 1 ms a layer, up to 32 take 2 ms."""
+    assert COSTS.edges == (16,)
+    assert COSTS.worthwhile(10, 8, seconds_from(10)) == 6  # 18 rows in 2 ms are less than 16 in 1
+    assert COSTS.worthwhile(10, 22, seconds_from(10)) == 22  # `fixed` is paid once for 32
+    assert COSTS.worthwhile(10, 6, seconds_from(10)) == 6  # none is crossed
+    assert COSTS.worthwhile(16, 4, seconds_from(16)) == 4  # LS itself begins the step
+
+
+def test_rows_that_others_fill_the_step_of_go_on():
+    def whole(rows):
+        return Choice(rows, 32.0, COSTS.predicted(Load(rows=32)))
+
+    assert COSTS.worthwhile(10, 8, seconds_from(10), whole) == 8
 
 
 def prompt(handle, tokens, ttft_s, priority=0, arrival_s=0.0):

@@ -399,3 +399,35 @@ def test_an_ls_row_without_slack_leaves_be_none():
     row, prompt = job(1, LS, Stage.DECODE, deadlines=due), job(2, BE, Stage.PREFILL)
     answer = plan(row, prompt, policy=Omniserve(CAPS, full), now_s=0.0)
     assert [chunk.job.handle for chunk in answer.device] == [1]
+
+
+STEPPED = LatencyModel(
+    LAYERS, Curve((1, 16, 17, 128), (1e-3, 1e-3, 2e-3, 2e-3)), Curve((1,), (0.0,))
+)
+
+
+def on_the_device(ls, residents, prompt=0):
+    """BE rows that a plan decodes and computes beside LS rows, all with 100 ms to go."""
+    policy = Omniserve(CAPS, STEPPED)
+    policy.error_budget.share = 1.0
+    jobs = [decoding(n, 100.0, 0.100) for n in range(ls)]
+    jobs += [job(100 + n, BE, Stage.DECODE) for n in range(residents)]
+    jobs += [job(900, BE, Stage.PREFILL, tokens=prompt)] if prompt else []
+    rows = [c.rows for c in plan(*jobs, policy=policy).device if c.job.service_class is BE]
+    return len([n for n in rows if n == 1]), sum(n for n in rows if n > 1)
+
+
+def test_be_rows_stop_at_a_step_edge_that_few_would_cross():
+    assert on_the_device(ls=12, residents=6) == (4, 0)
+    assert on_the_device(ls=12, residents=40) == (40, 0)
+    assert on_the_device(ls=16, residents=6) == (6, 0)  # LS fills the step: there is no edge
+
+
+def test_a_prompt_fills_the_step_that_be_rows_begin():
+    decoded, computed = on_the_device(ls=12, residents=6, prompt=90)
+    assert (decoded, computed > 60) == (6, True)
+
+
+def test_a_prompt_stops_at_a_step_edge_that_few_of_its_rows_would_cross():
+    assert on_the_device(ls=12, residents=0, prompt=10) == (0, 4)
+    assert on_the_device(ls=12, residents=0, prompt=90) == (0, 90)

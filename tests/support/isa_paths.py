@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import omniserve_native
+
 TESTS = Path(__file__).parents[1]
-NATIVE = TESTS.parent / "native"
+NATIVE = Path(omniserve_native.__file__).parents[1]  # or where native/emulated.sh built it
 
 
 def available_isas() -> list[str]:

@@ -15,6 +15,7 @@ from omniserve_agent.engine.configuration import problem
 from omniserve_agent.engine.drafts import DraftSource, NoDrafts
 from omniserve_agent.engine.emulation.executor import EmulatedExecutor
 from omniserve_agent.engine.emulation.model import EmulatedModel, emulated_model
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.execution.buffers import RowBuffers
 from omniserve_agent.engine.execution.layer_loop import LayerLoopExecutor
 from omniserve_agent.engine.execution.native_attention import (
@@ -65,10 +66,6 @@ HOST_READ_BYTES_PER_S = 10e9  # per worker, where `synchronous_offload` has seen
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
 SPARE_SEQUENCES = 16  # a table is opened before it gets its first block
 Progress = Callable[[str, float], None]
-
-
-class EngineSetupError(Exception):
-    """The engine can not start with this configuration; one line for the user."""
 
 
 def build_engine(

@@ -60,14 +60,12 @@ class Door:
         prepared = self.intake.prepare(submit, now_s)
         if isinstance(prepared, Refused):
             return prepared
-        verdict = self.gate.judge(self.intake.jobs, prepared.job, now_s)
+        verdict = self._held.judge(self.intake.jobs, prepared, now_s)
         if verdict.admitted:
             self._take(prepared)
-        elif self.gate.mode is AdmissionMode.QUEUE and self.held < self.intake.limits.max_waiting:
-            self._held.add(prepared)
-        else:
-            return self._refuse(submit, verdict)
-        return None
+            return None
+        refusal = self._hold_back(prepared, verdict, now_s)
+        return None if refusal is None else self._refuse(submit, refusal)
 
     def step(self, now_s: float) -> None:
         """Take those of the held back whose time has come."""
@@ -77,6 +75,18 @@ class Door:
     def cancel(self, request_id: str) -> bool:
         """Forget a request that is held back; False: there is none of this id."""
         return self._held.remove(lambda request: request.submit.request_id == request_id)
+
+    def _hold_back(self, request: Request, verdict: Verdict, now_s: float) -> Verdict | None:
+        """Why it may not even wait; None: it does."""
+        if self.gate.mode is not AdmissionMode.QUEUE:
+            return verdict
+        alone = self._held.alone(request, now_s)
+        if not alone.admitted:
+            return alone
+        if self.held >= self.intake.limits.max_waiting:
+            return verdict
+        self._held.add(request)
+        return None
 
     def _take(self, request: Request) -> None:
         self.intake.accept(request)

@@ -152,9 +152,11 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Start-up failed for good (bad model, too little memory): one line for the user."""
+    """Start-up failed: one line for the user. `permanent`: so would the next one (bad model, too
+    little memory); else it is an error that nobody foresaw."""
 
     message: str
+    permanent: bool = True
 
 
 class ServiceFigures(msgspec.Struct, kw_only=True):

@@ -9,12 +9,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 import zmq
 
-from omniserve_agent.engine.build import EngineSetupError, build_engine
+from omniserve_agent.engine.build import build_engine
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.faults import FaultSettingError, iteration_delay
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import (
@@ -23,45 +23,18 @@ from omniserve_agent.engine.messages import (
     Explain,
     Explained,
     Failed,
-    FromEngine,
     Judged,
     Loading,
     Outputs,
     Shutdown,
     Submit,
-    ToEngine,
 )
 from omniserve_agent.engine.reporting import Reporter
+from omniserve_agent.engine.wire import LINGER_MS, SEND_TIMEOUT_MS, Wire, connect
 
-SEND_TIMEOUT_MS = 10_000  # the API process reads all the time: silence this long means it is gone
-LINGER_MS = 1000  # for the last message, why it ended for instance
 IDLE_POLL_MS = 200
 MESSAGES_PER_STEP = 256
 STALLED_POLL_MS = 1  # requests exist but nothing could be launched: wait for work in flight
-
-
-@dataclass(eq=False)
-class Wire:
-    """Messages in and out."""
-
-    inbox: zmq.Socket[bytes]
-    outbox: zmq.Socket[bytes]
-    _encoder: msgspec.msgpack.Encoder = field(default_factory=msgspec.msgpack.Encoder)
-    _decoder: msgspec.msgpack.Decoder[ToEngine] = field(
-        default_factory=lambda: msgspec.msgpack.Decoder(ToEngine)
-    )
-
-    def send(self, message: FromEngine) -> None:
-        """To the API process; zmq.Again when it has not read for a long time."""
-        self.outbox.send(self._encoder.encode(message))
-
-    def waiting(self, timeout_ms: int = 0) -> bool:
-        """Whether a message is there, or comes within the time."""
-        return bool(self.inbox.poll(timeout_ms))
-
-    def receive(self) -> ToEngine:
-        """The next message; call after `waiting`."""
-        return self._decoder.decode(self.inbox.recv())
 
 
 class _Stop:
@@ -95,7 +68,7 @@ def run(config: EngineConfig) -> int:
     stop = _Stop()
     context = zmq.Context()
     try:
-        _load_and_serve(config, _connect(config, context), stop)
+        _load_and_serve(config, connect(config, context, SEND_TIMEOUT_MS), stop)
         return 0
     except _StoppedError:
         return 0
@@ -107,29 +80,19 @@ def run(config: EngineConfig) -> int:
         return _report(1, f"the API process has not read for {SEND_TIMEOUT_MS / 1000:.0f} s")
     except Exception as error:
         traceback.print_exc()
-        return _report(1, f"died of {type(error).__name__}: {error}")
+        return _report(1, died_of(error))
     finally:
         context.destroy(linger=LINGER_MS)
+
+
+def died_of(error: BaseException) -> str:
+    """An error that nobody foresaw, in one line."""
+    return " ".join(f"died of {type(error).__name__}: {error}".split())
 
 
 def _report(code: int, line: str) -> int:
     sys.stderr.write(f"omniserve-engine: {line}\n")
     return code
-
-
-def _connect(config: EngineConfig, context: zmq.Context[zmq.Socket[bytes]]) -> Wire:
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    outbox.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
-    outbox.setsockopt(zmq.LINGER, LINGER_MS)  # also where the socket goes before the context
-    for name, socket in (("to_engine", inbox), ("from_engine", outbox)):
-        endpoint = getattr(config, name)
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            raise EngineSetupError(
-                f"{name} {endpoint!r}: {error}; it must be a ZeroMQ endpoint like ipc:///run/engine"
-            ) from error
-    return Wire(inbox, outbox)
 
 
 def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
@@ -143,6 +106,11 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
         engine, ready = build_engine(config, progress)
     except (EngineSetupError, FaultSettingError) as error:
         wire.send(Failed(str(error)))
+        raise
+    except (_StoppedError, zmq.Again):
+        raise
+    except Exception as error:
+        wire.send(Failed(died_of(error), permanent=False))
         raise
     try:
         # What lives now lives for ever: a full collection of it took 170 ms, amid LS tokens.

@@ -11,7 +11,8 @@ import sys
 
 import msgspec
 
-from omniserve_agent.engine.build import EngineSetupError, profiled
+from omniserve_agent.engine.build import profiled
+from omniserve_agent.engine.errors import EngineSetupError
 from omniserve_agent.engine.messages import EngineConfig
 
 

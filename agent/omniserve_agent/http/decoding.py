@@ -40,7 +40,9 @@ async def read_body(request: web.Request) -> dict[str, Any]:
     same as absent, and neutral values of fields that are not supported."""
     if request.content_type != "application/json":
         raise ApiError(
-            415, f"Content-Type is {request.content_type!r}; send JSON as application/json"
+            415,
+            f"Content-Type is {request.content_type!r}; send JSON as application/json",
+            code="unsupported_media_type",
         )
     raw = await request.read()
     try:

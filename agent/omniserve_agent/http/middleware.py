@@ -72,10 +72,12 @@ def _from_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
     match error:
         case web.HTTPRequestEntityTooLarge():
             most = request.app[STATE].settings.max_body_bytes
-            return ApiError(413, f"the body is longer than {most} bytes; send less")
+            text = f"the body is longer than {most} bytes; send less"
+            return ApiError(413, text, code="request_too_large")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            return ApiError(405, f"{request.path} does not take {request.method}; use {allowed}")
+            text = f"{request.path} does not take {request.method}; use {allowed}"
+            return ApiError(405, text, code="method_not_allowed")
         case web.HTTPNotFound():
             return ApiError(
                 404, f"no such path: {request.path}; see GET /v1/models", code="no_path"

@@ -37,6 +37,20 @@ class Backoff:
         return min(policy.longest_s, policy.first_s * policy.factor ** (self._failures - 1))
 
 
+class Starts:
+    """What the starts of an engine that was never ready failed of."""
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def fail_alike(self, error: str | None) -> bool:
+        """Whether this start failed of the same error as the one before it, so that the next one
+        would as well; None: of what is not known."""
+        alike = error is not None and error == self._last
+        self._last = error
+        return alike
+
+
 @dataclass(frozen=True)
 class Watchdog:
     """How long an engine may be silent: loading takes longer than any iteration."""

@@ -10,8 +10,10 @@ import ctypes
 import os
 import signal
 import sys
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_CANNOT_START = 2
 
 
 def main(arguments: list[str]) -> None:
@@ -22,9 +24,22 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
     if os.getppid() != int(parent):
         sys.exit(f"the parent {parent} is gone")  # it died before the signal was arranged
-    if cores:
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    os.execv(program[0], program)
+    try:
+        if cores:
+            os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    except OSError as error:
+        allowed = sorted(os.sched_getaffinity(0))
+        _refuse(f"cores {cores}: {error.strerror}; this process may use {allowed}")
+    try:
+        os.execv(program[0], program)
+    except OSError as error:
+        _refuse(f"{program[0]}: {error.strerror}")
+
+
+def _refuse(line: str) -> NoReturn:
+    """No further try would help."""
+    sys.stderr.write(f"omniserve-agent: {line}\n")
+    sys.exit(_CANNOT_START)
 
 
 if __name__ == "__main__":

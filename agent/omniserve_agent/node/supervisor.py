@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import time
 from asyncio.subprocess import Process
@@ -16,13 +17,15 @@ import structlog
 import zmq.asyncio
 
 from omniserve_agent.engine.messages import EngineConfig, Failed, FromEngine, Ready, Shutdown
-from omniserve_agent.node.backoff import Backoff, RestartPolicy, Watchdog
+from omniserve_agent.node.backoff import Backoff, RestartPolicy, Starts, Watchdog
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.engine_link import EngineLink
 from omniserve_agent.node.process import end, ended_how, spawn
 
 ENGINE_COMMAND = (sys.executable, "-m", "omniserve_agent.engine")
 PERMANENT_FAILURE_CODE = 2
+# Of its own making; others are sent from outside, as the kernel does where memory runs out.
+FAULTS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class _Life:
 
     heard_at: float
     ready_at: float | None = None
-    failure: str | None = None
+    error: str | None = None  # what it died of, as far as it is known
+    permanent: bool = False  # said by the engine: it can never start
     returncode: int | None = None
 
 
@@ -60,6 +64,7 @@ class Supervisor:
     supervision: Supervision = field(default_factory=Supervision)
     failure: str | None = None  # why it was given up
     _was_ready: bool = False
+    _starts: Starts = field(default_factory=Starts)
     _lives: int = 0
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -85,15 +90,25 @@ class Supervisor:
         """Seconds until the next start; None: there is none, and `failure` says why."""
         if self._stopping.is_set():
             return None
-        permanent = life.failure is not None or life.returncode == PERMANENT_FAILURE_CODE
-        if permanent and not self._was_ready:
-            self.failure = life.failure or reason
-            return None
+        if not self._was_ready:
+            self.failure = self._hopeless(life, reason)
+            if self.failure is not None:
+                return None
         ready_s = 0.0 if life.ready_at is None else self.supervision.clock() - life.ready_at
         delay_s = backoff.after_life(ready_s)
         if delay_s is None:
             self.failure = f"{reason}; {backoff.failures} failures in a row, no further start"
         return delay_s
+
+    def _hopeless(self, life: _Life, reason: str) -> str | None:
+        """Why the next start would fail as well; None: it may not."""
+        if life.permanent:
+            return life.error
+        if life.returncode == PERMANENT_FAILURE_CODE:
+            return life.error or f"{reason}; its error output says why"
+        if self._starts.fail_alike(life.error):
+            return f"{life.error}; two starts in a row failed so"
+        return None
 
     async def _pause(self, delay_s: float) -> None:
         """Sleep, but wake up for `stop`."""
@@ -135,7 +150,7 @@ class Supervisor:
                 await moving  # its error, if any, is the reason that `_watch` gave
         life.returncode = process.returncode
         await link.drain(receive)
-        return life.failure or reason
+        return life.error or reason
 
     def _program(self, link: EngineLink) -> list[str]:
         config = msgspec.structs.replace(
@@ -151,7 +166,7 @@ class Supervisor:
             life.ready_at = life.heard_at
             self._was_ready = True
         elif isinstance(message, Failed):
-            life.failure = message.message
+            life.error, life.permanent = message.message, message.permanent
         self.client.receive(message)
 
     async def _watch(
@@ -172,9 +187,10 @@ class Supervisor:
                     await end(process, self.supervision.stop_s)
                     return "the agent is stopping"
                 if exited.done():
-                    return f"the engine {ended_how(exited.result())}"
+                    return _ended(life, exited.result())
                 if moving.done():
-                    return f"the engine's link failed: {moving.exception()!r}"
+                    life.error = f"the engine's link failed: {moving.exception()!r}"
+                    return life.error
                 silent_s = self.supervision.clock() - life.heard_at
                 if self.supervision.watchdog.overdue(silent_s, ready=life.ready_at is not None):
                     return f"the engine sent nothing for {silent_s:.0f} s"
@@ -184,3 +200,11 @@ class Supervisor:
 
     def _log(self, event: str, **fields: object) -> None:
         structlog.get_logger().warning(event, engine=self.client.name, **fields)
+
+
+def _ended(life: _Life, returncode: int) -> str:
+    """The end of a process by itself, in words."""
+    reason = f"the engine {ended_how(returncode)}"
+    if -returncode in FAULTS:
+        life.error = reason
+    return reason

@@ -119,6 +119,8 @@ class Gate:
     def _refusals(self, state: _State, new: Job, now_s: float, lost: bool) -> Iterator[Verdict]:
         """`lost`: it was held back for so long that it can not attain, and may disturb nobody."""
         if lost:
+            if not (state.prompts or state.decode.rows):
+                return  # nobody is there
             yield Verdict(not state.prompts, "others wait that can still attain", LEAST_RETRY_S)
         else:
             yield from self._first_tokens(state, new, now_s)

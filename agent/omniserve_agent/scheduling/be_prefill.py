@@ -23,9 +23,10 @@ class Allowance(Protocol):
     def together(self, staged: Sequence[Job]) -> Sequence[Job]:
         """Of the prefills under way for the host, in order, those that draw from the pool."""
 
-    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
-        """Prompt rows on the device. Prefills for the host keep a quarter, so that neither kind
-        starves the other: a prompt on the device brings tokens (layers + 1) times as fast."""
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job], wanted: int) -> int:
+        """Of `wanted` prompt rows on the device, how many. Prefills for the host keep a quarter, so
+        that neither kind starves the other: a prompt on the device brings tokens (layers + 1)
+        times as fast."""
 
     def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
         """The pool beside so many rows on the device."""
@@ -41,10 +42,10 @@ class RowLayers:
         """See `Allowance`."""
         return staged[: self.caps.staged_jobs]
 
-    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job], wanted: int) -> int:
         """See `Allowance`."""
         rows = self._rows(ls_prefill_rows)
-        return rows - rows // 4 if staged else rows
+        return min(wanted, rows - rows // 4 if staged else rows)
 
     def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
         """See `Allowance`."""
@@ -77,12 +78,12 @@ class Seconds:
                 return staged[:place]
         return staged
 
-    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job]) -> int:
+    def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job], wanted: int) -> int:
         """See `Allowance`."""
         limit_s = self.costs.predicted(self.load) + self.seconds * (0.75 if staged else 1.0)
-        return largest_fitting(
-            0, self.caps.be_prefill_rows, lambda rows: self._with(rows) <= limit_s
-        )
+        most = min(wanted, self.caps.be_prefill_rows)
+        fitting = largest_fitting(0, most, lambda rows: self._with(rows) <= limit_s)
+        return self.costs.worthwhile(self.load.rows, fitting, self._with)
 
     def row_layers(self, ls_prefill_rows: int, device_rows: int, staged: Sequence[Job]) -> int:
         """See `Allowance`.

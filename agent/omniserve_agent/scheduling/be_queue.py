@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from omniserve_agent.scheduling.fixed_caps import FixedCaps
+from omniserve_agent.scheduling.filling import growth_blocks
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -135,7 +135,7 @@ class BeQueue:
 
     def _why_no_room(self, needed: int, queued: int) -> str:
         """`queued`: blocks for LS that waits."""
-        growth = FixedCaps(self.terms.caps).growth_reserve(self.jobs)
+        growth = growth_blocks(self.terms.caps, self.jobs)
         free, to_come = self.room.device_free_blocks, self.terms.arrival_blocks
         if needed + queued + growth + to_come <= free:
             return ""

@@ -35,12 +35,12 @@ def ceilings(flow: BeFlow) -> dict[str, float]:
     token.
     """
     rates, on_device = {}, flow.output_tokens_per_s - flow.host_tokens_per_s
-    if flow.rows_in_flight > 0 and flow.iteration_s > 0:
+    if flow.rows_in_flight >= 1 and flow.iteration_s > 0:
         hops = (flow.layers + 1) * flow.iteration_s
         rates["iterations"] = on_device + flow.rows_in_flight * flow.tokens_per_hop / hops
         rates["dense_rows"] = on_device + flow.join_rows / flow.iteration_s
-    if flow.host_busy_share > 0 and flow.host_tokens_per_s > 0:
-        rates["host_bandwidth"] = on_device + flow.host_tokens_per_s / flow.host_busy_share
+        if flow.host_busy_share > 0:
+            rates["host_bandwidth"] = on_device + flow.host_tokens_per_s / flow.host_busy_share
     if flow.prefilling:
         rates["prefill"] = flow.prefill_tokens_per_s * flow.output_per_prompt_token
     return rates

@@ -6,11 +6,11 @@ holds them together), corrected online and with the margin on top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from omniserve_agent.scheduling.budget import largest_fitting
+from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel, Work, pairs
 
@@ -69,10 +69,12 @@ class Costs:
     correction: Correction
     error_budget: ErrorBudgets
     margin: float = 1.0  # what predictions are lengthened by to hold as often as the budget asks
+    edges: tuple[int, ...] = ()  # rows after which the dense modules step up
     _dense: list[float] = field(default_factory=list)
     _head: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.edges = self.model.dense.edges()
         self._dense = _tabled(self.model.dense)
         self._head = _tabled(self.model.head)
         self.refresh()
@@ -121,6 +123,27 @@ class Costs:
         seconds = model.fixed + model.layers * per_layer_s + self.head(load.logit_rows)
         return seconds + self.joins_s(rows, load.joins) if load.joins else seconds
 
+    def worthwhile(
+        self,
+        rows: int,
+        fitting: int,
+        seconds: Callable[[int], float],
+        whole: Callable[[int], Choice] | None = None,
+    ) -> int:
+        """Of `fitting` rows that fit beside `rows` others: all, or as many as fill up to a step
+        edge on the way, whichever makes the most rows per second of the batch.
+
+        All rows count. What LS asks for per second is given, so that a batch that becomes less
+        efficient takes from BE what it seems to bring. `seconds` prices so many further rows;
+        `whole` all of them, where others would come on top.
+        """
+        amounts = [edge - rows for edge in self.edges if rows < edge < rows + fitting]
+        if not amounts:
+            return fitting
+        choices = [Choice(n, rows + n, seconds(n)) for n in amounts]
+        last = whole(fitting) if whole else Choice(fitting, rows + fitting, seconds(fitting))
+        return best([*choices, last]).amount
+
     def joins_s(self, rows: int, joins: Runs) -> float:
         """What these joins add to `predicted` beside `rows` device rows."""
         alone_s, join_s = self.dense(rows), self.model.join
@@ -165,8 +188,3 @@ class Costs:
 
 def _tabled(curve: Curve) -> list[float]:
     return [curve.at(rows) for rows in range(TABLED_ROWS)]
-
-
-def edges_within(edges: Sequence[int], low: int, high: int) -> list[int]:
-    """Step edges in [low, high]: the last row counts before the curve steps up."""
-    return [edge for edge in edges if low <= edge <= high]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-from omniserve_agent.scheduling.admission import Admission
+from omniserve_agent.scheduling.admission import LEAST_RETRY_S, Admission, Verdict
 from omniserve_agent.scheduling.jobs import Job, JobIndex
 
 T = TypeVar("T")
@@ -29,8 +29,24 @@ class HeldBack(Generic[T]):
     def __len__(self) -> int:
         return len(self._hopeful) + len(self._lost)
 
+    def judge(self, jobs: JobIndex, newcomer: T, now_s: float) -> Verdict:
+        """Admission's verdict on one that may not overtake either. LS without an SLO may: it is
+        never judged."""
+        job = self.job_of(newcomer)
+        before = len(self) if self.gate.lost(job, now_s) else len(self._hopeful)
+        verdict = self.gate.judge(jobs, job, now_s)
+        if not (verdict.admitted and before) or job.deadlines is None:
+            return verdict
+        reason = f"admission holds back {before} requests that came before it"
+        return Verdict(False, reason, LEAST_RETRY_S)
+
+    def alone(self, newcomer: T, now_s: float) -> Verdict:
+        """An idle engine's verdict. Whom it refuses is not to be added: no waiting would help, and
+        all behind it would wait for its TTFT to pass."""
+        return self.gate.judge(JobIndex(), self.job_of(newcomer), now_s)
+
     def add(self, item: T) -> None:
-        """One that was refused."""
+        """One that was refused, to wait behind all who came before it."""
         self._hopeful.append(item)
 
     def remove(self, unwanted: Callable[[T], bool]) -> bool:

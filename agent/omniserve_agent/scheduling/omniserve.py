@@ -8,15 +8,17 @@ prefill fit before the earliest deadline, and of those as much as maximises BE p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate
 from math import inf
 
 from omniserve_agent.scheduling.be_prefill import Seconds
-from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_fitting
-from omniserve_agent.scheduling.costs import Costs, Load, edges_within
+from omniserve_agent.scheduling.budget import Choice, best
+from omniserve_agent.scheduling.costs import Costs, Load
+from omniserve_agent.scheduling.device_rows import be_device_rows
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
-from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
+from omniserve_agent.scheduling.filling import Grant
+from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.floors import Floors
+from omniserve_agent.scheduling.host_worth import PRICED_CHUNK_ROWS, host_pays, prompts_per_token_s
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
@@ -28,7 +30,6 @@ from omniserve_agent.scheduling.jobs import (
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room, Terms
-from omniserve_agent.scheduling.shared_prompts import next_to_compute
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Arrivals, slack_share
@@ -38,12 +39,9 @@ IDLE_BUDGET_S = 0.25  # of an iteration while no LS service has been seen
 LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
 RECOVERY_TOKENS = 4  # TPOT is a mean: a decode that gave way to a prompt catches up over so many
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
-HORIZON_S = 600.0  # what an offloaded request will yield later than this counts for nothing
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
-HURDLE = 1.5  # times what the device would yield: the host's return lies further off
 ARRIVALS = 2  # LS prompts for which device KV is kept free
 LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
-PRICED_CHUNK_ROWS = 256  # a prompt row's price is taken from a chunk of this size
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,6 @@ class Omniserve:
         self._sweeps = Sweeps(self.caps.layers)
         self._fixed = FixedCaps(self.caps)
         self._granted: Grant | None = None
-        self._edges = self.model.dense.edges()
         self._lanes = self.caps.join_rows
 
     # ---- events ----------------------------------------------------------------------------
@@ -129,7 +126,8 @@ class Omniserve:
         ls = decode.prompt(ls_rows)
         time = self._time(jobs, prompts, decode, ls, pace, late_s)
         floor_s, first = self._floors.owed(jobs, now_s)
-        be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
+        budget_s = max(time.decode_s, time.ls_s + floor_s)
+        be_rows, load = be_device_rows(jobs, self.costs, self.caps, ls, budget_s, time.prefill_s)
         self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
@@ -142,7 +140,7 @@ class Omniserve:
             join_rows=self._lanes,
             entries=self.caps.join_rows,
             be_host_admissions=self.caps.be_host_admissions
-            and (hidden_s is not None or self._host_pays(jobs, ls, load)),
+            and (hidden_s is not None or host_pays(jobs, self.costs, self.caps.layers, ls, load)),
             ls_prompts=prompts.order,
             be_first=first,
             sweeps=hidden_s is not None,
@@ -177,18 +175,14 @@ class Omniserve:
             return None
         joining = min(in_flight, self.caps.join_rows)
         swept_s = self.costs.predicted(load.joined(((joining, self.caps.layers),)))
-        seconds, token_s = self.costs.predicted(load), self._prompts_per_token_s(jobs)
+        seconds, token_s = (
+            self.costs.predicted(load),
+            prompts_per_token_s(jobs, self.costs, self.caps.layers),
+        )
         if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds, token_s):
             return None
         self._lanes = joining
         return inf if joining == in_flight else swept_s + self._sweeps.host_s(joining)
-
-    def _prompts_per_token_s(self, jobs: JobIndex) -> float:
-        """What an output token takes of prefill, of the requests that come next; 0 if none do."""
-        family = next_to_compute(jobs)
-        if not family:
-            return 0.0
-        return self._prompt_s(jobs, family[0]) / (_output(family[0]) * len(family))
 
     def _time(
         self,
@@ -279,22 +273,6 @@ class Omniserve:
                 break
         return min(wanted, self.caps.ls_prefill_rows)
 
-    def _be_device_rows(self, jobs: JobIndex, ls: Load, budget_s: float) -> tuple[int, Load]:
-        """BE rows on the device, each a token per iteration; and the load with them."""
-        resident = jobs.at(BE, Stage.DECODE)
-        others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
-        most = max(0, self.caps.max_device_rows - jobs.count(LS, Stage.DECODE))
-        if not resident or not most:
-            return min(most, others), ls
-        keys = list(accumulate(job.tokens for job in resident[:most]))
-        rows = largest_fitting(
-            int(ls.rows == 0),  # without LS somebody always goes on
-            len(keys),
-            lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
-        )
-        load = ls.plus(rows, rows, keys[rows - 1] if rows else 0)
-        return rows + (min(most - rows, others) if rows == len(keys) else 0), load
-
     def _join_lanes(self, jobs: JobIndex, load: Load, budget_s: float) -> tuple[int, Load]:
         """Lanes per layer: all, or up to a step edge of the dense modules, whichever brings most
         progress per second within the budget. Rows in flight always keep one lane."""
@@ -302,9 +280,9 @@ class Omniserve:
         if not jobs.count(BE, Stage.HOPPING):
             return most, load
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
-        edges = edges_within(self._edges, load.rows + 1, load.rows + most)
+        edges = [e - load.rows for e in self.costs.edges if load.rows < e <= load.rows + most]
         alone_s, factor, choices = self.costs.predicted(load), self.costs.factor(load.kind), []
-        for lanes in sorted({most, 1, *(edge - load.rows for edge in edges)}):
+        for lanes in sorted({most, 1, *edges}):
             runs = self._flights.runs(lanes)
             seconds = (alone_s + self.costs.joins_s(load.rows, runs)) * factor
             if seconds <= budget_s or lanes == 1:
@@ -336,32 +314,6 @@ class Omniserve:
             seconds = max(seconds, 2 * factor * least_s)
         return Seconds(self.caps, self.costs, load, max(0.0, seconds) / factor, context)
 
-    def _host_pays(self, jobs: JobIndex, ls: Load, load: Load) -> bool:
-        """Whether computing a prompt for the host yields more than the same time on the device.
-
-        A second of prefill brings 1 / (P · row time) of an offloaded request, of which only the
-        tokens of the next HORIZON_S count, since it advances a layer per iteration; of all requests
-        that wait for this prompt, where several have it in common. Without that second, the D rows
-        on the device would put out D / T tokens; and LS, whose KV grows with the length of
-        iterations, would leave room for further ones.
-        """
-        family = next_to_compute(jobs)
-        if not family:
-            return True
-        first, resident = family[0], jobs.count(BE, Stage.DECODE)
-        output, prompt_s = _output(first), self._prompt_s(jobs, first)
-        steady_s = max(SHORTEST_S, self.costs.seconds(load) + resident * prompt_s / output)
-        hops = HORIZON_S / ((self.caps.layers + 1) * steady_s)
-        displaced = ls.keys / max(1, first.predicted_tokens)
-        bought = min(output, hops) * len(family)
-        return bought / prompt_s >= HURDLE * (resident + displaced) / steady_s
-
-    def _prompt_s(self, jobs: JobIndex, job: Job) -> float:
-        """What computing its prompt for the host takes."""
-        rows = _prompt_rows(jobs, job)
-        chunk_s = self.costs.staged_call_s(PRICED_CHUNK_ROWS, rows // 2)
-        return rows * self.caps.layers * chunk_s / PRICED_CHUNK_ROWS
-
 
 def kind_of(work: Work) -> str:
     """Kinds of iterations are corrected apart; a `sweep` waits for the host."""
@@ -375,15 +327,6 @@ def ls_decode(jobs: JobIndex) -> Load:
     decoding = jobs.at(LS, Stage.DECODE)
     count = len(decoding)
     return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
-
-
-def _output(job: Job) -> int:
-    return max(1, job.predicted_tokens - job.tokens)
-
-
-def _prompt_rows(jobs: JobIndex, job: Job) -> int:
-    """Of its prompt, what is to compute: next to none where a request on the host has the same."""
-    return jobs.block_tokens if job.prompt in jobs.offloaded_prompts else job.tokens
 
 
 def _ls_chunks(jobs: JobIndex) -> int:

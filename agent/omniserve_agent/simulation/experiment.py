@@ -208,11 +208,11 @@ class Experiment:
         if arrival.service_class is BE:
             node.submit(arrival)
             return
-        job = node.job_for(arrival)
-        if arrival is self.let_in or self._gate.judge(node.jobs, job, node.now_s).admitted:
+        new = (arrival, node.job_for(arrival))
+        if arrival is self.let_in or self._held.judge(node.jobs, new, node.now_s).admitted:
             node.submit(arrival)
-        elif self.setting.admission is AdmissionMode.QUEUE:
-            self._held.add((arrival, job))
+        elif self._gate.mode is AdmissionMode.QUEUE and self._held.alone(new, node.now_s).admitted:
+            self._held.add(new)
         else:
             self.refused.append(arrival)
 

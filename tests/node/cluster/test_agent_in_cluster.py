@@ -541,12 +541,19 @@ def test_an_engine_that_dies_takes_readiness_with_it_for_a_while(run, cluster, c
     run(scenario())
 
 
-def test_an_engine_that_cannot_start_is_named_and_tried_again(run, cluster):
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("fail", "the model has no weights; name another"),
+        ("trip", "died of KeyError: 0; two starts in a row failed so"),
+    ],
+)
+def test_an_engine_that_cannot_start_is_named_and_tried_again(run, cluster, mode, message):
     async def scenario():
-        async with cluster(mode="fail") as there:
+        async with cluster(mode=mode) as there:
             there.api.set_spec(there.spec())
             report = await there.until_state("u-chat", "Failed", "EngineFailed")
-            assert report["message"] == "the model has no weights; name another"
+            assert report["message"] == message
             await there.until_state("u-chat", "Loading")
             await there.until_state("u-chat", "Failed", "EngineFailed")
 
