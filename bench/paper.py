@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +35,7 @@ from omniserve_agent.simulation.workload import (
     latency_sensitive,
 )
 
+Origin = dict[str, Any]  # commit, command, date, seed, seconds; None: not known
 SLOS = {"yi-34b": (2.0, 0.2), "llama-2-70b": (3.0, 0.25)}
 RATES = {"yi-34b": (1, 2, 4, 6, 8), "llama-2-70b": (1, 2, 3, 4, 5)}
 OVERLOAD = {"yi-34b": 32, "llama-2-70b": 14}  # requests per second, where admission matters
@@ -171,6 +174,39 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     return [row for row in old if row["part"] not in again] + new
 
 
+def parts_of(old: dict[str, Any]) -> dict[str, Origin]:
+    """Where each part of a file comes from; of files of before, what their head says, which knows
+    nothing of parts that were taken over into it."""
+    names = dict.fromkeys(row["part"] for row in old["rows"])
+    if "parts" in old:
+        return {name: old["parts"][name] for name in names}
+    head: Origin = {key: old.get(key) for key in ("commit", "command", "seed", "seconds")}
+    head["date"] = None
+    words = str(old.get("command")).split()
+    again = {b for a, b in pairwise(words) if a == "--only"} if "--only" in words else set(names)
+    return {name: head if name in again else dict.fromkeys(head) for name in names}
+
+
+def origin(args: argparse.Namespace) -> Origin:
+    """Of what is run now."""
+    return {
+        "commit": report.commit(),
+        "command": " ".join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": args.seed,
+        "seconds": args.seconds,
+    }
+
+
+def head_of(parts: dict[str, Origin]) -> Origin:
+    """For the head of the file: what all parts have in common."""
+    return {
+        key: next(iter(values)) if len(values) == 1 else f"parts of different {key}s"
+        for key in ("commit", "command")
+        if (values := {part[key] for part in parts.values()})
+    }
+
+
 def main() -> None:
     """Runs, prints, plots, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,13 +227,24 @@ def main() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     wanted = [case for case in cases() if not args.only or case.part in args.only]
     rows = run_all(wanted, args.seconds, args.seed, console, len(os.sched_getaffinity(0)))
+    parts = dict.fromkeys((row["part"] for row in rows), origin(args))
     if args.only:
-        rows = merged(json.loads((report.OUT / "paper.json").read_text())["rows"], rows)
+        old = json.loads((report.OUT / "paper.json").read_text())
+        rows, parts = merged(old["rows"], rows), parts_of(old) | parts
     headline = paper_tables.headline(rows)
     against = paper_tables.against(rows)
     paper_tables.show(console, rows, headline)
     paper_tables.show_against(console, against)
-    contents = {"seconds": args.seconds, "rows": rows, "headline": headline, "against": against}
+    dominated = paper_tables.dominated(rows)
+    paper_tables.show_dominated(console, dominated)
+    contents = head_of(parts) | {
+        "seconds": args.seconds,
+        "parts": parts,
+        "rows": rows,
+        "headline": headline,
+        "against": against,
+        "dominated": dominated,
+    }
     console.print(f"written: {report.write('paper', contents, seed=args.seed)}")
     for path in paper_plots.draw(rows, report.OUT):
         console.print(f"written: {path}")

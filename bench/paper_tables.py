@@ -36,6 +36,7 @@ KEYS = (
     "ablation",
 )
 RIVALS = ("static_headroom", "gpu_only_priority", "synchronous_offload")
+MORE_POINTS, MORE_BE = 0.2, 0.01  # that a rival must have more, to count as better
 PAPER = {
     "attainment_ratio": "1.48",
     "attainment_ratio_bursty": "1.23",
@@ -129,6 +130,67 @@ def against(rows: list[Row]) -> list[Row]:
                     }
                 )
     return found
+
+
+def is_dominated(own: Row, rival: Row) -> bool:
+    """Whether the rival has at least as much of both, and more of one than MORE_POINTS of
+    attainment or MORE_BE of BE tokens."""
+    points = 100 * (rival["attained_offered"] - own["attained_offered"])
+    more = rival["be_tokens_per_s"] - own["be_tokens_per_s"]
+    clearly = points > MORE_POINTS or more > MORE_BE * own["be_tokens_per_s"]
+    return bool(points >= 0 and more >= 0 and clearly)
+
+
+def dominated(rows: list[Row]) -> list[Row]:
+    """In how many of a part's settings omniserve is dominated by each rival, and by any; the last
+    row is over all parts. `pairings` counts a setting once for each rival that ran there."""
+    found = [_dominated(part, rows) for part in dict.fromkeys(r["part"] for r in rows)]
+    found = [one for one in found if one["pairings"]]
+    sums = ("settings", "by_any", "pairings", "pairings_dominated")
+    total: Row = {"part": "all parts"} | {key: sum(one[key] for one in found) for key in sums}
+    return [*found, total]
+
+
+def _dominated(part: str, rows: list[Row]) -> Row:
+    own = [r for r in rows if r["part"] == part]
+    both = {rival: pairs(own, rival) for rival in RIVALS}
+    lost = {rival: [a for a, b in two if is_dominated(a, b)] for rival, two in both.items()}
+
+    def settings(rows_of: Iterable[list[Row]]) -> int:
+        return len({tuple(row[k] for k in KEYS) for some in rows_of for row in some})
+
+    return {
+        "part": part,
+        "settings": settings([a for a, _ in two] for two in both.values()),
+        "by_any": settings(lost.values()),
+        "pairings": sum(len(two) for two in both.values()),
+        "pairings_dominated": sum(len(some) for some in lost.values()),
+        "by": {rival: [len(lost[rival]), len(both[rival])] for rival in RIVALS if both[rival]},
+    }
+
+
+def show_dominated(console: Console, found: list[Row]) -> None:
+    """`dominated` on the terminal."""
+    table = Table(
+        title="omniserve dominated: a rival attains as much and has as many BE tokens, and more of "
+        f"one (over {MORE_POINTS} points, over {MORE_BE:.0%})"
+    )
+    for name in ("part", "by any", *RIVALS, "pairings"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for row in found:
+        by = {rival: "{} of {}".format(*count) for rival, count in row.get("by", {}).items()}
+        table.add_row(
+            row["part"],
+            f"{row['by_any']} of {row['settings']}",
+            *(by.get(rival, "-") for rival in RIVALS),
+            f"{row['pairings_dominated']} of {row['pairings']}",
+        )
+    console.print(table)
+    total = found[-1]
+    console.print(
+        f"dominated by another policy in {total['by_any']} of {total['settings']} settings, "
+        f"{total['pairings_dominated']} of {total['pairings']} pairings"
+    )
 
 
 def _spread(values: list[float]) -> list[float]:

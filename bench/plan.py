@@ -21,7 +21,7 @@ import report
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass
 from omniserve_agent.scheduling.latency import Work
-from omniserve_agent.scheduling.plan import Caps, Plan, Policy, PolicyState, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, Policy, PolicyState, Room, Terms
 from omniserve_agent.simulation.experiment import Setting, caps_for
 from omniserve_agent.simulation.hardware import Hardware, hardware
 from omniserve_agent.simulation.node import Node
@@ -51,6 +51,10 @@ class Timed:
     def caps(self) -> Caps:
         """The engine's limits."""
         return self.inner.caps
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """Passed on."""
+        return self.inner.terms(jobs)
 
     @property
     def state(self) -> PolicyState | None:

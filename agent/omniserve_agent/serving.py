@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,6 +70,12 @@ class Backend(Protocol):
 
         Raises EngineUnavailableError (LS: at once when the engine dies; BE: after its replays are
         used up) and RequestRefusedError.
+        """
+
+    async def explain(self, request_ids: Sequence[str]) -> dict[str, str]:
+        """What each of these requests waits for now, empty: nothing; without those that have ended.
+
+        Raises EngineUnavailableError, RequestRefusedError (too many ask) and TimeoutError.
         """
 
     def judged(self, service: str, attained: bool) -> None:

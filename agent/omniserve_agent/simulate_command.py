@@ -17,7 +17,6 @@ from rich.table import Table
 from omniserve_agent.exits import write_result
 from omniserve_agent.flags import option
 from omniserve_agent.scheduling.admission import AdmissionMode
-from omniserve_agent.scheduling.jobs import ServiceClass
 from omniserve_agent.settings import (
     ADMISSION_MODES,
     POLICIES,
@@ -28,9 +27,20 @@ from omniserve_agent.settings import (
     output_file,
 )
 from omniserve_agent.simulation import workload as loads
-from omniserve_agent.simulation.experiment import Experiment, Figures, Setting
+from omniserve_agent.simulation.experiment import Experiment, Setting
+from omniserve_agent.simulation.figures import Figures
 from omniserve_agent.simulation.hardware import Hardware, HardwareError, hardware
-from omniserve_agent.simulation.replay import would_attain
+from omniserve_agent.simulation.load import (
+    BE_DEFAULT,
+    DAY_S,
+    WARM_UP,
+    Load,
+    LoadError,
+    Made,
+    generated,
+    traced,
+)
+from omniserve_agent.simulation.replay import would_attain_on
 
 COLUMNS = {
     "offered": "offered",
@@ -48,7 +58,6 @@ ADMISSION_COLUMNS = {
     "admitted_missed": "admitted, missed",
 }
 SHARES = ("attained_offered", "refused_share", "refused_would_attain")
-DAY_S = 86_400
 HOUR_MS = 3_600_000
 
 
@@ -64,15 +73,22 @@ def simulate(
         option("--policy", "Several may be given. Default: all.", choice(*POLICIES), "POLICY"),
     ] = None,
     ls_rate: Annotated[
-        float, option("--ls-rate", "LS requests per second.", number(0.01, 10_000), "RATE")
-    ] = 3.0,
+        float | None,
+        option("--ls-rate", "LS requests per second. Default: 3.", number(0.01, 10_000), "RATE"),
+    ] = None,
     arrivals: Annotated[
-        str, option("--arrivals", "poisson or bursty.", choice(*loads.ARRIVALS), "KIND")
-    ] = "poisson",
+        str | None,
+        option("--arrivals", "poisson (default) or bursty.", choice(*loads.ARRIVALS), "KIND"),
+    ] = None,
     be: Annotated[
-        str,
-        option("--be", ", ".join(loads.BE_WORKLOADS), choice(*loads.BE_WORKLOADS), "WORKLOAD"),
-    ] = "dailymails",
+        str | None,
+        option(
+            "--be",
+            f"BE requests without end: {', '.join(loads.BE_WORKLOADS)}. Default: {BE_DEFAULT}.",
+            choice(*loads.BE_WORKLOADS),
+            "WORKLOAD",
+        ),
+    ] = None,
     cpu_hosts: Annotated[int, option("--cpu-hosts", "CPU-only hosts.", count(0, 64), "HOSTS")] = 0,
     network_gbps: Annotated[
         float, option("--network-gbps", "To the CPU-only hosts.", number(0.1, 10_000), "GBIT/S")
@@ -105,56 +121,67 @@ def simulate(
         str, option("--admission", "For LS requests.", choice(*ADMISSION_MODES), "MODE")
     ] = "off",
     seconds: Annotated[
-        float, option("--seconds", "Virtual seconds.", number(2, DAY_S), "SECONDS")
-    ] = 300.0,
+        float | None,
+        option(
+            "--seconds",
+            "Virtual seconds, the first fifth a warm-up. Default: 300, or the trace's.",
+            number(2, DAY_S),
+            "SECONDS",
+        ),
+    ] = None,
     seed: Annotated[int, option("--seed", "Of everything random.", count(0, 10**9), "SEED")] = 0,
     trace: Annotated[
         Path | None,
-        option("--trace", f"CSV with {','.join(loads.COLUMNS)}.", input_file, "FILE"),
+        option(
+            "--trace",
+            f"CSV with {','.join(loads.COLUMNS)}, in place of --ls-rate, --arrivals and, where "
+            "it holds BE, of --be; dealt in turn to the profile's engines.",
+            input_file,
+            "FILE",
+        ),
     ] = None,
     out: Annotated[Path | None, option("--out", "Figures as JSON.", output_file, "FILE")] = None,
 ) -> None:
     """Run policies in virtual time and print attainment and BE throughput."""
     with _flag_named():
         machine = hardware(profile, model, cpu_hosts, network_gbps, host_read_gbps, host_tflops)
-    if trace is None:
-        rate = ls_rate / machine.engines
-        requests = loads.latency_sensitive(rate, seconds, seed, arrivals)
-    else:
-        requests = _traced(trace)
+    made = Made(ls_rate, arrivals, be, seconds, seed)
+    with _flag_named():
+        load = (
+            generated(made, machine.engines)
+            if trace is None
+            else traced(trace, made, machine.engines)
+        )
     setting = Setting(
         ttft_slo_s=ttft_slo_ms / 1e3,
         tpot_slo_s=tpot_slo_ms / 1e3,
-        seconds=seconds,
-        warm_up_s=seconds / 5,
+        seconds=load.seconds,
+        warm_up_s=load.seconds * WARM_UP,
         seed=seed,
         admission=AdmissionMode(admission),
         overflow=machine.hosts[0].flops > 0,
+        to_the_end=trace is not None,
     )
-    console, be_load = Console(), loads.BE_WORKLOADS[be]
+    console = Console()
     with console.status("simulating") as status:
         names = _told(policy or POLICIES, lambda name: status.update(f"simulating {name}"))
-        rows = runs(machine, setting, requests, be_load, names)
-    console.print(table_of(rows, f"{title_of(machine)}, {seconds:g} virtual seconds", admission))
+        rows = runs(machine, setting, load, names)
+    title = f"{title_of(machine)}, {load.seconds:g} virtual seconds"
+    console.print(table_of(rows, title, admission, load.told))
     if out is not None:
-        write_result("--out", out, json_of(machine, rows))
+        write_result("--out", out, json_of(machine, rows, load))
 
 
 @contextmanager
 def _flag_named() -> Iterator[None]:
-    """What cannot be had of a profile ends the command."""
+    """What cannot be had of a profile or a trace ends the command."""
     try:
         yield
     except HardwareError as error:
         flag = "--" + error.argument.replace("_", "-")
         raise typer.BadParameter(f"{flag}: {error.message}") from error
-
-
-def _traced(path: Path) -> list[loads.Arrival]:
-    try:
-        return loads.read_trace(path)
-    except ValueError as error:
-        raise typer.BadParameter(f"--trace: {error}") from error
+    except LoadError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _told(names: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
@@ -163,24 +190,21 @@ def _told(names: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
         yield name
 
 
-def runs(
-    machine: Hardware,
-    setting: Setting,
-    requests: Sequence[loads.Arrival],
-    be: loads.Workload,
-    policies: Iterable[str],
-) -> list[Figures]:
-    """Figures of each policy. BE is without end unless it is among the requests."""
-    has_be = any(request.service_class is ServiceClass.BE for request in requests)
-
-    def backlog() -> Iterator[loads.Arrival] | None:
-        return None if has_be else loads.backlog(setting.seed, be)
-
+def runs(machine: Hardware, setting: Setting, load: Load, policies: Iterable[str]) -> list[Figures]:
+    """Figures of each policy over the load's engines together."""
     found = []
     for name in policies:
-        experiment = Experiment(machine, replace(setting, policy=name), requests, backlog())
-        figures = experiment.run()
-        share = would_attain(experiment, backlog)  # None where admission refused none
+        engines = [
+            Experiment(
+                machine,
+                replace(setting, policy=name, seed=setting.seed + number),
+                requests,
+                load.backlog(number),
+            )
+            for number, requests in enumerate(load.requests)
+        ]
+        figures = engines[0].figures([engine.measure() for engine in engines])
+        share = would_attain_on(engines, load.backlog)  # None where admission refused none
         found.append(replace(figures, refused_would_attain=share))
     return found
 
@@ -191,13 +215,15 @@ def title_of(machine: Hardware) -> str:
     return f"simulated: {machine.model.name} on {machine.name}{measured}"
 
 
-def json_of(machine: Hardware, rows: Sequence[Figures]) -> str:
+def json_of(machine: Hardware, rows: Sequence[Figures], load: Load) -> str:
     """Rows as JSON, null for what there is none of."""
     plain = [{name: _known(value) for name, value in row.row().items()} for row in rows]
     contents = {
         "profile": machine.name,
         "model": machine.model.name,
         "measured_on": machine.measured_on or None,
+        "seconds": load.seconds,
+        "load": load.told,
         "rows": plain,
     }
     return json.dumps(contents, indent=2, allow_nan=False) + "\n"
@@ -207,10 +233,10 @@ def _known(value: float | str | None) -> float | str | None:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def table_of(rows: Sequence[Figures], title: str, admission: str) -> Table:
-    """What the terminal shows; under admission also how well that judged."""
+def table_of(rows: Sequence[Figures], title: str, admission: str, told: str) -> Table:
+    """What the terminal shows, `told` below; under admission also how well that judged."""
     columns = COLUMNS | (ADMISSION_COLUMNS if admission != "off" else {})
-    table = Table(title=title)
+    table = Table(title=title, caption=told)
     table.add_column("policy")
     for name in columns.values():
         table.add_column(name, justify="right")

@@ -216,3 +216,16 @@ def test_first_tokens_come_before_the_others():
         seen += events
     assert [name for name, first in seen if first] == ["late"]
     assert together == 1  # else their order showed nothing
+
+
+def test_one_request_is_explained_by_its_id_wherever_it_is():
+    engine = engine_with(AdmissionMode.QUEUE, Clock())
+    for number, name in enumerate(("first", "second", "third")):
+        assert engine.submit(submit(name, [number, 2, 3, 4, 5], **SLO)) is None
+    assert engine.submit(submit("be", [1] * 9, "BE")) is None
+    found = engine.explain(["first", "third", "be", "unknown"])
+    assert set(found) == {"first", "third", "be"}
+    assert found["third"].startswith("admission holds it back behind 1 others")
+    assert found["be"]
+    run(engine)
+    assert engine.explain(["first", "third"]) == {}

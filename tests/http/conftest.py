@@ -16,7 +16,7 @@ from omniserve_agent.engine.messages import Ready, ServiceClass, Stats, TokenEve
 from omniserve_agent.http.app import make_app
 from omniserve_agent.http.server import start
 from omniserve_agent.http.tokenizer import ModelTokenizer
-from omniserve_agent.serving import ServedService, Slo
+from omniserve_agent.serving import EngineUnavailableError, ServedService, Slo
 
 TEST_TIMEOUT_S = 30
 TEMPLATE = (
@@ -106,9 +106,17 @@ class FakeEngine:
     submits: list = field(default_factory=list)
     closed: list = field(default_factory=list)
     judgements: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
+    reason: str | None = ""
 
     def judged(self, service, attained):
         self.judgements.append((service, attained))
+
+    async def explain(self, request_ids):
+        self.asked.append(list(request_ids))
+        if self.reason is None:
+            raise EngineUnavailableError("the engine died")
+        return {} if self.reason == "ended" else dict.fromkeys(request_ids, self.reason)
 
     async def stream(self, submit):
         self.submits.append(submit)

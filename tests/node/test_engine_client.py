@@ -6,6 +6,8 @@ import pytest
 
 from omniserve_agent.engine.messages import (
     Cancel,
+    Explain,
+    Explained,
     Failed,
     Judged,
     Loading,
@@ -350,3 +352,54 @@ def test_merging_keeps_the_end(run):
         TokenEvent(request_id="r", finish_reason="stop"),
     )
     assert (event.token_ids, event.finish_reason, event.logprobs) == ([1], "stop", None)
+
+
+def test_one_request_is_asked_for_and_the_engines_answer_comes_back(run, engine, submit):
+    async def scenario():
+        engine.be_ready()
+        task = await reading(engine, submit("be", [1]))
+        question = asyncio.create_task(engine.client.explain(["be", "unknown"]))
+        await asyncio.sleep(0)
+        assert engine.sent[-1] == Explain(1, ["be"])
+        engine.client.receive(Explained(7, {"be": "of another question"}))
+        engine.client.receive(Explained(1, {"be": "it waits"}))
+        assert await question == {"be": "it waits"}
+        assert await engine.client.explain(["unknown"]) == {}
+        engine.emit("be", 7, finish="stop")
+        assert await task == [7]
+
+    run(scenario())
+
+
+def test_what_the_agent_itself_holds_back_needs_no_engine(run, engine, submit):
+    async def scenario():
+        task = await reading(engine, submit("be", [1]))
+        found = await engine.client.explain(["be"])
+        assert found == {
+            "be": "it waits in the agent until the engine takes requests: "
+            "the engine has not been started"
+        }
+        engine.be_ready()
+        engine.emit("be", 7, finish="stop")
+        assert await task == [7]
+
+    run(scenario())
+
+
+def test_questions_are_bounded_and_end_with_their_engine(run, engine, submit):
+    async def scenario():
+        engine.be_ready()
+        task = await reading(engine, submit("be", [1]))
+        questions = [asyncio.create_task(engine.client.explain(["be"])) for _ in range(9)]
+        await asyncio.sleep(0)
+        with pytest.raises(RequestRefusedError, match="8 ask already"):
+            await questions[8]
+        engine.client.detach("it died")
+        for question in questions[:8]:
+            with pytest.raises(EngineUnavailableError, match="it died"):
+                await question
+        engine.be_ready()
+        engine.emit("be", 7, finish="stop")
+        assert await task == [7]
+
+    run(scenario())

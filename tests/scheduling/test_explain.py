@@ -1,9 +1,16 @@
 """Every wait has a reason with figures."""
 
+from dataclasses import replace
+
+import pytest
+
+from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import ADMITTED, Verdict
+from omniserve_agent.scheduling.be_queue import NEXT
 from omniserve_agent.scheduling.explain import Moment, explain, held, waits
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
-from omniserve_agent.scheduling.plan import Caps, DeviceChunk, Plan, PolicyState, Room
+from omniserve_agent.scheduling.latency import Curve, LatencyModel
+from omniserve_agent.scheduling.plan import Caps, DeviceChunk, Plan, PolicyState, Room, Terms
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 CAPS = Caps(
@@ -16,6 +23,7 @@ CAPS = Caps(
     ls_prefill_rows=512,
     be_prefill_rows=256,
 )
+TERMS = Terms(CAPS)
 STATE = PolicyState(budget_s=0.050, ls_s=0.020)
 
 
@@ -41,9 +49,9 @@ def index(*jobs):
     return found
 
 
-def why(wanted, *others, room=None, plan=None, state=STATE):
+def why(wanted, *others, room=None, plan=None, state=STATE, terms=TERMS):
     jobs = index(wanted, *others)
-    return explain(Moment(jobs, room or Room(100, 100, 8), CAPS, state, plan), wanted)
+    return explain(Moment(jobs, room or Room(100, 100, 8), terms, state, plan), wanted)
 
 
 def test_ls_waits_for_memory_or_for_prompts_before_it():
@@ -61,13 +69,75 @@ def test_ls_waits_for_another_that_computes_its_prompt():
 
 
 def test_be_waits_for_prompts_memory_or_because_the_device_yields_more():
-    waiting = job(9, BE, Stage.WAITING)
+    first, waiting = job(1, BE, Stage.DECODE), job(9, BE, Stage.WAITING)
+    full, host_full = Room(4, 100, 8), Room(4, 5, 8)
     staged = [job(n, BE, Stage.STAGED) for n in range(2)]
-    assert why(waiting, *staged) == "2 BE prompts are being computed before it"
-    assert "20 KV blocks; 4 are free" in why(waiting, room=Room(4, 5, 8))
-    assert "yields less" in why(waiting)
+    device = "it is expected to need 20 KV blocks on the device, 4 are free there"
+    assert device in why(waiting, *staged, room=full)
+    assert why(waiting, *staged, room=full).endswith(
+        "; 2 BE prompts are being computed for the host before it"
+    )
+    assert why(waiting, first, room=host_full).endswith(
+        "; 5 blocks are free on the host beside the growth of others"
+    )
+    unpaid = replace(TERMS, host_pays=False)
+    assert why(waiting, first, room=full, terms=unpaid).endswith(
+        "; a prompt for the host yields less than leaving the time to the device"
+    )
+    assert why(waiting, first) == NEXT
     first, second = job(1, BE, Stage.STAGED, prompt=7), job(2, BE, Stage.WAITING, prompt=7)
     assert "another request computes the same prompt" in why(second, first)
+
+
+def test_who_is_not_the_first_in_order_waits_for_what_the_first_waits_for():
+    first, second = job(1, BE, Stage.WAITING), job(2, BE, Stage.WAITING)
+    assert why(second, first, room=Room(4, 5, 8)).startswith(
+        "1 BE requests wait before it; the first of them: "
+    )
+    promised = replace(TERMS, be_first="default/other")
+    assert why(second, first, terms=promised).startswith("1 BE requests wait before it")
+    second.service = "default/other"
+    assert why(second, first, terms=promised) == NEXT
+
+
+def of_policy(name, wanted, *others, room):
+    model = LatencyModel(10, Curve((1, 64), (1e-3, 2e-3)), Curve((1, 64), (1e-3, 1e-3)), fixed=1e-3)
+    policy = policies.make(name, policies.Machine(CAPS, model, 1e9, 1e4))
+    jobs = index(wanted, *others)
+    for one in (wanted, *others):
+        policy.arrived(one)
+    plan = policy.plan(jobs, room, 0.0)
+    return explain(Moment(jobs, room, policy.terms(jobs), policy.state, plan), wanted)
+
+
+def test_ls_alone_says_that_be_never_runs():
+    waiting = job(1, BE, Stage.WAITING)
+    assert of_policy("ls_alone", waiting, room=Room(1024, 1024, 8)) == (
+        "under the policy ls_alone BE never runs"
+    )
+
+
+@pytest.mark.parametrize("name", ["static_headroom", "gpu_only_priority"])
+def test_policies_that_use_the_device_alone_do_not_speak_of_the_host(name):
+    waiting, before = job(9, BE, Stage.WAITING), job(1, BE, Stage.DECODE, device_blocks=40)
+    said = of_policy(name, waiting, before, room=Room(4, 1024, 8))
+    assert "KV blocks on the device" in said
+    assert "host" not in said
+    paused = job(2, BE, Stage.BOUNDARY, host_blocks=11)
+    assert of_policy(name, paused, before, room=Room(4, 1024, 8)).startswith(
+        "it is paused, its KV is on the host and BE runs on the device alone: it is expected to"
+    )
+    assert of_policy(name, waiting, paused, room=Room(100, 1024, 8)) == (
+        "1 paused BE requests come back to the device before it"
+    )
+
+
+def test_a_fixed_share_is_named_with_what_is_taken_of_it():
+    waiting, before = job(9, BE, Stage.WAITING), job(1, BE, Stage.DECODE, device_blocks=40)
+    assert of_policy("static_headroom", waiting, before, room=Room(60, 100, 8)) == (
+        "it is expected to need 20 KV blocks on the device, of the 50 that are BE's share 40 are "
+        "taken"
+    )
 
 
 def test_work_under_way_says_what_ls_leaves_and_what_it_queues_for():
@@ -152,14 +222,14 @@ def test_who_is_held_back_waits_for_what_the_first_waits_for():
 
 def test_each_service_gets_the_reason_of_its_first():
     jobs = index(job(1, LS, Stage.WAITING), job(2, BE, Stage.WAITING), job(3, BE, Stage.WAITING))
-    found = waits(Moment(jobs, Room(4, 5, 8), CAPS, STATE), {})
+    found = waits(Moment(jobs, Room(4, 5, 8), TERMS, STATE), {})
     assert set(found) == {"default/ls", "default/be"}
 
 
 def test_who_queues_speaks_before_who_is_held_back_and_that_before_who_is_under_way():
     def ls(*stages):
         jobs = index(*(job(n, LS, stage) for n, stage in enumerate(stages)))
-        return waits(Moment(jobs, Room(4, 5, 8), CAPS, STATE), {"default/ls": "held"})
+        return waits(Moment(jobs, Room(4, 5, 8), TERMS, STATE), {"default/ls": "held"})
 
     assert ls(Stage.PREFILL) == {"default/ls": "held"}
     assert "KV blocks" in ls(Stage.PREFILL, Stage.WAITING)["default/ls"]

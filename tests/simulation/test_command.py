@@ -186,3 +186,85 @@ def test_without_admission_none_is_refused_and_nothing_shown_of_it(tmp_path, cap
     assert row["refused_would_attain"] is None
     assert row["admitted_missed"] > 0
     assert "would attain" not in shown
+
+
+HEAD = "arrival_s,class,prompt_tokens,output_tokens\n"
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """`trace(*lines)`: a file's path."""
+
+    def write(*lines):
+        file = tmp_path / "trace.csv"
+        file.write_text(HEAD + "".join(f"{line}\n" for line in lines))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def simulated(tmp_path, capsys):
+    """`simulated(*arguments)`: the JSON, and what the screen showed on one line."""
+
+    def run(*arguments):
+        out = tmp_path / "out.json"
+        given = ["simulate", "--policy", "gpu_only_priority", *arguments, "--out", str(out)]
+        assert cli.main(given) == 0
+        return json.loads(out.read_text()), " ".join(capsys.readouterr().out.split())
+
+    return run
+
+
+def test_a_trace_is_dealt_to_the_engines_and_none_of_it_is_doubled(trace, simulated):
+    lines = [
+        f"{n},{kind},64,{tokens}" for n in range(60) for kind, tokens in (("BE", 100), ("LS", 20))
+    ]
+    file = trace(*lines)
+    found, shown = simulated("--profile", "a100x4", "--model", "yi-34b", "--trace", file)
+    (row,) = found["rows"]
+    assert 85 <= row["be_tokens_per_s"] <= 115  # 1 request/s of 100 tokens, on two engines
+    assert row["offered"] == 48  # all after the warm-up of a fifth
+    assert found["seconds"] == 60
+    assert "60 LS and 60 BE requests, dealt in turn to 2 engines" in shown
+    assert "the first 12 s are a warm-up and not counted" in shown
+
+
+def test_arrivals_after_the_given_seconds_are_told(trace, simulated):
+    file = trace(*(f"{n},LS,64,4" for n in range(30)))
+    found, shown = simulated("--trace", file, "--seconds", "10")
+    assert found["rows"][0]["offered"] == 8
+    assert "10 LS and 0 BE requests" in shown
+    assert "20 of 30 arrive after 10 s and are left out" in shown
+
+
+def test_every_request_of_a_trace_is_judged_however_late_it_ends(trace, simulated):
+    """The last ones are still decoding when the trace ends."""
+    file = trace(*(f"{n},LS,64,400" for n in range(10)))
+    (row,) = simulated("--trace", file, "--tpot-slo-ms", "200")[0]["rows"]
+    assert row["offered"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines", "said"),
+    [
+        (("--ls-rate", "3"), ["0,LS,1,1"], "--ls-rate 3.0 and --trace"),
+        (("--arrivals", "bursty"), ["0,LS,1,1"], "--arrivals bursty and --trace"),
+        (("--be", "dailymails"), ["0,LS,1,1", "1,BE,1,1"], "--be dailymails and --trace"),
+        ((), ["90000,LS,1,1"], "arrives at 90000 s"),
+    ],
+)
+def test_flags_that_a_trace_leaves_no_place_for_are_refused(refused, trace, arguments, lines, said):
+    line = refused("--trace", trace(*lines), *arguments)
+    assert said in line
+
+
+def test_a_trace_of_ls_takes_be_without_end(trace, simulated):
+    file = trace("0,LS,64,4", "9,LS,64,4")
+    (row,) = simulated("--trace", file, "--be", "decode-heavy")[0]["rows"]
+    assert row["be_tokens_per_s"] > 100
+
+
+def test_where_one_engine_stands_for_several_it_is_told(simulated):
+    _, shown = simulated("--profile", "a100x4", "--model", "yi-34b", "--seconds", "2")
+    assert "LS figures are those of one engine of 2" in shown

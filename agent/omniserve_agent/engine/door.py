@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from omniserve_agent.engine.intake import Intake
@@ -39,12 +39,21 @@ class Door:
     def waits(self, now_s: float) -> dict[str, str]:
         """Per service, why its first request that is held back waits."""
         found: dict[str, str] = {}
+        for request, why in self._reasons(now_s):
+            found.setdefault(request.submit.service, why)
+        return found
+
+    def why(self, request_ids: Sequence[str], now_s: float) -> dict[str, str]:
+        """The same by request id, of those that are held back."""
+        by_id = ((request.submit.request_id, why) for request, why in self._reasons(now_s))
+        return {request_id: why for request_id, why in by_id if request_id in request_ids}
+
+    def _reasons(self, now_s: float) -> Iterator[tuple[Request, str]]:
         first: Verdict | None = None
         for before, request in enumerate(self._held):
             if first is None:  # nobody overtakes: all wait for what it waits for
                 first = self.gate.judge(self.intake.jobs, request.job, now_s)
-            found.setdefault(request.submit.service, explain.held(before, first))
-        return found
+            yield request, explain.held(before, first)
 
     def submit(self, submit: Submit, now_s: float) -> Refused | None:
         """Take a request, hold it back, or say why not."""

@@ -161,9 +161,21 @@ class Engine:
 
     def waits(self) -> dict[str, str]:
         """Per service, why its first waiting request waits."""
-        policy = self.policy
-        now = Moment(self.jobs, self._room(), policy.caps, policy.state, self._plan)
-        return explain.waits(now, self.door.waits(self._clock()))
+        return explain.waits(self._moment(), self.door.waits(self._clock()))
+
+    def explain(self, request_ids: Sequence[str]) -> dict[str, str]:
+        """What each of these waits for, empty: nothing; without those that are not here."""
+        now = self._moment()
+        found = self.door.why(request_ids, self._clock())
+        for request_id in request_ids:
+            request = self.intake.find(request_id)
+            if request is not None:
+                found[request_id] = explain.explain(now, request.job)
+        return found
+
+    def _moment(self) -> Moment:
+        policy, jobs = self.policy, self.jobs
+        return Moment(jobs, self._room(), policy.terms(jobs), policy.state, self._plan)
 
     # ---- plan to iteration -----------------------------------------------------------------
 

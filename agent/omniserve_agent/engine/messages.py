@@ -1,8 +1,8 @@
 """What the API process and an engine process say to each other: token ids only, msgpack on ZeroMQ.
 
-The API process sends `Submit`, `Cancel`, `Judged` and `Shutdown`; the engine answers with
-`Loading`, `Ready`, `Outputs`, `Refused`, `Failed` and `Stats`. This module imports neither torch
-nor zmq.
+The API process sends `Submit`, `Cancel`, `Judged`, `Explain` and `Shutdown`; the engine answers
+with `Loading`, `Ready`, `Outputs`, `Refused`, `Failed`, `Stats` and `Explained`. This module
+imports neither torch nor zmq.
 """
 
 from __future__ import annotations
@@ -77,7 +77,14 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop after delivering what is done; requests still running are dropped."""
 
 
-ToEngine = Submit | Cancel | Judged | Shutdown
+class Explain(msgspec.Struct, frozen=True, tag="explain"):
+    """Somebody asks why these requests wait; `Explained` of the same number answers."""
+
+    number: int
+    request_ids: list[str]
+
+
+ToEngine = Submit | Cancel | Judged | Explain | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -207,7 +214,14 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     waits: dict[str, str] = {}  # by service: why its first waiting request waits
 
 
-FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats
+class Explained(msgspec.Struct, frozen=True, tag="explained"):
+    """By request id, what it waits for; empty: for nothing. Without those that are not there."""
+
+    number: int
+    reasons: dict[str, str]
+
+
+FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats | Explained
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,8 @@ from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.messages import (
     Cancel,
     EngineConfig,
+    Explain,
+    Explained,
     Failed,
     Judged,
     Loading,
@@ -176,6 +178,8 @@ def _take_messages(engine: Engine, wire: Wire) -> bool:
                     wire.send(refused)
             case Cancel():
                 engine.cancel(message.request_id)
+            case Explain():
+                wire.send(Explained(message.number, engine.explain(message.request_ids)))
             case Judged():
                 engine.judged(message.service, message.attained)
             case Shutdown():

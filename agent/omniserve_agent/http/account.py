@@ -80,7 +80,7 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 def is_quiet(path: str) -> bool:
     """Whether requests of `path` are left out of the log."""
-    return path in QUIET_PATHS or path.startswith("/readyz/")
+    return path in QUIET_PATHS or path.startswith(("/readyz/", "/statusz/"))
 
 
 async def named(request: web.Request, response: web.StreamResponse) -> None:

@@ -21,6 +21,7 @@ from omniserve_agent.http.state import STATE, State
 from omniserve_agent.http.statusz import statusz
 from omniserve_agent.http.tokenizer import TokenizerError
 from omniserve_agent.http.tokenizing import Tokenizing
+from omniserve_agent.http.waits import request_waits
 from omniserve_agent.serving import ServedService
 
 
@@ -97,6 +98,7 @@ HEALTH_ROUTES = (
     web.get("/readyz/{namespace}/{name}", readyz_service),
     web.get("/metrics", metrics_text),
     web.get("/statusz", statusz),
+    web.get("/statusz/requests/{request_id:.+}", request_waits),
 )
 
 

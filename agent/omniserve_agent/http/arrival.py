@@ -26,6 +26,11 @@ class Arrival:
         self.service: ServedService | None = None
         self.submitted = False
 
+    @property
+    def request_id(self) -> str:
+        """Its `x-request-id`."""
+        return self._account.request_id
+
     def body_read(self) -> None:
         """The request has been received in full: its time to first token begins."""
         self.received_s = self._state.clock()

@@ -15,6 +15,7 @@ from omniserve_agent.http.attainment import Outcome
 from omniserve_agent.http.choice import ChoiceText, Chunk, ScoredToken
 from omniserve_agent.http.errors import unavailable
 from omniserve_agent.http.merge import Merge, Silence, choice_chunks
+from omniserve_agent.http.open_requests import OpenRequest
 from omniserve_agent.http.records import ClientGoneError, Record, recorded
 from omniserve_agent.http.state import State
 from omniserve_agent.serving import ServedService
@@ -123,7 +124,8 @@ async def running(
     usage = Usage(prompt_tokens)
     state.merges.add(merge)
     try:
-        with recorded(records):
+        opened = OpenRequest(service, wanted)
+        with recorded(records), state.open_requests.added(arrival.request_id, opened):
             yield Run(merge, records, usage, choices_per_prompt)
     finally:
         state.merges.discard(merge)

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from omniserve_agent.http.merge import Merge
 from omniserve_agent.http.metrics import Metrics
+from omniserve_agent.http.open_requests import OpenRequests
 from omniserve_agent.http.records import Books, Clock
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.settings import HttpSettings
@@ -27,6 +28,7 @@ class State:
     books: Books
     tokenizing: Tokenizing
     limits: dict[str, int] = field(default_factory=dict)
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
     probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)
     merges: set[Merge] = field(default_factory=set)
     in_flight: int = 0

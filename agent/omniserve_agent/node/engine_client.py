@@ -8,13 +8,16 @@ link dies with its process, so none is lost or delivered twice.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
 from omniserve_agent.engine.messages import (
     Cancel,
+    Explain,
+    Explained,
     Failed,
     FromEngine,
     Judged,
@@ -30,6 +33,9 @@ from omniserve_agent.engine.messages import (
 from omniserve_agent.node.assignments import cache_salt
 from omniserve_agent.node.requests import Request
 from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
+
+MOST_QUESTIONS = 8  # at once: each takes time of the loop
+ANSWER_S = 5.0
 
 Send = Callable[[ToEngine], None]
 
@@ -51,6 +57,8 @@ class EngineClient:
         self._given_up = False
         self._was_ready = False
         self._lives = 0
+        self._questions: dict[int, asyncio.Future[dict[str, str]]] = {}
+        self._asked = 0
 
     @property
     def ready(self) -> Ready | None:
@@ -105,6 +113,14 @@ class EngineClient:
         finally:
             self._forget(request)
 
+    async def explain(self, request_ids: Sequence[str]) -> dict[str, str]:
+        """See `serving.Backend`."""
+        held = {request.submit.request_id for request in self._held}
+        known = [request_id for request_id in request_ids if request_id in self._requests]
+        here = {request_id: self._why_held() for request_id in known if request_id in held}
+        inside = [request_id for request_id in known if request_id not in here]
+        return here | await self._ask(inside) if inside else here
+
     def judged(self, service: str, attained: bool) -> None:
         """See `serving.Backend`; an engine that is not there has nothing to learn."""
         if self._send is not None and self._ready is not None:
@@ -130,6 +146,10 @@ class EngineClient:
                 self._send_held()
             case Refused():
                 self._refuse(message)
+            case Explained():
+                question = self._questions.get(message.number)
+                if question is not None and not question.done():
+                    question.set_result(message.reasons)
             case Loading():
                 self._progress = f"{message.stage}: {message.fraction:.0%}"
             case Ready():
@@ -144,6 +164,9 @@ class EngineClient:
         """The process is gone: LS requests end, BE requests wait for the next one."""
         self._send = self._ready = self._stats = None
         self._progress = reason
+        for question in self._questions.values():
+            if not question.done():
+                question.set_exception(EngineUnavailableError(f"engine {self.name}: {reason}"))
         waiting = set(map(id, self._held))
         for request in list(self._requests.values()):
             if id(request) not in waiting:
@@ -186,6 +209,30 @@ class EngineClient:
             )
         request.kept = True
         self._held.append(request)
+
+    def _why_held(self) -> str:
+        if self._ready is None:
+            return f"it waits in the agent until the engine takes requests: {self._progress}"
+        return (
+            f"it waits in the agent with {len(self._held)} BE requests: the engine's queue is full"
+        )
+
+    async def _ask(self, request_ids: list[str]) -> dict[str, str]:
+        """The engine's answer, within ANSWER_S."""
+        if self._send is None or self._ready is None:
+            raise EngineUnavailableError(f"engine {self.name}: {self._progress}")
+        if len(self._questions) >= MOST_QUESTIONS:
+            raise RequestRefusedError(
+                "queue_full", f"engine {self.name}: {MOST_QUESTIONS} ask already; try again later"
+            )
+        self._asked += 1
+        number, answer = self._asked, asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        try:
+            self._send(Explain(number, request_ids))
+            return await asyncio.wait_for(answer, ANSWER_S)
+        finally:
+            del self._questions[number]
 
     def _dispatch(self, request: Request) -> None:
         if self._send is None:

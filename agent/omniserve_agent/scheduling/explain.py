@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from omniserve_agent.scheduling.admission import Verdict
+from omniserve_agent.scheduling.be_queue import BeQueue
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -14,7 +16,7 @@ from omniserve_agent.scheduling.jobs import (
     Stage,
     blocks_for,
 )
-from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
+from omniserve_agent.scheduling.plan import Plan, PolicyState, Room, Terms
 from omniserve_agent.scheduling.shared_prompts import under_way
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -23,20 +25,43 @@ SAME_PROMPT = "another request computes the same prompt: it is found once it is 
 UNDER_WAY = (Stage.PREFILL, Stage.STAGED, Stage.BOUNDARY, Stage.DECODE, Stage.HOPPING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Moment:
-    """What an answer is made of. `plan` is the last one; None: there was none yet."""
+    """What answers are made of; what several have in common is computed once. `plan` is the last
+    one; None: there was none yet."""
 
     jobs: JobIndex
     room: Room
-    caps: Caps
+    terms: Terms
     state: PolicyState | None = None
     plan: Plan | None = None
-    rows: dict[int, int] = field(init=False)  # of the plan on the device, by handle
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        """Of the plan on the device, by handle."""
         chunks = self.plan.device if self.plan is not None else ()
-        object.__setattr__(self, "rows", {chunk.job.handle: chunk.rows for chunk in chunks})
+        return {chunk.job.handle: chunk.rows for chunk in chunks}
+
+    @cached_property
+    def be(self) -> BeQueue:
+        """Why BE waits."""
+        return BeQueue(self.terms, self.jobs, self.room)
+
+    @cached_property
+    def be_blocks(self) -> int:
+        """Of the device, that BE holds."""
+        return sum(job.device_blocks for job in self.jobs.among(BE, DEVICE_STAGES))
+
+    @cached_property
+    def ls_prompts(self) -> tuple[int, int]:
+        """LS prompts that are being or wait to be computed, and their rows."""
+        prompts = list(self.jobs.among(LS, (Stage.PREFILL, Stage.WAITING)))
+        return len(prompts), sum(job.remaining for job in prompts)
+
+    @cached_property
+    def computed(self) -> dict[ServiceClass, set[int]]:
+        """Prompts under way."""
+        return {one: under_way(self.jobs, one) for one in ServiceClass}
 
 
 def explain(now: Moment, job: Job) -> str:
@@ -45,14 +70,13 @@ def explain(now: Moment, job: Job) -> str:
         return "its last token is on its way back from the device"
     match job.stage:
         case Stage.WAITING | Stage.SWAPPED:
-            of_class = _ls if job.service_class is LS else _be
-            return of_class(now.jobs, now.room, now.caps, job)
+            return _ls(now, job) if job.service_class is LS else _be(now, job)
         case Stage.PREFILL:
             return _prefill(now, job)
         case Stage.STAGED:
-            return f"its prompt is computed with what LS leaves{_slack(now.state)}"
+            return f"its prompt is computed {now.terms.prompts}{_slack(now.state)}"
         case Stage.BOUNDARY:
-            return _boundary(now)
+            return _boundary(now, job)
         case Stage.DECODE:
             return "" if now.plan is None or job.handle in now.rows else _without_a_row(now, job)
         case Stage.HOPPING:
@@ -88,15 +112,17 @@ def _prefill(now: Moment, job: Job) -> str:
     if now.plan is not None:
         left += f", the last iteration was given {now.rows.get(job.handle, 0)}"
     if job.service_class is LS:
-        return f"{left}; {_sharing(now.jobs, job)}"
-    return f"{left}; they are computed with what LS leaves{_slack(now.state)}"
+        return f"{left}; {_sharing(now, job)}"
+    return f"{left}; they are computed {now.terms.prompts}{_slack(now.state)}"
 
 
-def _boundary(now: Moment) -> str:
+def _boundary(now: Moment, job: Job) -> str:
+    if not now.terms.caps.be_host:
+        return now.be.why_paused(job)
     queue = now.jobs.count(BE, Stage.BOUNDARY)
     if now.room.free_slots < queue:
         return f"{now.room.free_slots} slots are free and {queue} rows want one"
-    if now.plan is not None and (queue > now.caps.join_rows or not now.plan.entries):
+    if now.plan is not None and (queue > now.terms.caps.join_rows or not now.plan.entries):
         started = len(now.plan.entries)
         return f"{queue} rows want to start a token; the last iteration started {started}"
     return ""
@@ -106,28 +132,33 @@ def _without_a_row(now: Moment, job: Job) -> str:
     """It is on the device, and the last plan went without it."""
     chunks = now.plan.device if now.plan is not None else ()
     of_ls = sum(chunk.job.service_class is LS for chunk in chunks)
+    caps = now.terms.caps
     if job.service_class is LS:
-        return f"{of_ls} LS requests ran before it, an iteration holds {now.caps.max_device_rows}"
+        return f"{of_ls} LS requests ran before it, an iteration holds {caps.max_device_rows}"
+    rows = f"the {caps.max_device_rows}"
+    if caps.be_device_rows is not None:
+        rows = f"BE's {caps.be_device_rows}"
     resident = now.jobs.count(BE, Stage.DECODE)
     return (
         f"{len(chunks) - of_ls} BE requests ran on the device beside {of_ls} of LS, {resident} "
-        f"want a row of the {now.caps.max_device_rows}{_slack(now.state)}"
+        f"want a row of {rows}{_slack(now.state)}"
     )
 
 
 def _between_layers(now: Moment) -> str:
-    lanes = now.caps.join_rows if now.plan is None else now.plan.join_rows
+    lanes = now.terms.caps.join_rows if now.plan is None else now.plan.join_rows
     return (
         f"its row is between layers, with {now.jobs.count(BE, Stage.HOPPING)} in flight: the host "
-        f"attends, and {lanes} at most rejoin at each of {now.caps.layers} layers"
+        f"attends, and {lanes} at most rejoin at each of {now.terms.caps.layers} layers"
     )
 
 
-def _ls(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
-    if job.stage is Stage.WAITING and job.prompt in under_way(jobs, LS):
+def _ls(now: Moment, job: Job) -> str:
+    jobs, room, caps = now.jobs, now.room, now.terms.caps
+    if job.stage is Stage.WAITING and job.prompt in now.computed[LS]:
         return SAME_PROMPT
     needed = blocks_for(job.tokens + 1, caps.block_tokens)
-    held = sum(j.device_blocks for j in jobs.among(BE, DEVICE_STAGES))
+    held = now.be_blocks
     if needed > room.device_free_blocks + held:
         return (
             f"it needs {needed} KV blocks on the device, {room.device_free_blocks} are free and "
@@ -137,32 +168,20 @@ def _ls(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
         return f"BE leaves the device for it: {needed} KV blocks needed, {held} held by BE"
     if (decoding := jobs.count(LS, Stage.DECODE)) >= caps.max_device_rows:
         return f"{decoding} LS requests decode, as many as an iteration holds; one must end first"
-    return _sharing(jobs, job)
+    return _sharing(now, job)
 
 
-def _sharing(jobs: JobIndex, job: Job) -> str:
-    others = [j for j in jobs.among(LS, (Stage.PREFILL, Stage.WAITING)) if j is not job]
-    rows = sum(j.remaining for j in others)
-    return f"{len(others)} LS prompts with {rows} rows share the prefill with it"
+def _sharing(now: Moment, job: Job) -> str:
+    others, rows = now.ls_prompts
+    if job.stage in (Stage.PREFILL, Stage.WAITING):  # it is one of them
+        others, rows = others - 1, rows - job.remaining
+    return f"{others} LS prompts with {rows} rows share the prefill with it"
 
 
-def _be(jobs: JobIndex, room: Room, caps: Caps, job: Job) -> str:
-    if job.prompt in under_way(jobs):
-        return SAME_PROMPT
-    staged, chunked = jobs.count(BE, Stage.STAGED), jobs.count(BE, Stage.PREFILL)
-    if max(staged, chunked) >= caps.staged_jobs:
-        return f"{staged + chunked} BE prompts are being computed before it"
-    needed = blocks_for(max(job.predicted_tokens, job.tokens + 1), caps.block_tokens)
-    free = room.host_free_blocks - jobs.host_growth_blocks
-    if needed > free:
-        return (
-            f"it is expected to need {needed} KV blocks; {room.device_free_blocks} are free on the "
-            f"device and {max(0, free)} on the host beside the growth of others"
-        )
-    return (
-        f"there is no room of {needed} KV blocks on the device, and a prompt for the host yields "
-        "less than leaving the time to the device"
-    )
+def _be(now: Moment, job: Job) -> str:
+    if job.prompt in now.computed[BE]:
+        return now.terms.never or SAME_PROMPT
+    return now.be.why_queued(job)
 
 
 def _slack(state: PolicyState | None) -> str:

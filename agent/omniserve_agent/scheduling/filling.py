@@ -30,6 +30,12 @@ class Grant:
     be_rows: int | None = None  # of BE jobs on the device; None: what LS leaves of `device_rows`
 
 
+def growth_blocks(caps: Caps, jobs: JobIndex) -> int:
+    """Device blocks that LS rows will need over the growth horizon."""
+    rows = jobs.count(ServiceClass.LS, Stage.DECODE, Stage.PREFILL)
+    return blocks_for(rows * caps.growth_iterations, caps.block_tokens)
+
+
 @dataclass
 class Filling:
     """A plan in the making, with what is left of the room and of the caps."""
@@ -56,9 +62,8 @@ class Filling:
         return blocks_for(tokens, self.caps.block_tokens)
 
     def growth_reserve(self, jobs: JobIndex) -> int:
-        """Device blocks that LS rows will need over the growth horizon."""
-        rows = jobs.count(ServiceClass.LS, Stage.DECODE, Stage.PREFILL)
-        return self.blocks(rows * self.caps.growth_iterations)
+        """See `growth_blocks`."""
+        return growth_blocks(self.caps, jobs)
 
     def add_rows(self, rows: Sequence[DeviceChunk]) -> None:
         """Rows that decode, and the blocks that some of them begin."""

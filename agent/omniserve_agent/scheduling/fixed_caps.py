@@ -13,7 +13,7 @@ from omniserve_agent.scheduling import be_places, fill_be, fill_ls
 from omniserve_agent.scheduling.be_prefill import RowLayers
 from omniserve_agent.scheduling.filling import Filling, Grant
 from omniserve_agent.scheduling.jobs import JobIndex
-from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Terms, Unlearning
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class FixedCaps(Unlearning):
                 entries=caps.join_rows,
                 be_host_admissions=caps.be_host_admissions,
             ),
+        )
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        caps = self.caps
+        rows = f"in at most {caps.be_prefill_rows} rows of an iteration, with those of LS prompts"
+        return Terms(
+            caps, prompts=rows, arrival_blocks=caps.device_blocks // be_places.ARRIVAL_PART
         )
 
     def fill(self, jobs: JobIndex, room: Room, grant: Grant) -> Plan:

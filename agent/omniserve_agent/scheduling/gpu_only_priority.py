@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import LatencyModel
-from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Terms, Unlearning
 from omniserve_agent.scheduling.token_budget import MIN_TOKENS, TokenBudget
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -32,13 +32,24 @@ class GpuOnlyPriority(Unlearning):
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """Decodes, then LS prompts, then BE prompts within the token budget."""
+        return FixedCaps(self._caps(jobs)).plan(jobs, room, now_s)
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        caps = self._caps(jobs)
+        prompts = (
+            f"in the {caps.be_prefill_rows} rows that decodes and LS leave of the token budget"
+        )
+        return replace(FixedCaps(caps).terms(jobs), prompts=prompts)
+
+    def _caps(self, jobs: JobIndex) -> Caps:
         left = self.budget.tokens - jobs.count(LS, Stage.DECODE)
         wanted = sum(job.remaining for job in jobs.at(LS, Stage.PREFILL))
         wanted += sum(job.tokens for job in jobs.at(LS, Stage.WAITING))
         ls_rows = max(MIN_TOKENS, min(wanted, left)) if wanted else 0
         be_rows = max(0, min(left - ls_rows, jobs.count(BE, Stage.DECODE)))
         prefill = max(0, left - ls_rows - be_rows)
-        caps = replace(
+        return replace(
             self.caps,
             be_host=False,
             be_device_rows=be_rows,
@@ -46,7 +57,6 @@ class GpuOnlyPriority(Unlearning):
             be_prefill_rows=prefill,
             be_prefill_floor_rows=prefill,
         )
-        return FixedCaps(caps).plan(jobs, room, now_s)
 
     def arrived(self, job: Job) -> None:
         """The tightest times seen set the token budget."""

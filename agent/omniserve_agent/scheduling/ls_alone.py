@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omniserve_agent.scheduling.jobs import Job, JobIndex
 from omniserve_agent.scheduling.latency import LatencyModel, Work
 from omniserve_agent.scheduling.omniserve import Omniserve
-from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room, Terms
 
 
 @dataclass
@@ -24,6 +24,10 @@ class LsAlone:
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """LS as `omniserve` plans it when it is alone."""
         return self.inner.plan(jobs.only_ls(), room, now_s)
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        return Terms(self.caps, never="under the policy ls_alone BE never runs")
 
     def arrived(self, job: Job) -> None:
         """An LS prompt's length tells what may arrive next."""

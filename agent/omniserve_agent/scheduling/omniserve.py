@@ -29,7 +29,7 @@ from omniserve_agent.scheduling.jobs import (
     blocks_for,
 )
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
-from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room
+from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room, Terms
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
 from omniserve_agent.scheduling.traffic import Arrivals, slack_share
@@ -71,6 +71,7 @@ class Omniserve:
         self._floors = Floors()
         self._sweeps = Sweeps(self.caps.layers)
         self._fixed = FixedCaps(self.caps)
+        self._granted: Grant | None = None
         self._lanes = self.caps.join_rows
 
     # ---- events ----------------------------------------------------------------------------
@@ -147,7 +148,21 @@ class Omniserve:
             arrival_blocks=self._arrival_blocks(),
             be_rows=be_rows,
         )
+        self._granted = grant
         return self._fixed.fill(jobs, room, grant)
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`: those of the last plan."""
+        grant = self._granted
+        if grant is None:
+            return Terms(self.caps)
+        return Terms(
+            self.caps,
+            host_pays=grant.be_host_admissions,
+            be_rows=grant.be_rows,
+            be_first=grant.be_first,
+            arrival_blocks=grant.arrival_blocks or 0,
+        )
 
     def _sweep(self, jobs: JobIndex, load: Load) -> float | None:
         """None where the iteration is no sweep; else seconds up to which prompts do not hold it up.

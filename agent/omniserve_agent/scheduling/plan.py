@@ -67,6 +67,42 @@ class PolicyState:
     burns: Mapping[str, float] = field(default_factory=dict)  # of all of them, by LS service
 
 
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The fixed limits of an engine that every policy respects."""
+
+    layers: int
+    block_tokens: int
+    device_blocks: int
+    host_blocks: int
+    max_device_rows: int
+    join_rows: int
+    ls_prefill_rows: int
+    be_prefill_rows: int
+    be_device_residency: bool = True
+    staged_jobs: int = 2  # layer-major prefills under way at once
+    be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
+    growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
+    be_host: bool = True  # BE may run from the host; else what is moved there is paused
+    be_host_admissions: bool = True  # waiting BE may begin on the host
+    sweeps: bool = True  # passes without LS rows may wait for the host
+    be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
+    be_device_rows: int | None = None  # the same for rows of an iteration
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a policy lets BE run now: what explanations are made of."""
+
+    caps: Caps  # those in force, which may be tighter than the engine's
+    never: str = ""  # why no BE request runs; empty: they do
+    prompts: str = "with what LS leaves"  # how BE's prompts are computed
+    host_pays: bool = True  # whether prompts may be computed for the host
+    be_rows: int | None = None  # of BE jobs on the device in an iteration; None: what LS leaves
+    be_first: str | None = None  # a BE service whose jobs go first
+    arrival_blocks: int = 0  # of the device, kept for LS prompts to come
+
+
 class Policy(Protocol):
     """Chooses the next iteration: reads the index and the room, changes nothing there."""
 
@@ -76,6 +112,9 @@ class Policy(Protocol):
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration; an empty plan when nothing can run."""
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """For explanations: what the next plan lets BE do, beside these jobs."""
 
     def arrived(self, job: Job) -> None:
         """A request was taken."""
@@ -107,26 +146,3 @@ class Unlearning:
     def state(self) -> PolicyState | None:
         """Nothing is predicted."""
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """The fixed limits of an engine that every policy respects."""
-
-    layers: int
-    block_tokens: int
-    device_blocks: int
-    host_blocks: int
-    max_device_rows: int
-    join_rows: int
-    ls_prefill_rows: int
-    be_prefill_rows: int
-    be_device_residency: bool = True
-    staged_jobs: int = 2  # layer-major prefills under way at once
-    be_prefill_floor_rows: int = 8  # rows per layer that LS prefill can not take from BE
-    growth_iterations: int = 32  # LS growth over this many iterations is kept free on the device
-    be_host: bool = True  # BE may run from the host; else what is moved there is paused
-    be_host_admissions: bool = True  # waiting BE may begin on the host
-    sweeps: bool = True  # passes without LS rows may wait for the host
-    be_device_blocks: int | None = None  # a fixed share of the device for BE; None: what is free
-    be_device_rows: int | None = None  # the same for rows of an iteration

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import LatencyModel
-from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Terms, Unlearning
 from omniserve_agent.scheduling.token_budget import MIN_TOKENS, TokenBudget
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -43,11 +43,21 @@ class StaticHeadroom(Unlearning):
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """Fixed caps; BE in its share."""
+        plan = FixedCaps(self._caps(jobs)).plan(jobs, room, now_s)
+        return replace(plan, overflow=tuple(self._overflow(jobs, plan)))
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        caps = self._caps(jobs)
+        prompts = f"in at most {caps.be_prefill_rows} rows of an iteration, BE's share"
+        return replace(FixedCaps(caps).terms(jobs), prompts=prompts)
+
+    def _caps(self, jobs: JobIndex) -> Caps:
         share = 1.0 - self.headroom
         be_rows = int(share * self.caps.max_device_rows)
         decodes = jobs.count(LS, Stage.DECODE) + min(be_rows, jobs.count(BE, Stage.DECODE))
         prompt_rows = max(MIN_TOKENS, self.budget.tokens - decodes)
-        caps = replace(
+        return replace(
             self.caps,
             be_host=False,
             be_device_blocks=int(share * self.caps.device_blocks),
@@ -57,8 +67,6 @@ class StaticHeadroom(Unlearning):
             ),
             be_prefill_rows=min(int(share * prompt_rows), self.caps.be_prefill_rows),
         )
-        plan = FixedCaps(caps).plan(jobs, room, now_s)
-        return replace(plan, overflow=tuple(self._overflow(jobs, plan)))
 
     def _overflow(self, jobs: JobIndex, plan: Plan) -> Iterator[Job]:
         """Waiting requests beyond those that are next on the device."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work
-from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
+from omniserve_agent.scheduling.plan import Caps, Plan, Room, Terms, Unlearning
 from omniserve_agent.scheduling.token_budget import MIN_TOKENS, TokenBudget
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -43,20 +43,28 @@ class SynchronousOffload(Unlearning):
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """FixedCaps' order without classes for prompts; offloaded rows as far as they fit under."""
+        plan = FixedCaps(self._caps(jobs)).plan(jobs, room, now_s)
+        entries = self._fitting(plan, jobs)
+        return replace(plan, entries=entries, waits_for_host=bool(entries))
+
+    def terms(self, jobs: JobIndex) -> Terms:
+        """See `Policy`."""
+        caps = self._caps(jobs)
+        prompts = f"in {caps.be_prefill_rows} rows of an iteration, BE's part of the token budget"
+        return replace(FixedCaps(caps).terms(jobs), prompts=prompts)
+
+    def _caps(self, jobs: JobIndex) -> Caps:
         decodes = jobs.count(LS, Stage.DECODE) + jobs.count(BE, Stage.DECODE)
         rows = max(MIN_TOKENS, self.budget.tokens - decodes)
         if all(jobs.count(one, *PROMPTS) for one in (LS, BE)):
             rows //= 2  # for each class
         be_rows = min(rows, self.caps.be_prefill_rows)
-        caps = replace(
+        return replace(
             self.caps,
             ls_prefill_rows=min(rows, self.caps.ls_prefill_rows),
             be_prefill_rows=be_rows,
             be_prefill_floor_rows=be_rows,
         )
-        plan = FixedCaps(caps).plan(jobs, room, now_s)
-        entries = self._fitting(plan, jobs)
-        return replace(plan, entries=entries, waits_for_host=bool(entries))
 
     def _fitting(self, plan: Plan, jobs: JobIndex) -> tuple[Job, ...]:
         """The first-come rows whose host attention hides behind the device's work."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
-from omniserve_agent.scheduling.ceiling import BeFlow, binding
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
+from omniserve_agent.simulation.figures import Figures, Limits, Seen, figures_of
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.node import Node, Run
 from omniserve_agent.simulation.overflow import CpuEngine
@@ -47,34 +44,8 @@ class Setting:
     be_prefill_rows: int = 2048
     int8_kv: bool = False
     overflow: bool = True  # whether `static_headroom` has its CPU-only engine
+    to_the_end: bool = False  # LS requests that came in time are judged, however late they end
     be_open: int | None = None  # BE requests kept open at once; None: there are always more
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One row of the result tables; names as in design.md, section 10."""
-
-    policy: str
-    offered: int
-    attained_offered: float
-    attained_finished: float
-    refused_share: float
-    ttft_ms_p50: float
-    ttft_ms_p99: float
-    tpot_ms_p50: float
-    tpot_ms_p99: float
-    be_tokens_per_s: float
-    ceiling: str
-    be_prefill_tokens_per_s: float = 0.0
-    iteration_ms: float = 0.0
-    rows_in_flight: float = 0.0
-    host_busy_share: float = 0.0
-    refused_would_attain: float | None = None
-    admitted_missed: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def caps_for(hardware: Hardware, setting: Setting) -> Caps:
@@ -131,162 +102,179 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Counters at a moment."""
+
+    be_tokens: float = 0.0
+    host_tokens: float = 0.0
+    be_prefill_tokens: int = 0
+    busy_s: float = 0.0
+    iterations: int = 0
+    row_seconds: float = 0.0
+
+
 @dataclass
 class Experiment:
-    """Drives a node through a workload. LS arrivals in order; BE from a backlog without end, or
-    from the same list where that holds BE."""
+    """Drives a node through a workload, once. LS arrivals in order; BE from a backlog without end,
+    or from the same list where that holds BE."""
 
     hardware: Hardware
     setting: Setting
     arrivals: Sequence[Arrival]
     backlog: Iterator[Arrival] | None = None
     refused: list[Arrival] = field(default_factory=list)
-    rows_seen: float = 0.0
     let_in: Arrival | None = None  # admitted whatever admission says
     let_in_attained: bool = False
 
-    def run(self) -> Figures:
-        """Until the setting's time is over."""
-        setting, node = self.setting, node_for(self.hardware, self.setting)
-        machine = machine_for(self.hardware, setting)
-        gate = policies.gate_for(node.policy, machine, setting.admission)
-        cpu = [CpuEngine(pool, self.hardware.model) for pool in self.hardware.hosts]
-        pending = list(reversed(self.arrivals))
-        held = Held(gate, lambda one: one[1])
-        start = (0, 0, 0.0, 0, 0.0, 0)
-        while node.now_s < setting.seconds:
-            self._arrive(node, pending, held)
-            if node.now_s < setting.warm_up_s:
-                start = (
-                    node.be_tokens,
-                    node.be_prefill_tokens,
-                    node.hosts.busy_s,
-                    node.iterations,
-                    sum(c.tokens for c in cpu),
-                    node.be_host_tokens,
-                )
-                self.rows_seen = 0.0
-            before_s = node.now_s
-            overflow = node.step(pending[-1].arrival_s if pending else setting.seconds)
-            self.rows_seen += node.flights.count * (node.now_s - before_s)
-            if setting.policy.startswith("static_headroom") and setting.overflow:
-                self._overflow(node, cpu, overflow, node.now_s - before_s)
-        return self._figures(node, cpu, start, held)
+    def __post_init__(self) -> None:
+        setting, machine = self.setting, machine_for(self.hardware, self.setting)
+        self._node = node_for(self.hardware, setting)
+        self._gate = policies.gate_for(self._node.policy, machine, setting.admission)
+        self._cpu = [CpuEngine(pool, self.hardware.model) for pool in self.hardware.hosts]
+        self._overflows = setting.policy.startswith("static_headroom") and setting.overflow
+        self._pending = list(reversed(self.arrivals))
+        self._held: Held = HeldBack(self._gate, lambda one: one[1])
+        self._row_seconds = 0.0
 
-    def _arrive(self, node: Node, pending: list[Arrival], held: Held) -> None:
+    def run(self) -> Figures:
+        """Until the setting's time is over; of all engines, for which this one stands."""
+        return self.figures([self.measure()])
+
+    def figures(self, seen: Sequence[Seen]) -> Figures:
+        """Of engines like this one."""
+        setting, hardware = self.setting, self.hardware
+        limits = Limits(hardware.latency.layers, hardware.join_rows, setting.tokens_per_hop)
+        return figures_of(seen, limits, setting.policy, hardware.engines)
+
+    def measure(self) -> Seen:
+        """Until the setting's time is over, and with `to_the_end` until each LS request that came
+        by then has ended or is certain to miss."""
+        setting, node = self.setting, self._node
+        start = _Mark()
+        while node.now_s < setting.seconds:
+            if node.now_s < setting.warm_up_s:
+                start = self._mark()
+            self._turn()
+        end, span_s = self._mark(), node.now_s - setting.warm_up_s
+        while setting.to_the_end and self._undecided():
+            self._turn()
+        return self._seen(start, end, span_s)
+
+    def _turn(self) -> None:
+        node, pending = self._node, self._pending
+        self._arrive()
+        before_s = node.now_s
+        overflow = node.step(pending[-1].arrival_s if pending else self.setting.seconds)
+        self._row_seconds += node.flights.count * (node.now_s - before_s)
+        if self._overflows:
+            self._overflow(overflow, node.now_s - before_s)
+
+    def _mark(self) -> _Mark:
+        node, cpu_tokens = self._node, sum(engine.tokens for engine in self._cpu)
+        return _Mark(
+            node.be_tokens + cpu_tokens,
+            node.be_host_tokens + cpu_tokens,
+            node.be_prefill_tokens,
+            node.hosts.busy_s,
+            node.iterations,
+            self._row_seconds,
+        )
+
+    def _undecided(self) -> bool:
+        """Whether an LS request that came in time may still attain."""
+        pending, node = self._pending, self._node
+        if pending and pending[-1].arrival_s < self.setting.seconds:
+            return True
+        runs = [run for run in node.runs.values() if run.job.service_class is LS]
+        return any(not self._missed(run) for run in runs) or any(
+            not self._overdue(arrival) for arrival, _ in self._held
+        )
+
+    def _arrive(self) -> None:
+        node, pending = self._node, self._pending
         while pending and pending[-1].arrival_s <= node.now_s:
-            self._offer(node, pending.pop(), held)
-        for arrival, _ in held.ready(node.jobs, node.now_s):
+            self._offer(pending.pop())
+        for arrival, _ in self._held.ready(node.jobs, node.now_s):
             node.submit(arrival)
         if self.backlog is not None and self.setting.policy != "ls_alone":
-            while self._wants_be(node):
+            while self._wants_be():
                 node.submit(next(self.backlog))
 
-    def _wants_be(self, node: Node) -> bool:
+    def _wants_be(self) -> bool:
         """A backlog without end, or a client that keeps so many requests open."""
+        node = self._node
         if self.setting.be_open is None:
             return node.jobs.count(BE, Stage.WAITING) < BACKLOG_REQUESTS
         ls = sum(node.jobs.count(LS, stage) for stage in Stage)
         return len(node.runs) - ls < self.setting.be_open
 
-    def _offer(self, node: Node, arrival: Arrival, held: Held) -> None:
+    def _offer(self, arrival: Arrival) -> None:
+        node = self._node
         if arrival.service_class is BE:
             node.submit(arrival)
             return
         new = (arrival, node.job_for(arrival))
-        if arrival is self.let_in or held.judge(node.jobs, new, node.now_s).admitted:
+        if arrival is self.let_in or self._held.judge(node.jobs, new, node.now_s).admitted:
             node.submit(arrival)
-        elif held.gate.mode is AdmissionMode.QUEUE and held.alone(new, node.now_s).admitted:
-            held.add(new)
+        elif self._gate.mode is AdmissionMode.QUEUE and self._held.alone(new, node.now_s).admitted:
+            self._held.add(new)
         else:
             self.refused.append(arrival)
 
-    def _overflow(
-        self, node: Node, cpu: list[CpuEngine], given: Sequence[Any], seconds: float
-    ) -> None:
-        for engine in cpu:
+    def _overflow(self, given: Sequence[Job], seconds: float) -> None:
+        for engine in self._cpu:
             engine.advance(seconds)
         for job in given:
-            free = max(cpu, key=lambda engine: engine.places)
+            free = max(self._cpu, key=lambda engine: engine.places)
             if free.places > 0:
-                free.take(node.withdraw(job).arrival)
+                free.take(self._node.withdraw(job).arrival)
 
     # ---- figures ---------------------------------------------------------------------------
 
-    def _figures(
-        self,
-        node: Node,
-        cpu: list[CpuEngine],
-        start: tuple[int, int, float, int, float, int],
-        held: Held,
-    ) -> Figures:
-        setting = self.setting
-        span_s = node.now_s - setting.warm_up_s
-        due_before_s = node.now_s - setting.ttft_slo_s
-        judged = [run for run in node.ended if run.job.service_class is LS]
-        late = [
-            r for r in node.runs.values() if r.job.service_class is LS and self._missed(r, node)
-        ]
-        judged = [r for r in judged if r.arrival.arrival_s >= setting.warm_up_s]
-        late = [r for r in late if r.arrival.arrival_s >= setting.warm_up_s]
-        refused = [a for a in self.refused if a.arrival_s >= setting.warm_up_s]
-        overdue = [a for a, _ in held if setting.warm_up_s <= a.arrival_s < due_before_s]
-        attained = sum(self._attains(run) for run in judged)
-        self.let_in_attained = any(r.arrival is self.let_in and self._attains(r) for r in judged)
-        missed = len(late) + len(overdue)
-        offered = len(judged) + missed + len(refused)
-        ttft = [_ttft(run) for run in judged] or [float("nan")]
-        tpot = [_tpot(run) for run in judged if run.output_tokens > 1] or [float("nan")]
-        cpu_tokens = sum(c.tokens for c in cpu) - start[4]
-        be_tokens = node.be_tokens - start[0] + cpu_tokens
-        prefill = node.be_prefill_tokens - start[1]
-        iterations = max(1, node.iterations - start[3])
-        busy = (node.hosts.busy_s - start[2]) / span_s / len(self.hardware.hosts)
-        flow = BeFlow(
-            rows_in_flight=self.rows_seen / span_s,
-            tokens_per_hop=setting.tokens_per_hop,
-            layers=self.hardware.latency.layers,
-            iteration_s=span_s / iterations,
-            join_rows=self.hardware.join_rows,
-            output_tokens_per_s=be_tokens / span_s,
-            host_tokens_per_s=(node.be_host_tokens - start[5] + cpu_tokens) / span_s,
-            host_busy_share=min(1.0, busy),
-            prefill_tokens_per_s=prefill / span_s,
-            output_per_prompt_token=be_tokens / max(1, prefill),
+    def _seen(self, start: _Mark, end: _Mark, span_s: float) -> Seen:
+        node, counts = self._node, self._counts
+        ended = [run for run in node.ended if run.job.service_class is LS and counts(run.arrival)]
+        open_runs = [run for run in node.runs.values() if run.job.service_class is LS]
+        late = [run for run in open_runs if counts(run.arrival) and self._missed(run)]
+        overdue = [a for a, _ in self._held if counts(a) and self._overdue(a)]
+        self.let_in_attained = any(r.arrival is self.let_in and self._attains(r) for r in ended)
+        return Seen(
+            span_s=span_s,
+            ttfts=[_ttft(run) for run in ended],
+            tpots=[_tpot(run) for run in ended if run.output_tokens > 1],
+            attained=sum(self._attains(run) for run in ended),
+            missed=len(late) + len(overdue),
+            refused=sum(counts(arrival) for arrival in self.refused),
+            be_tokens=end.be_tokens - start.be_tokens,
+            host_tokens=end.host_tokens - start.host_tokens,
+            be_prefill_tokens=end.be_prefill_tokens - start.be_prefill_tokens,
+            iterations=end.iterations - start.iterations,
+            row_seconds=end.row_seconds - start.row_seconds,
+            host_busy_s=(end.busy_s - start.busy_s) / len(self.hardware.hosts),
             prefilling=node.jobs.count(BE, Stage.STAGED, Stage.PREFILL) > 0,
         )
-        scale = 1e3
-        return Figures(
-            policy=setting.policy,
-            offered=offered,
-            attained_offered=attained / offered if offered else float("nan"),
-            attained_finished=attained / len(judged) if judged else float("nan"),
-            refused_share=len(refused) / offered if offered else 0.0,
-            ttft_ms_p50=float(np.percentile(ttft, 50)) * scale,
-            ttft_ms_p99=float(np.percentile(ttft, 99)) * scale,
-            tpot_ms_p50=float(np.percentile(tpot, 50)) * scale,
-            tpot_ms_p99=float(np.percentile(tpot, 99)) * scale,
-            be_tokens_per_s=be_tokens / span_s * self.hardware.engines,
-            ceiling=binding(flow),
-            be_prefill_tokens_per_s=prefill / span_s * self.hardware.engines,
-            iteration_ms=span_s / iterations * scale,
-            rows_in_flight=flow.rows_in_flight,
-            host_busy_share=busy,
-            admitted_missed=len(judged) + missed - attained,
-        )
+
+    def _counts(self, arrival: Arrival) -> bool:
+        return arrival.arrival_s >= self.setting.warm_up_s
 
     def _attains(self, run: Run) -> bool:
         good = _ttft(run) <= self.setting.ttft_slo_s
         return good and (run.output_tokens < 2 or _tpot(run) <= self.setting.tpot_slo_s)
 
-    def _missed(self, run: Run, node: Node) -> bool:
+    def _overdue(self, arrival: Arrival) -> bool:
+        """Held back for longer than its TTFT."""
+        return arrival.arrival_s < self._node.now_s - self.setting.ttft_slo_s
+
+    def _missed(self, run: Run) -> bool:
         """Unfinished, and certain to miss."""
+        now_s = self._node.now_s
         if run.first_token_s is None:
-            return node.now_s > run.arrival.arrival_s + self.setting.ttft_slo_s
+            return now_s > run.arrival.arrival_s + self.setting.ttft_slo_s
         if _ttft(run) > self.setting.ttft_slo_s:
             return True
         most_s = (run.arrival.output_tokens - 1) * self.setting.tpot_slo_s
-        return node.now_s > run.first_token_s + most_s
+        return now_s > run.first_token_s + most_s
 
 
 def _ttft(run: Run) -> float:

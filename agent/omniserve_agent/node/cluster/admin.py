@@ -11,6 +11,7 @@ from omniserve_agent.http.app import app_over, metrics_text
 from omniserve_agent.http.errors import ApiError, json_response
 from omniserve_agent.http.health import healthz, why_not_ready
 from omniserve_agent.http.statusz import statusz
+from omniserve_agent.http.waits import request_waits
 from omniserve_agent.node.cluster.executor import Executor
 from omniserve_agent.node.cluster.run_state import RunState
 from omniserve_crds.servingnode import ServiceAssignment
@@ -38,6 +39,7 @@ def admin_app(view: AdminView) -> web.Application:
             web.get("/readyz/{namespace}/{name}", readyz_service),
             web.get("/metrics", metrics_text),
             web.get("/statusz", statusz),
+            web.get("/statusz/requests/{request_id:.+}", request_waits),
         ],
     )
     app[VIEW] = view
