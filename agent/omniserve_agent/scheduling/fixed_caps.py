@@ -283,7 +283,8 @@ class FixedCaps(Unlearning):
     def _be_device_prefill(self, jobs: JobIndex, draft: _Draft) -> int:
         """Chunks of BE prompts on the device; their rows."""
         admitted = [a.job for a in draft.admissions if a.tier is Tier.DEVICE]
-        chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
+        ranked = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
+        chosen = _first_of(draft.grant.be_first, ranked, _service)
         if not chosen:
             return 0
         left = most = draft.grant.be_prefill.device_rows(draft.ls_prefill_rows, draft.staged)

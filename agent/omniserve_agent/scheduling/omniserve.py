@@ -16,7 +16,7 @@ from omniserve_agent.scheduling.budget import SHORTEST_S, Choice, best, largest_
 from omniserve_agent.scheduling.costs import Costs, Load, edges_within
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.fixed_caps import FixedCaps, Grant
-from omniserve_agent.scheduling.floors import Floors
+from omniserve_agent.scheduling.floors import NOTHING, Floors, Owed
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
@@ -124,9 +124,12 @@ class Omniserve:
         ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
         ls = decode.prompt(ls_rows)
         time = self._time(jobs, prompts, decode, ls, pace, late_s)
-        floor_s, first = self._floors.owed(jobs, now_s)
-        be_rows, load = self._be_device_rows(jobs, ls, max(time.decode_s, time.ls_s + floor_s))
-        self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
+        floor = self._floors.owed(jobs)
+        be_rows, load = self._be_device_rows(
+            jobs, ls, time.decode_s, time.ls_s + floor.seconds, floor.decoding
+        )
+        joins_s, floor_s = self._floor_left(floor, load, time.decode_s)
+        self._lanes, load = self._join_lanes(jobs, load, max(time.decode_s, joins_s))
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
         prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s)
@@ -140,7 +143,7 @@ class Omniserve:
             be_host_admissions=self.caps.be_host_admissions
             and (hidden_s is not None or self._host_pays(jobs, ls, load)),
             ls_prompts=prompts.order,
-            be_first=first,
+            be_first=floor.service,
             sweeps=hidden_s is not None,
             arrival_blocks=self._arrival_blocks(),
             be_rows=be_rows,
@@ -264,19 +267,37 @@ class Omniserve:
                 break
         return min(wanted, self.caps.ls_prefill_rows)
 
-    def _be_device_rows(self, jobs: JobIndex, ls: Load, budget_s: float) -> tuple[int, Load]:
-        """BE rows on the device, each a token per iteration; and the load with them."""
+    def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
+        """What BE rows on the device have not spent of it: until when joins may take, and for
+        prompts."""
+        if floor is NOTHING:
+            return 0.0, 0.0
+        seconds = self.costs.seconds(load)
+        left_s = max(0.0, floor.seconds - max(0.0, seconds - decode_s))
+        return seconds + floor.hopping * left_s, min(left_s, floor.prompts_s)
+
+    def _be_device_rows(
+        self, jobs: JobIndex, ls: Load, budget_s: float, floor_end_s: float, floor_rows: int
+    ) -> tuple[int, Load]:
+        """BE rows on the device, each a token per iteration; and the load with them. Of a service
+        that is owed something, so many go on until `floor_end_s`."""
         resident = jobs.at(BE, Stage.DECODE)
         others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
         most = max(0, self.caps.max_device_rows - jobs.count(LS, Stage.DECODE))
         if not resident or not most:
             return min(most, others), ls
         keys = list(accumulate(job.tokens for job in resident[:most]))
-        rows = largest_fitting(
-            int(ls.rows == 0),  # without LS somebody always goes on
-            len(keys),
-            lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= budget_s,
-        )
+
+        def fitting(least: int, most: int, until_s: float) -> int:
+            return largest_fitting(
+                least,
+                most,
+                lambda n: self.costs.seconds(ls.plus(n, n, keys[n - 1] if n else 0)) <= until_s,
+            )
+
+        rows = fitting(int(ls.rows == 0), len(keys), budget_s)  # without LS somebody always goes on
+        if floor_rows > rows:
+            rows = max(rows, fitting(0, min(floor_rows, len(keys)), floor_end_s))
         load = ls.plus(rows, rows, keys[rows - 1] if rows else 0)
         return rows + (min(most - rows, others) if rows == len(keys) else 0), load
 
