@@ -1,5 +1,7 @@
 """Admission by projection: only load refuses, and more load never lets more in."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +34,9 @@ def gate(mode=AdmissionMode.REJECT, caps=CAPS):
     return Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
 
 
-def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S):
+def job(
+    handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S, priority=0
+):
     due = Deadlines(arrival_s, ttft_s, tpot_s)
     if stage is Stage.DECODE:
         due.emitted(NOW_S)
@@ -40,7 +44,7 @@ def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_
         handle=handle,
         service="default/chat",
         service_class=LS,
-        priority=0,
+        priority=priority,
         arrival=handle,
         tokens=tokens,
         max_total_tokens=tokens + 200,
@@ -96,6 +100,33 @@ def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
     urgent = job(2, tokens=100, ttft_s=0.2)
     assert gate().judge(index(), urgent, NOW_S).admitted
     assert not gate().judge(index(waiting), urgent, NOW_S).admitted
+
+
+def test_one_that_goes_before_by_priority_does_not_push_out_an_admitted_prompt():
+    """The policy orders by priority before laxity: the one that is due earlier comes second."""
+    waiting = job(1, tokens=60, ttft_s=0.1)
+    urgent = job(2, tokens=59, ttft_s=0.16, priority=10)
+    assert gate().judge(index(), waiting, NOW_S).admitted
+    assert gate().judge(index(), urgent, NOW_S).admitted
+    assert not gate().judge(index(waiting), urgent, NOW_S).admitted
+
+
+def test_one_that_is_due_earlier_waits_for_those_of_higher_priority():
+    crowd = [job(n, tokens=100, ttft_s=10.0, priority=1) for n in range(10)]
+    assert not gate().judge(index(*crowd), job(99), NOW_S).admitted
+    assert gate().judge(index(*crowd), job(99, priority=1), NOW_S).admitted
+
+
+def test_policies_without_laxity_are_projected_in_the_order_of_rank():
+    waiting, newcomer = job(1, tokens=400, ttft_s=0.5), job(2, tokens=100, ttft_s=0.45)
+    by_rank = replace(gate(), by_laxity=False)
+    assert not by_rank.judge(index(waiting), newcomer, NOW_S).admitted
+    assert by_rank.judge(index(waiting), job(2, tokens=100, ttft_s=0.7), NOW_S).admitted
+
+
+def test_a_prompt_that_is_lost_gives_way():
+    lost = job(1, tokens=400, arrival_s=NOW_S - 0.9)  # 100 ms left for a prompt of over 400
+    assert gate().judge(index(lost), job(2, tokens=400), NOW_S).admitted
 
 
 def test_choices_of_one_prompt_are_charged_for_it_once():

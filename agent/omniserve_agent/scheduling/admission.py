@@ -1,6 +1,6 @@
 """Admission: whether one more LS request can attain without another one missing (design.md, 7).
 
-The engine is projected forward: prompts that are due earlier are computed first, in chunks that
+The engine is projected forward: prompts are computed in the policy's own order, in chunks that
 leave decodes within their TPOT; whoever finds no row or no KV waits for decodes to end, which they
 do at their services' p90 lengths. Only load refuses: a request whose own prompt cannot be computed
 within its TTFT on an idle engine is taken and counts as missed, since no waiting would help it.
@@ -8,16 +8,19 @@ within its TTFT on an idle engine is taken and counts as missed, since no waitin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import Protocol
 
 from omniserve_agent.scheduling.budget import SHORTEST_S, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.omniserve import PRICED_CHUNK_ROWS
 from omniserve_agent.scheduling.plan import Caps
 from omniserve_agent.scheduling.shared_prompts import rows_once
+from omniserve_agent.scheduling.slack import least_laxity
 
 LS = ServiceClass.LS
 LEAST_CHUNK_ROWS = 16  # LS prefill never stands still
@@ -81,7 +84,7 @@ class _State:
     tpot_s: float  # the tightest
     left_tokens: int  # of the decoding requests, to their predicted ends
     kv_tokens: int  # that all admitted requests hold half-way to their predicted ends
-    prompts: tuple[Job, ...]  # that wait or are being computed, by due time
+    prompts: tuple[Job, ...]  # that wait or are being computed
 
     @property
     def tokens_per_end(self) -> float:
@@ -97,6 +100,7 @@ class Gate:
     costs: Costs
     caps: Caps
     mode: AdmissionMode = AdmissionMode.REJECT
+    by_laxity: bool = True  # as the policy orders LS prompts; else by rank, those begun first
 
     def judge(self, jobs: JobIndex, new: Job, now_s: float) -> Verdict:
         """See `Admission`."""
@@ -127,18 +131,21 @@ class Gate:
 
     def _first_tokens(self, state: _State, new: Job, now_s: float) -> Iterator[Verdict]:
         """The newcomer's, and those of prompts behind it that could have been in time."""
-        ahead = [job for job in state.prompts if _due_s(job) <= _due_s(new)]
-        *rows, own = rows_once((*ahead, new), self.caps.block_tokens)
-        places, before = len(ahead) + 1, sum(rows)
-        yield self._first_token(state, new, places, before + own, now_s)
-        all_rows = rows_once(state.prompts, self.caps.block_tokens)
-        for job, rows_behind in zip(state.prompts, all_rows, strict=True):
-            if _due_s(job) <= _due_s(new):
-                continue
-            places, before = places + 1, before + rows_behind
-            without = self._first_token(state, job, places - 1, before, now_s)
-            if without.admitted:
-                yield self._first_token(state, job, places, before + own, now_s)
+        order = self._order((*state.prompts, new), now_s)
+        first, size = order.index(new), self.caps.block_tokens
+        with_new = [*accumulate(rows_once(order, size))]
+        yield self._first_token(state, new, first + 1, with_new[first], now_s)
+        behind = order[first + 1 :]
+        without_new = [*accumulate(rows_once((*order[:first], *behind), size))]
+        for place, job in enumerate(behind, first + 1):
+            if self._first_token(state, job, place, without_new[place - 1], now_s).admitted:
+                yield self._first_token(state, job, place + 1, with_new[place], now_s)
+
+    def _order(self, prompts: Sequence[Job], now_s: float) -> Sequence[Job]:
+        if not self.by_laxity:
+            return sorted(prompts, key=lambda job: (job.stage is not Stage.PREFILL, job.rank))
+        row_s = self.costs.prompt_s(PRICED_CHUNK_ROWS) / PRICED_CHUNK_ROWS
+        return least_laxity(prompts, now_s, row_s).order
 
     def _first_token(
         self, state: _State, job: Job, places: int, rows: int, now_s: float
@@ -199,7 +206,7 @@ def _state(jobs: JobIndex, tpot_s: float) -> _State:
         tpot_s=min([tpot_s, *tpots]),
         left_tokens=sum([max(1, job.predicted_tokens - job.tokens) for job in decoding]),
         kv_tokens=sum(halfway),
-        prompts=tuple(sorted(prompts, key=_due_s)),
+        prompts=tuple(prompts),
     )
 
 
