@@ -72,6 +72,7 @@ class Foreseeing(Unlearning):
 
     def __post_init__(self) -> None:
         self._inner, self._flights = FixedCaps(self.caps), InFlight(self.caps.layers)
+        self.terms = self._inner.terms
         self._load, self._lanes = Load(), 0
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:

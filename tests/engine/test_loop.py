@@ -1,5 +1,7 @@
 """The loop, the block managers and the policy together, over an executor whose KV is token ids."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -361,3 +363,29 @@ def test_any_mix_finishes_exactly_and_frees_everything(
             break
     assert engine.idle, state(engine)
     mix.check()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("residency", [True, False])
+def test_the_policy_is_told_what_a_promised_service_did(depth, residency):
+    """Row-layers of its prompts, device rows and hops, each once; nothing of other services."""
+    engine = make_engine(depth=depth, be_device_residency=residency)
+    served = Counter()
+
+    def observed(work, seconds):
+        for name, had in work.served.items():
+            served[name, "batch"] += had.batch
+            served[name, "staged"] += had.staged
+
+    object.__setattr__(engine.policy, "observed", observed)
+    for i, share in ((0, 20), (1, 0)):
+        engine.submit(
+            submit(f"be{i}", [i + 1] * 9, "BE", 6, service=f"s{i}", min_share_percent=share)
+        )
+    run(engine)
+    assert {name for name, _ in served} == {"s0"}
+    rows = 9 + 5 + engine.counts.late_rows  # a row found finished late was computed
+    assert sum(served.values()) >= 3 * (9 + 5)
+    assert sum(served.values()) <= 3 * rows
+    if not residency:
+        assert served["s0", "staged"] == 3 * 9

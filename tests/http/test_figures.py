@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from omniserve_agent.engine.messages import ServiceClass, Stats, TokenEvent
 from omniserve_agent.http.settings import HttpSettings
-from omniserve_agent.serving import RequestRefusedError
+from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
 
 
 @pytest.fixture
@@ -181,6 +181,36 @@ async def test_what_counts_as_offered(engine, service, serving, say):
         assert found[labelled("omniserve_requests_total", outcome=outcome, **names)] == 1
     unread = {"service": "", "class": "", "outcome": "caller_error"}
     assert found[labelled("omniserve_requests_total", **unread)] == 1
+
+
+async def test_refused_and_failed_requests_burn_the_error_budget_of_clients(
+    engine, service, serving, say, clock
+):
+    """The engine's own burn tells of what it took; margins can not help those it refused."""
+    answers = [RequestRefusedError("slo", "full"), EngineUnavailableError("died"), *[None] * 18]
+    backend = engine(lambda s: [answer] if (answer := answers.pop(0)) else say("x")(s))
+    names = {"service": "default/chat", "class": "LS"}
+    burn = labelled("omniserve_slo_error_budget_burn_ratio", **names)
+    quiet, batch = engine(say("x")), engine(say("x"))
+    services = [
+        service(backend),
+        service(quiet, name="quiet"),
+        service(batch, name="batch", service_class=ServiceClass.BE),
+    ]
+    async with serving(services, clock=clock) as client:
+        statuses = [(await client.complete())[0] for _ in range(19)]
+        assert (await samples(client))[burn] == 0  # too few to say
+        statuses.append((await client.complete())[0])
+        found = await samples(client)
+        _, report, _ = await client.get("/statusz")
+        clock.advance(301)
+        assert (await samples(client))[burn] == 0
+    assert statuses == [429, 503, *[200] * 18]
+    assert found[burn] == pytest.approx(10.0)  # 2 of 20 where 1 % may
+    assert [s["slo"]["errorBudgetBurn"] for s in report["services"][:2]] == [10.0, 0.0]
+    assert found[labelled(burn[0], service="default/quiet", **{"class": "LS"})] == 0
+    assert labelled(burn[0], service="default/batch", **{"class": "BE"}) not in found
+    assert backend.judgements == [("default/chat", True)] * 18
 
 
 async def test_be_figures_and_token_counters(engine, service, serving, say, clock, tokenizer):

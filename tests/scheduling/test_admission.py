@@ -1,6 +1,8 @@
 """Admission by projection: only load refuses, and more load never lets more in."""
 
-from hypothesis import given
+from dataclasses import replace
+
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate, Open
@@ -32,7 +34,9 @@ def gate(mode=AdmissionMode.REJECT, caps=CAPS):
     return Gate(Costs(MODEL, Correction(), ErrorBudgets()), caps, mode)
 
 
-def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S):
+def job(
+    handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_s=NOW_S, priority=0
+):
     due = Deadlines(arrival_s, ttft_s, tpot_s)
     if stage is Stage.DECODE:
         due.emitted(NOW_S)
@@ -40,7 +44,7 @@ def job(handle, stage=Stage.WAITING, tokens=50, ttft_s=1.0, tpot_s=0.1, arrival_
         handle=handle,
         service="default/chat",
         service_class=LS,
-        priority=0,
+        priority=priority,
         arrival=handle,
         tokens=tokens,
         max_total_tokens=tokens + 200,
@@ -98,6 +102,33 @@ def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
     assert not gate().judge(index(waiting), urgent, NOW_S).admitted
 
 
+def test_one_that_goes_before_by_priority_does_not_push_out_an_admitted_prompt():
+    """The policy orders by priority before laxity: the one that is due earlier comes second."""
+    waiting = job(1, tokens=60, ttft_s=0.1)
+    urgent = job(2, tokens=59, ttft_s=0.16, priority=10)
+    assert gate().judge(index(), waiting, NOW_S).admitted
+    assert gate().judge(index(), urgent, NOW_S).admitted
+    assert not gate().judge(index(waiting), urgent, NOW_S).admitted
+
+
+def test_one_that_is_due_earlier_waits_for_those_of_higher_priority():
+    crowd = [job(n, tokens=100, ttft_s=10.0, priority=1) for n in range(10)]
+    assert not gate().judge(index(*crowd), job(99), NOW_S).admitted
+    assert gate().judge(index(*crowd), job(99, priority=1), NOW_S).admitted
+
+
+def test_policies_without_laxity_are_projected_in_the_order_of_rank():
+    waiting, newcomer = job(1, tokens=400, ttft_s=0.5), job(2, tokens=100, ttft_s=0.45)
+    by_rank = replace(gate(), by_laxity=False)
+    assert not by_rank.judge(index(waiting), newcomer, NOW_S).admitted
+    assert by_rank.judge(index(waiting), job(2, tokens=100, ttft_s=0.7), NOW_S).admitted
+
+
+def test_a_prompt_that_is_lost_gives_way():
+    lost = job(1, tokens=400, arrival_s=NOW_S - 0.9)  # 100 ms left for a prompt of over 400
+    assert gate().judge(index(lost), job(2, tokens=400), NOW_S).admitted
+
+
 def test_choices_of_one_prompt_are_charged_for_it_once():
     """`n`, and batches over one document: a last block each is all that the others compute."""
     others = [job(n, tokens=100) for n in range(10)]
@@ -109,24 +140,114 @@ def test_choices_of_one_prompt_are_charged_for_it_once():
     assert gate().judge(index(*others), newcomer, NOW_S).admitted
 
 
+def test_a_prompt_that_waits_will_have_its_pace():
+    waiting = job(1, tpot_s=0.02)
+    decoding = [job(n, Stage.DECODE, tpot_s=1.0) for n in range(10, 26)]  # 20 ms with both
+    verdict = gate().judge(index(waiting, *decoding), job(2, tpot_s=1.0), NOW_S)
+    assert "the token would take 20 ms, more than 90% of the 20 ms" in verdict.reason
+    assert gate().judge(index(job(1), *decoding), job(2, tpot_s=1.0), NOW_S).admitted
+
+
+def test_who_finds_no_row_waits_for_others_to_end():
+    """Ends come as often as the requests that have a row are long on the average."""
+    few = replace(CAPS, max_device_rows=4)
+    going = [job(n, Stage.DECODE) for n in range(10, 14)]  # 100 tokens of 10 ms left of each
+    assert gate(caps=few).judge(index(*going), job(1, ttft_s=0.3), NOW_S).admitted
+    verdict = gate(caps=few).judge(index(*going), job(1, ttft_s=0.2), NOW_S)
+    assert "the first token would take 250 ms" in verdict.reason
+
+
 def test_the_reason_names_the_limit_that_was_used():
     verdict = gate().judge(index(*(job(n, tokens=88) for n in range(10))), job(99), NOW_S)
     assert "more than 90% of the 1000 ms left" in verdict.reason
 
 
-LOAD = st.lists(
-    st.tuples(st.sampled_from([Stage.DECODE, Stage.WAITING]), st.integers(1, 400)), max_size=30
+# Steps, so that a smaller chunk may be the cheaper one: 1 ms a layer up to 32 rows, then 2 ms.
+STEPS = LatencyModel(
+    10, Curve((1, 32, 33, 64, 65, 512), (1e-3, 1e-3, 2e-3, 2e-3, 4e-3, 3e-2)), Curve((1,), (0.0,))
 )
+TIGHT = replace(CAPS, device_blocks=120, max_device_rows=8, ls_prefill_rows=256)
+STAGES = (Stage.DECODE, Stage.WAITING, Stage.PREFILL, Stage.SWAPPED)
 
 
-@given(LOAD, st.integers(0, 29), st.integers(1, 300), st.floats(0.1, 3), st.floats(0.02, 0.3))
-def test_admission_is_monotone_in_load(load, left_out, tokens, ttft_s, tpot_s):
-    """Whoever is admitted beside some jobs is admitted beside fewer of them."""
-    jobs = [job(n, stage, size, 10.0, 1.0) for n, (stage, size) in enumerate(load)]
-    new = job(99, tokens=tokens, ttft_s=ttft_s, tpot_s=tpot_s)
-    fewer = [one for one in jobs if one.handle != left_out]
-    if gate().judge(index(*jobs), new, NOW_S).admitted:
-        assert gate().judge(index(*fewer), new, NOW_S).admitted
+def random_job(stages=STAGES):
+    """TTFT 0.1 to 10 s, of which some or all may have passed; TPOT 20 ms to 1 s."""
+    return st.builds(
+        lambda handle, stage, tokens, ttft_s, tpot_s, waited_s, priority, left: replace(
+            job(handle, stage, tokens, ttft_s, tpot_s, NOW_S - waited_s * ttft_s, priority),
+            predicted_tokens=tokens + left,
+        ),
+        st.integers(1, 10**9),
+        st.sampled_from(stages),
+        st.integers(1, 400),
+        st.floats(0.1, 10.0),
+        st.floats(0.02, 1.0),
+        st.floats(0.0, 1.2),
+        st.sampled_from((0, 0, 0, 5)),
+        st.integers(1, 200),
+    )
+
+
+def random_gate():
+    models, caps = st.sampled_from((MODEL, STEPS)), st.sampled_from((CAPS, TIGHT))
+    return st.builds(
+        lambda model, caps, by_laxity: Gate(
+            Costs(model, Correction(), ErrorBudgets()), caps, by_laxity=by_laxity
+        ),
+        models,
+        caps,
+        st.booleans(),
+    )
+
+
+def in_time(judge, jobs):
+    """Handles of the prompts that are projected to be in time."""
+    seen = judge.project(jobs, NOW_S)
+    order = judge.order(seen.prompts, NOW_S)
+    found = seen.first_tokens(order)
+    return {one.handle for one, first in zip(order, found, strict=True) if first.in_time}
+
+
+@settings(max_examples=300)
+@given(
+    random_gate(),
+    st.lists(random_job(), max_size=14, unique_by=lambda one: one.handle),
+    random_job((Stage.WAITING,)),
+    random_job(),
+)
+def test_more_load_lets_nobody_in_unless_it_makes_an_admitted_prompt_late(judge, jobs, new, more):
+    """A prompt that will be late anyway sets no deadline, so that nobody is refused for it: load
+    that makes one late can let others in. Load that leaves all in time that were never does."""
+    assume(len({one.handle for one in (*jobs, new, more)}) == len(jobs) + 2)
+    fewer, all_of_them = index(*jobs), index(*jobs, more)
+    kept = in_time(judge, fewer) <= in_time(judge, all_of_them)
+    if kept and judge.judge(all_of_them, new, NOW_S).admitted:
+        assert judge.judge(fewer, new, NOW_S).admitted
+
+
+@settings(max_examples=300)
+@given(
+    random_gate(),
+    st.lists(random_job(), max_size=14, unique_by=lambda one: one.handle),
+    random_job((Stage.WAITING,)),
+    random_job((Stage.WAITING,)),
+)
+def test_whom_the_gate_let_in_lets_nobody_in(judge, jobs, new, let_in):
+    """Its own admissions are such load, but for prompts that no idle engine could serve in time."""
+    assume(len({one.handle for one in (*jobs, new, let_in)}) == len(jobs) + 2)
+    fewer = index(*jobs)
+    assume(not judge.hopeless(let_in) and judge.judge(fewer, let_in, NOW_S).admitted)
+    if judge.judge(index(*jobs, let_in), new, NOW_S).admitted:
+        assert judge.judge(fewer, new, NOW_S).admitted
+
+
+def test_a_prompt_that_more_load_makes_late_is_no_longer_in_the_way():
+    """What the property excepts."""
+    waiting = job(1, tokens=300, ttft_s=0.5)  # 302 ms on its own
+    newcomer = job(2, tokens=200, ttft_s=0.35)
+    assert not gate().judge(index(waiting), newcomer, NOW_S).admitted
+    decoding = [job(n, Stage.DECODE, tpot_s=0.04, tokens=9) for n in range(10, 34)]
+    assert in_time(gate(), index(waiting, *decoding)) == set()
 
 
 def test_those_held_back_keep_their_order_and_the_lost_come_last():

@@ -22,6 +22,7 @@ from omniserve_agent.engine.execution.iteration import (
     Executor,
     Iteration,
     Launched,
+    Outcome,
     StagedPrefill,
 )
 from omniserve_agent.engine.intake import Intake, IntakeLimits
@@ -148,8 +149,11 @@ class Engine:
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
+            left = [staged.row_layers_left(self.layers) for staged in iteration.staged]
             launched = self.executor.launch(iteration)
             self._expect_reads(launched.work)
+            if self.jobs.promised:
+                self._book(iteration, left, launched.work)
             self._advance(iteration, launched)
             self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
@@ -203,6 +207,26 @@ class Engine:
         number = self.counts.iterations
         return self.batch.build(number, plan, requests, self.jobs, interrupted)
 
+    def _book(self, iteration: Iteration, left: Sequence[int], work: Work) -> None:
+        """Whose work it is, of services with a promised share; `left`: of prefills, before it."""
+        requests, promised = self.intake.requests, self.jobs.promised
+        for segment in iteration.segments:
+            job = requests[segment.handle].job
+            if job.service in promised and job.service_class is ServiceClass.BE:
+                work.serve(job.service, batch=len(segment.token_ids) * self.layers)
+        for staged, before in zip(iteration.staged, left, strict=True):
+            service = requests[staged.handle].job.service
+            if service in promised:
+                drawn = before - staged.row_layers_left(self.layers)
+                work.serve(service, staged=drawn)
+
+    def _book_hops(self, outcome: Outcome, work: Work) -> None:
+        """The same of offloaded rows, once they are past the last layer."""
+        for _, choices in outcome.hops:
+            request = self.intake.requests.get(choices[0].handle)
+            if request is not None and request.job.service in self.jobs.promised:
+                work.serve(request.job.service, batch=len(choices) * self.layers)
+
     def _advance(self, iteration: Iteration, launched: Launched) -> None:
         """What is certain once an iteration is launched: counts, not tokens."""
         requests = self.intake.requests
@@ -250,6 +274,8 @@ class Engine:
         outcome = self.executor.collect(launched)
         begun_s, self._collected_s = max(started_s, self._collected_s), self._clock()
         seconds = self._collected_s - begun_s if launched.seconds is None else launched.seconds
+        if self.jobs.promised:
+            self._book_hops(outcome, launched.work)
         self.policy.observed(launched.work, seconds)
         for choice in outcome.segments:
             self._returned(choice)

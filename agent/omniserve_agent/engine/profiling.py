@@ -42,11 +42,9 @@ class Witness:
     seen: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.plan, self.arrived, self.judged = (
-            self.inner.plan,
-            self.inner.arrived,
-            self.inner.judged,
-        )
+        inner = self.inner
+        self.plan, self.terms = inner.plan, inner.terms
+        self.arrived, self.judged = inner.arrived, inner.judged
 
     @property
     def caps(self) -> Caps:

@@ -17,6 +17,7 @@ from omniserve_agent.http.models import model, models
 from omniserve_agent.http.records import Books, Clock
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.http.settings import HttpSettings
+from omniserve_agent.http.slo_metrics import SloCollector
 from omniserve_agent.http.state import STATE, State
 from omniserve_agent.http.statusz import statusz
 from omniserve_agent.http.tokenizer import TokenizerError
@@ -52,12 +53,14 @@ def make_state(
     """What handlers share. Whoever makes it closes its `tokenizing`."""
     settings = settings or HttpSettings()
     metrics = Metrics(registry)
+    books = Books(registry, metrics, clock)
+    metrics.include(SloCollector(registry, books, clock))
     return State(
         registry=registry,
         settings=settings,
         clock=clock,
         metrics=metrics,
-        books=Books(registry, metrics, clock),
+        books=books,
         tokenizing=Tokenizing(settings),
     )
 

@@ -1,15 +1,17 @@
 """Prometheus metrics, base units, one registry per server.
 
 By service and class: `omniserve_requests_total` (by outcome), `omniserve_slo_offered_total`,
-`omniserve_slo_attained_total`, `omniserve_ttft_seconds`, `omniserve_tpot_seconds`,
-`omniserve_delivery_seconds`, `omniserve_prompt_tokens_total`,
-`omniserve_cached_prompt_tokens_total`, `omniserve_output_tokens_total`. By engine:
+`omniserve_slo_attained_total`, `omniserve_slo_error_budget_burn_ratio` (see `slo_metrics`),
+`omniserve_ttft_seconds`, `omniserve_tpot_seconds`, `omniserve_delivery_seconds`,
+`omniserve_prompt_tokens_total`, `omniserve_cached_prompt_tokens_total`,
+`omniserve_output_tokens_total`. By engine:
 `omniserve_engine_*`, see `engine_metrics`.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 from omniserve_agent.http.attainment import Observation
 from omniserve_agent.http.engine_metrics import EngineCollector
@@ -65,6 +67,10 @@ class Metrics:
             "From the engine's choice of a first token to its event written, of LS requests.",
             _DELIVERY_BUCKETS,
         )
+
+    def include(self, collector: Collector) -> None:
+        """Figures that are read when scraped."""
+        self._registry.register(collector)
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""

@@ -58,6 +58,8 @@ def service_report(state: State, service: ServedService) -> dict[str, Any]:
             "ttftMs": service.slo.ttft_ms,
             "tpotMs": service.slo.tpot_ms,
             "objectivePercent": service.slo.objective_percent,
+            # Of what clients saw; the engine's own leaves out what it refused and what failed.
+            "errorBudgetBurn": round(tally.error_budget_burn(service.slo, now_s), 3),
         }
     return report
 

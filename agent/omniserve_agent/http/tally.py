@@ -124,6 +124,19 @@ class Tally:
         lengths = [s.seen.output_tokens for s in self._samples if s.seen.outcome == "finished"]
         return sum(lengths) / len(lengths) if lengths else None
 
+    def error_budget_burn(self, slo: Slo, now_s: float) -> float:
+        """Share of the offered that missed, refused and failed ones included, over the share that
+        may, over the SLO's window; 0 with fewer than its `min_samples`. 1: all of it is used."""
+        offered = missed = 0
+        for sample in reversed(self._samples):
+            if sample.seen.ended_s <= now_s - slo.window_s:
+                break
+            offered += sample.offered
+            missed += sample.offered and not sample.attained
+        if not offered or offered < slo.min_samples:
+            return 0.0
+        return missed / offered / (1.0 - slo.objective_percent / 100)
+
     def window(self, now_s: float, window_s: float) -> tuple[Counts, Quantiles]:
         """Figures of the requests that ended within the last `window_s` seconds."""
         counts, recent = Counts(), []

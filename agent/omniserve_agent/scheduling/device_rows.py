@@ -7,6 +7,7 @@ of the dense modules where that makes the batch less efficient than stopping the
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import NamedTuple
 
 from omniserve_agent.scheduling.budget import Choice, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
@@ -17,12 +18,21 @@ from omniserve_agent.scheduling.plan import Caps
 LS, BE = ServiceClass.LS, ServiceClass.BE
 
 
-def be_device_rows(
-    jobs: JobIndex, costs: Costs, caps: Caps, ls: Load, budget_s: float, prefill_s: float
-) -> tuple[int, Load]:
-    """Rows of BE on the device beside LS's load within `budget_s`, and the load with them.
+class Until(NamedTuple):
+    """How long an iteration may become, in seconds."""
 
-    Places that residents leave are for those that come; BE's prompts may take up to `prefill_s`.
+    decode_s: float  # for BE rows that decode
+    prefill_s: float  # for BE's prompts on top
+    floor_s: float = 0.0  # for the first `floor_rows` that decode: a service is owed them
+    floor_rows: int = 0
+
+
+def be_device_rows(
+    jobs: JobIndex, costs: Costs, caps: Caps, ls: Load, until: Until
+) -> tuple[int, Load]:
+    """Rows of BE on the device beside LS's load, and the load with them.
+
+    Places that residents leave are for those that come.
     """
     resident = jobs.at(BE, Stage.DECODE)
     others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
@@ -38,7 +48,7 @@ def be_device_rows(
         prompts = largest_fitting(
             0,
             min(remaining, caps.be_prefill_rows),
-            lambda n: costs.seconds(load.plus(n, 0, 0, pairs(0, n))) <= prefill_s,
+            lambda n: costs.seconds(load.plus(n, 0, 0, pairs(0, n))) <= until.prefill_s,
         )
         whole = load.plus(prompts, 0, 0, pairs(0, prompts))
         return Choice(rows, whole.rows, costs.seconds(whole))
@@ -47,7 +57,10 @@ def be_device_rows(
         return costs.seconds(ls.plus(rows, rows, keys[rows]))
 
     least = int(ls.rows == 0)  # without LS somebody always goes on
-    fitting = largest_fitting(least, len(keys) - 1, lambda rows: seconds(rows) <= budget_s)
+    fitting = largest_fitting(least, len(keys) - 1, lambda rows: seconds(rows) <= until.decode_s)
     rows = costs.worthwhile(ls.rows, fitting, seconds, with_prompts)
+    if until.floor_rows > rows:
+        owed = min(until.floor_rows, len(keys) - 1)
+        rows = max(rows, largest_fitting(0, owed, lambda rows: seconds(rows) <= until.floor_s))
     load = ls.plus(rows, rows, keys[rows])
     return rows + (min(most - rows, others) if rows == len(keys) - 1 else 0), load

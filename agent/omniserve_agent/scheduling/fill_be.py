@@ -14,7 +14,8 @@ BE = ServiceClass.BE
 def device_prefill(jobs: JobIndex, filling: Filling) -> int:
     """Chunks of BE prompts on the device; their rows."""
     admitted = [a.job for a in filling.admissions if a.tier is Tier.DEVICE]
-    chosen = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
+    ranked = [*jobs.at(BE, Stage.PREFILL), *(j for j in admitted if j.service_class is BE)]
+    chosen = first_of(filling.grant.be_first, ranked, by_service)
     if not chosen:
         return 0
     moving = filling.moving

@@ -7,6 +7,7 @@ stages with `JobIndex.move`; nothing is rebuilt per iteration.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
@@ -111,6 +112,8 @@ class JobIndex:
     host_growth_blocks: int = 0  # that BE jobs on the host are still expected to take
     offloaded_tokens: int = 0  # KV of BE jobs on the host that decode
     offloaded_prompts: dict[int, int] = field(default_factory=dict)  # theirs: how many have each
+    # BE services whose newest job has a promised share: how many of their jobs are in each stage.
+    promised: dict[str, dict[Stage, int]] = field(default_factory=dict)
     _lists: dict[tuple[ServiceClass, Stage], list[Job]] = field(
         default_factory=lambda: {(c, s): [] for c in ServiceClass for s in Stage}
     )
@@ -121,7 +124,18 @@ class JobIndex:
 
     def add(self, job: Job) -> None:
         """A new job, in the stage it carries."""
+        if job.service_class is ServiceClass.BE and (self.promised or job.min_share_percent):
+            self._promise(job)
         self._insert(job)
+
+    def _promise(self, job: Job) -> None:
+        if not job.min_share_percent:
+            self.promised.pop(job.service, None)
+        elif job.service not in self.promised:
+            of_all = self.among(ServiceClass.BE, STAGES)
+            self.promised[job.service] = Counter(
+                j.stage for j in of_all if j.service == job.service
+            )
 
     def move(self, job: Job, stage: Stage) -> None:
         """The job passes to another stage; DONE takes it out of the index."""
@@ -131,14 +145,33 @@ class JobIndex:
         if job.stage is Stage.DECODE:
             self._left_decoding(job, at)
         self._count(job, (0, 0))
+        if self.promised:
+            self._left(job)
         job.stage = stage
         if stage is not Stage.DONE:
             self._insert(job)
+        elif self.promised:
+            self._forget_promise(job)
+
+    def _left(self, job: Job) -> None:
+        stages = self._promised_stages(job)
+        if stages is not None:
+            stages[job.stage] -= 1
+
+    def _forget_promise(self, job: Job) -> None:
+        stages = self._promised_stages(job)
+        if stages is not None and not any(stages.values()):
+            del self.promised[job.service]
+
+    def _promised_stages(self, job: Job) -> dict[Stage, int] | None:
+        return self.promised.get(job.service) if job.service_class is ServiceClass.BE else None
 
     def _insert(self, job: Job) -> None:
         jobs = self._lists[job.service_class, job.stage]
         at = bisect_right(jobs, job.rank, key=_rank)
         jobs.insert(at, job)
+        if self.promised and (stages := self._promised_stages(job)) is not None:
+            stages[job.stage] = stages.get(job.stage, 0) + 1
         if job.stage is Stage.DECODE:
             self._decoding[job.service_class].insert(at, DeviceChunk(job, 1))
             if job.deadlines is not None:

@@ -57,6 +57,14 @@ class Curve:
 
 
 @dataclass(slots=True)
+class Served:
+    """What one service had of an iteration, in rows × layers."""
+
+    batch: int = 0  # device rows; an offloaded row all at once, as it lands
+    staged: int = 0  # layer-major prefill
+
+
+@dataclass(slots=True)
 class Work:
     """What an iteration does, as planned or as it happened."""
 
@@ -69,6 +77,13 @@ class Work:
     staged_pairs: int = 0  # the same over layer-major chunks, counted per layer
     host_kv_bytes: float = 0.0  # expected to be read by host workers meanwhile; 0 where waited
     waited: bool = False  # layers waited for the host: the device's work does not explain the time
+    served: dict[str, Served] = field(default_factory=dict)  # BE services with a promised share
+
+    def serve(self, service: str, batch: int = 0, staged: int = 0) -> None:
+        """A service with a promised share had so much of it, in rows × layers."""
+        had = self.served.setdefault(service, Served())
+        had.batch += batch
+        had.staged += staged
 
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,11 @@ from math import inf
 from omniserve_agent.scheduling.be_prefill import Seconds
 from omniserve_agent.scheduling.budget import Choice, best
 from omniserve_agent.scheduling.costs import Costs, Load
-from omniserve_agent.scheduling.device_rows import be_device_rows
+from omniserve_agent.scheduling.device_rows import Until, be_device_rows
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
 from omniserve_agent.scheduling.filling import Grant
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
-from omniserve_agent.scheduling.floors import Floors
+from omniserve_agent.scheduling.floors import NOTHING, Floors, Owed
 from omniserve_agent.scheduling.host_worth import PRICED_CHUNK_ROWS, host_pays, prompts_per_token_s
 from omniserve_agent.scheduling.in_flight import InFlight, steps
 from omniserve_agent.scheduling.jobs import (
@@ -126,10 +126,16 @@ class Omniserve:
         ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
         ls = decode.prompt(ls_rows)
         time = self._time(jobs, prompts, decode, ls, pace, late_s)
-        floor_s, first = self._floors.owed(jobs, now_s)
-        budget_s = max(time.decode_s, time.ls_s + floor_s)
-        be_rows, load = be_device_rows(jobs, self.costs, self.caps, ls, budget_s, time.prefill_s)
-        self._lanes, load = self._join_lanes(jobs, load, time.decode_s)
+        floor = self._floors.owed(jobs)
+        be_rows, load = be_device_rows(
+            jobs,
+            self.costs,
+            self.caps,
+            ls,
+            Until(time.decode_s, time.prefill_s, time.ls_s + floor.seconds, floor.decoding),
+        )
+        joins_s, floor_s = self._floor_left(floor, load, time.decode_s)
+        self._lanes, load = self._join_lanes(jobs, load, max(time.decode_s, joins_s))
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
         prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s)
@@ -143,7 +149,7 @@ class Omniserve:
             be_host_admissions=self.caps.be_host_admissions
             and (hidden_s is not None or host_pays(jobs, self.costs, self.caps.layers, ls, load)),
             ls_prompts=prompts.order,
-            be_first=first,
+            be_first=floor.service,
             sweeps=hidden_s is not None,
             arrival_blocks=self._arrival_blocks(),
             be_rows=be_rows,
@@ -273,6 +279,15 @@ class Omniserve:
             if wanted >= self.caps.ls_prefill_rows:
                 break
         return min(wanted, self.caps.ls_prefill_rows)
+
+    def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
+        """What BE rows on the device have not spent of it: until when joins may take, and for
+        prompts."""
+        if floor is NOTHING:
+            return 0.0, 0.0
+        seconds = self.costs.seconds(load)
+        left_s = max(0.0, floor.seconds - max(0.0, seconds - decode_s))
+        return seconds + floor.hopping * left_s, min(left_s, floor.prompts_s)
 
     def _join_lanes(self, jobs: JobIndex, load: Load, budget_s: float) -> tuple[int, Load]:
         """Lanes per layer: all, or up to a step edge of the dense modules, whichever brings most

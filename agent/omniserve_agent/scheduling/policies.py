@@ -43,13 +43,12 @@ POLICIES: dict[str, Callable[[Machine], Policy]] = {
 
 
 def gate_for(policy: Policy, machine: Machine, mode: AdmissionMode) -> Gate:
-    """Admission beside a policy, at the prices that the policy itself corrects if it predicts."""
-    costs = policy.costs if isinstance(policy, Omniserve) else None
-    if isinstance(policy, LsAlone):
-        costs = policy.inner.costs
-    if costs is None:
-        costs = Costs(machine.model, Correction(), ErrorBudgets(enabled=False))
-    return Gate(costs, machine.caps, mode)
+    """Admission beside a policy, in its order and, if it predicts, at its prices."""
+    predicting = policy.inner if isinstance(policy, LsAlone) else policy
+    if isinstance(predicting, Omniserve):
+        return Gate(predicting.costs, machine.caps, mode)
+    costs = Costs(machine.model, Correction(), ErrorBudgets(enabled=False))
+    return Gate(costs, machine.caps, mode, by_laxity=False)
 
 
 def make(name: str, machine: Machine) -> Policy:

@@ -8,6 +8,7 @@ background. A prefix that is found costs neither time nor blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,7 @@ class Node:
     tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
     same_iteration_joins: bool = True
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
+    min_shares: Mapping[str, int] = field(default_factory=dict)  # percent promised to BE services
     now_s: float = 0.0
     iterations: int = 0
     busy_s: float = 0.0
@@ -99,6 +101,7 @@ class Node:
             max_total_tokens=most,
             predicted_tokens=arrival.prompt_tokens + expected,
             deadlines=deadlines,
+            min_share_percent=self.min_shares.get(arrival.service, 0) if deadlines is None else 0,
         )
 
     def submit(self, arrival: Arrival) -> Run:
@@ -175,6 +178,7 @@ class Node:
         # Between a row's leaving and the pick of the same layer lies the device's attention.
         window_s = latency.key * work.device_keys if self.same_iteration_joins else 0.0
         landed = self.flights.advance(due, self.now_s, seconds, window_s)
+        self._book_hops(landed, work)
         self.policy.observed(work, seconds)
         return seconds, landed
 
@@ -188,6 +192,7 @@ class Node:
         # Layer-major prefill runs while the host attends.
         seconds = max(swept.seconds, latency.predict(work) * noise) + latency.fixed
         work.joined_rows, work.waited = swept.joined, True
+        self._book_hops(swept.landed, work)
         self.policy.observed(work, seconds)
         return seconds, swept.landed
 
@@ -202,6 +207,16 @@ class Node:
         self.policy.observed(work, device_s * latency.layers)
         landed = self.flights.land_all()
         return latency.layers * (max(device_s, host_s) + offloaded_s), landed
+
+    def _book(self, job: Job, work: Work, batch: int = 0, staged: int = 0) -> None:
+        """Whose work it is, of BE services with a promised share."""
+        if job.service_class is BE and job.service in self.jobs.promised:
+            work.serve(job.service, batch, staged)
+
+    def _book_hops(self, landed: list[int], work: Work) -> None:
+        if self.jobs.promised:
+            for handle in landed:
+                self._book(self.runs[handle].job, work, batch=self.hardware.latency.layers)
 
     def _deliver(
         self, chunks: list[tuple[Job, int]], finished: list[Run], landed: list[int]
@@ -274,6 +289,8 @@ class Node:
             device_keys=sum([job.computed + 1 for job, rows in chunks if rows == 1]),
         )
         for job, rows in chunks:
+            if self.jobs.promised:
+                self._book(job, work, batch=rows * self.hardware.latency.layers)
             if rows > 1:
                 work.device_pairs += pairs(job.computed, rows)
             if job.stage is Stage.PREFILL and job.service_class is BE:
@@ -316,6 +333,7 @@ class Node:
             if take % chunk:
                 work.chunk_rows.append(take % chunk)
             work.staged_pairs += int(pairs(job.computed, rows) * layers * take / (rows * layers))
+            self._book(job, work, staged=take)
             pool -= take
             drawn += take
             run.staged_left -= take
