@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from omniserve_agent.cli import app as agent_app
 from omniserve_agent.http.metrics import Metrics as AgentMetrics
+from omniserve_agent.http.records import Books
 from omniserve_agent.http.registry import ServiceRegistry
+from omniserve_agent.http.slo_metrics import SloCollector
 from omniserve_crds.conditions import ConditionType, Reason
 from omniserve_crds.llmservice import LLMService
 from omniserve_crds.servingnode import RunReason
@@ -68,9 +71,11 @@ def test_variables_named_anywhere_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_metrics_named_anywhere_exist(page):
-    known = set()
+    known, services = set(), ServiceRegistry(())
+    agent = AgentMetrics(services)
+    agent.include(SloCollector(services, Books(services, agent, time.monotonic), time.monotonic))
     for text in (
-        AgentMetrics(ServiceRegistry(())).text(),
+        agent.text(),
         generate_latest(OperatorMetrics().registry),
     ):
         for family in text_string_to_metric_families(text.decode()):
