@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from e2e.harness.api import Object
-from e2e.harness.cluster import Cluster
+from e2e.harness.cluster import SETTLE_S, Cluster
 from e2e.harness.specs import be, ls
 from e2e.harness.waiting import eventually, steadily
 
@@ -80,6 +80,9 @@ def test_life_cycle_with_figures_hysteresis_and_one_event_each(
 
     _measured(cluster, namespace, **_good())
     _attained(cluster, namespace, "True", "Attained")
+    eventually(  # events are written after the status
+        lambda: len(_flips(cluster, namespace)) >= 3, SETTLE_S, "three flips told"
+    )
     flips = _flips(cluster, namespace)
     for reason, count in (("TPOTMissed", 1), ("Attained", 2)):
         assert flips.count(reason) == count, flips

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness.cluster import Cluster
+from e2e.harness.cluster import SETTLE_S, Cluster
 from e2e.harness.control_plane import ControlPlane
 from e2e.harness.install import NAMESPACE, installed, kubelet_running, values
 from e2e.harness.specs import ls
+from e2e.harness.waiting import eventually
 
 WATCHED, OTHER = "watched", "not-watched"
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
@@ -48,7 +49,9 @@ def test_services_of_the_named_namespaces_alone_are_served(cluster: Cluster) -> 
         cluster.apply(namespace, "chat", ls(auth={"apiKeysSecretRef": {"name": "keys"}}))
     cluster.wait_condition(WATCHED, "chat", "Ready", "True")
     assert cluster.endpoints(WATCHED, "chat")
-    assert cluster.events(WATCHED, "chat", "ReplicasReady")
+    eventually(  # events are written after the status
+        lambda: cluster.events(WATCHED, "chat", "ReplicasReady"), SETTLE_S, "an event of it"
+    )
     assert "status" not in cluster.service(OTHER, "chat")
     assert set(cluster.assignments()) == {f"{WATCHED}/chat"}
 
