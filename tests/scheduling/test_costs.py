@@ -90,6 +90,13 @@ def prompt(handle, tokens, ttft_s, priority=0, arrival_s=0.0):
     )
 
 
+def test_a_prompt_far_longer_than_its_ttft_gives_way_to_those_that_can_attain():
+    endless, short = prompt(1, 4000, 1.0), prompt(2, 10, 1.0, arrival_s=0.1)
+    assert least_laxity([endless, short], 0.1, 1e-3).order == (short, endless)
+    later = prompt(3, 10, 1.0, arrival_s=1.2)  # it came when the long one had waited enough
+    assert least_laxity([endless, later], 1.2, 1e-3).order == (endless, later)
+
+
 def test_prompts_go_by_laxity_and_priority_and_the_hopeless_do_not_pull_others_down():
     long, short = prompt(1, 400, 1.0), prompt(2, 10, 0.9)
     found = least_laxity([short, long], 0.0, 1e-3)

@@ -87,7 +87,7 @@ def least_laxity(jobs: Iterable[Job], now_s: float, row_s: float) -> Prompts:
             continue
         start_s = deadlines.due_s - job.remaining * row_s
         hopeless = start_s < now_s
-        key_s = start_s + deadlines.ttft_s if hopeless else start_s
+        key_s = deadlines.due_s + deadlines.ttft_s if hopeless else start_s
         keyed.append((-job.priority, key_s, job.arrival, hopeless, job))
     keyed.sort()
     slack_s, ahead_s = inf, 0.0
