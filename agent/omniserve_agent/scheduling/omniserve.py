@@ -182,10 +182,8 @@ class Omniserve:
             return None
         joining = min(in_flight, self.caps.join_rows)
         swept_s = self.costs.predicted(load.joined(((joining, self.caps.layers),)))
-        seconds, token_s = (
-            self.costs.predicted(load),
-            prompts_per_token_s(jobs, self.costs, self.caps.layers),
-        )
+        seconds = self.costs.predicted(load)
+        token_s = prompts_per_token_s(jobs, self.costs, self.caps.layers)
         if not self._sweeps.pay(load.rows, in_flight, joining, swept_s, seconds, token_s):
             return None
         self._lanes = joining
