@@ -9,6 +9,7 @@ bench/out/colocation.json, plots and a table.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -325,6 +326,7 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     """Measure what is missing, then print, plot and write."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     options, console = _options(), Console(width=150)
     plan = _plan(options)
     store = Store(report.OUT / "colocation.rounds.jsonl")
