@@ -149,10 +149,12 @@ class Engine:
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
-            left = [staged.row_layers_left(self.layers) for staged in iteration.staged]
+            promised = bool(self.jobs.promised)
+            drawing = iteration.staged if promised else ()
+            left = [staged.row_layers_left(self.layers) for staged in drawing]
             launched = self.executor.launch(iteration)
             self._expect_reads(launched.work)
-            if self.jobs.promised:
+            if promised:
                 self._book(iteration, left, launched.work)
             self._advance(iteration, launched)
             self._uncollected.append((started_s, launched))
