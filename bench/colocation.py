@@ -281,6 +281,12 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
     return Run(plan.device, calibration, cells, plan.seed)
 
 
+def _stretches(device: Device) -> list[Stretch]:
+    return [
+        replace(s, seconds=device.patience * s.seconds) if s.name == HEAVY else s for s in FULL
+    ]
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     device = DEVICES[options.device]
     if options.model_dir is not None:
@@ -296,9 +302,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         device,
         rows,
         ablations,
-        FULL,
+        _stretches(device),
         options.rounds,
-        CALIBRATION_S,
+        device.patience * CALIBRATION_S,
         30.0,
         options.seed,
         report.commit(),

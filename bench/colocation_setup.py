@@ -28,6 +28,7 @@ class Device:
     overflow_places: int
     bars: bool  # whether figures are a comparison with bars
     note: str = ""
+    patience: int = 1  # times as long at heavy load and per rate of the calibration: a slow device
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ CPU = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3),
+    rates=(0.2, 0.35, 0.5, 0.65, 0.8, 1, 1.25, 1.6),
+    patience=3,
     be_places=80,
     overflow_places=8,
     bars=False,
