@@ -282,9 +282,7 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
 
 
 def _stretches(device: Device) -> list[Stretch]:
-    return [
-        replace(s, seconds=device.patience * s.seconds) if s.name == HEAVY else s for s in FULL
-    ]
+    return [replace(s, seconds=device.patience * s.seconds) if s.name == HEAVY else s for s in FULL]
 
 
 def _plan(options: argparse.Namespace) -> Plan:
