@@ -38,7 +38,7 @@ from servers import ServerError
 
 CALL_AGAIN = 75  # exit code: sessions are left that did not fit the limit
 START_S, CELL_EXTRA_S = 22.0, 5.0  # estimates, for the limit
-UNLOADED_RATE, UNLOADED_S = 0.8, 40.0
+UNLOADED_S = 40.0
 CALIBRATION_S = 25.0  # per rate: shorter, and one burst decides what "heavy" is
 MOST_STOLEN = 0.015  # of a cell's time on all cores; where the host took more, it is measured again
 ATTEMPTS = 3  # the last one counts whatever the host took
@@ -136,7 +136,7 @@ class Benchmark:
         """From measured cells; None: not all are there yet."""
         plan, alone = self.plan, POLICY_ROWS[0]
         wanted = [
-            (UNLOADED_RATE, UNLOADED_S),
+            (plan.device.single_rate, plan.device.patience * UNLOADED_S),
             *((r, plan.calibration_s) for r in plan.device.rates),
         ]
         keys = {r: plan.key(alone, f"calibration {r:g}", r, s, 0) for r, s in wanted}
@@ -151,7 +151,8 @@ class Benchmark:
         if not self._run(alone, missing, None, 0, [s for _, s in wanted]):
             return None
         found = {rate: self._found(key) for rate, key in keys.items()}
-        return calibrate(found.pop(UNLOADED_RATE), found)
+        unloaded = found.pop(plan.device.single_rate)
+        return calibrate(unloaded, found, plan.device.tpot_factor, plan.device.objective)
 
     def _found(self, key: Key) -> CellFigures:
         figures = self.store.find(key)
@@ -238,7 +239,7 @@ class Benchmark:
         calibration: Calibration | None,
         number: int,
     ) -> None:
-        light = calibration.rates["light"] if calibration else UNLOADED_RATE
+        light = calibration.rates["light"] if calibration else self.plan.device.single_rate
         Session(
             device=self.plan.device,
             row=row,

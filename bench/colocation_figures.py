@@ -15,8 +15,7 @@ from colocation_client import CellFigures, LsResult
 
 BLOCK_S = 5.0  # requests that arrive together fare alike: they are drawn together
 RESAMPLES = 2000
-OBJECTIVE = 0.99
-TPOT_FACTOR, TTFT_FACTOR = 1.5, 3.0  # design.md, section 9
+TTFT_FACTOR = 3.0  # design.md, section 9
 LOADS = {"light": 0.30, "medium": 0.60, "heavy": 0.85}
 
 
@@ -50,7 +49,12 @@ class Calibration:
         return {load: share * self.highest_rate for load, share in LOADS.items()}
 
 
-def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Calibration:
+def calibrate(
+    unloaded: CellFigures,
+    loaded: Mapping[float, CellFigures],
+    tpot_factor: float = 1.5,
+    objective: float = 0.99,
+) -> Calibration:
     """The highest rate R whose requests attain an SLO that itself follows from 0.6 R.
 
     Attainment does not rise with the rate: where it seems to, chance did it, and the rates between
@@ -63,14 +67,14 @@ def calibrate(unloaded: CellFigures, loaded: Mapping[float, CellFigures]) -> Cal
     for step in range(int(100 * rates[0]), int(100 * rates[-1]) + 1, 5):
         rate = step / 100
         medium_ms = _between(rates, tpot, LOADS["medium"] * rate)
-        slo = Slo(round(TTFT_FACTOR * ttft_ms), round(TPOT_FACTOR * medium_ms))  # as the API has it
+        slo = Slo(round(TTFT_FACTOR * ttft_ms), round(tpot_factor * medium_ms))  # as the API has it
         reached = {r: attainment(loaded[r].requests, slo) for r in rates}
         fitted = not_rising(reached, {r: len(loaded[r].requests) for r in rates})
-        if _between(rates, fitted, rate) >= OBJECTIVE:
+        if _between(rates, fitted, rate) >= objective:
             best = (rate, slo, medium_ms, reached)
     if best is None:
         raise ValueError(
-            f"ls_alone attains {100 * OBJECTIVE:.0f} % at none of {rates} requests per second; "
+            f"ls_alone attains {100 * objective:.0f} % at none of {rates} requests per second; "
             "search lower rates"
         )
     rate, slo, medium_ms, reached = best

@@ -29,6 +29,9 @@ class Device:
     bars: bool  # whether figures are a comparison with bars
     note: str = ""
     patience: int = 1  # times as long at heavy load and per rate of the calibration: a slow device
+    single_rate: float = 0.8  # at which requests meet nobody
+    tpot_factor: float = 1.5  # SLO over `ls_alone`'s median TPOT at medium load (design.md, 9)
+    objective: float = 0.99  # what `ls_alone` attains at the highest rate
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,12 @@ CPU = Device(
     ),
     model={"uri": SMOLLM2, "maxModelLen": 2560},
     sizes=SMALL,
-    rates=(0.2, 0.35, 0.5, 0.65, 0.8, 1, 1.25, 1.6),
+    rates=(0.25, 0.35, 0.45, 0.55, 0.65, 0.8),
     patience=3,
+    single_rate=0.1,
+    # A prompt takes as long as 25 tokens here: 99 % within 1.5 times are attained at no rate.
+    tpot_factor=3.0,
+    objective=0.9,
     be_places=80,
     overflow_places=8,
     bars=False,

@@ -30,6 +30,7 @@ LS, BE = ServiceClass.LS, ServiceClass.BE
 # 10 ms for up to 8 rows, then 1 ms per row: 10 layers.
 DENSE = Curve((1, 8, 108), (1e-3, 1e-3, 11e-3))
 MODEL = LatencyModel(LAYERS, DENSE, Curve((1,), (0.0,)))
+SLOPING = LatencyModel(LAYERS, Curve((1, 8, 108), (1e-3, 5e-3, 11e-3)), Curve((1,), (0.0,)))
 ROOM = Room(1000, 1000, 64)
 
 
@@ -218,6 +219,8 @@ def test_prompts_wait_while_rows_queue_for_a_slot():
     jobs = [decoding(1, 100.0, 0.100), job(9, BE, Stage.STAGED, tokens=500), *queued]
     assert be_rows(plan(*jobs, room=Room(0, 1000, 0))) == 0
     assert be_rows(plan(*jobs, room=Room(0, 1000, 1))) > 80
+    on_device = job(8, BE, Stage.PREFILL, tokens=500)  # it is for no slot that these would wait
+    assert sum(c.rows for c in plan(*jobs, on_device, room=Room(5, 1000, 0)).device) > 80
 
 
 def test_a_request_that_cannot_attain_sets_no_deadline():
@@ -293,7 +296,7 @@ def test_the_service_that_burns_its_budget_rules_until_its_window_has_passed():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "host", "lanes"), [(100, 1e-9, 8), (20_000, 0.0, 8), (20_000, 1e-9, 1)]
+    ("tokens", "host", "lanes"), [(100, 1e-9, 8), (20_000, 0.0, 8), (20_000, 1e-9, 6)]
 )
 def test_rows_join_the_less_the_more_the_host_reads_for_them(tokens, host, lanes):
     """20,000 tokens are 2 MB of KV a layer: 2 ms of a budget of 22.5 ms, of which LS takes 10."""
@@ -304,10 +307,67 @@ def test_rows_join_the_less_the_more_the_host_reads_for_them(tokens, host, lanes
     assert policy.state.planned_s <= policy.state.budget_s
 
 
-def test_rows_in_flight_keep_a_lane_whatever_they_cost():
+@pytest.mark.parametrize("longest", [1, 4])
+def test_rows_in_flight_keep_a_lane_whatever_they_cost(longest):
+    """The tokens of a hop join together: fewer lanes would keep it, and all behind it, for ever."""
     policy = Omniserve(CAPS, replace(MODEL, host=1e-6), kv_bytes=1000.0)
-    answer = plan(decoding(1, 100.0, 0.011), job(2, BE, Stage.HOPPING), policy=policy)
-    assert answer.join_rows == 1
+    room = replace(ROOM, hop_rows=longest, longest_hop=longest)
+    answer = plan(decoding(1, 100.0, 0.011), job(2, BE, Stage.HOPPING), policy=policy, room=room)
+    assert answer.join_rows == longest
+
+
+def moves(answer):
+    return [(move.job.handle, move.to) for move in answer.moves]
+
+
+def test_the_last_of_a_batch_come_back_to_an_idle_device():
+    """Nobody waits and nobody is there: those on the host alone take its places."""
+    answer = plan(*(job(n, BE, Stage.BOUNDARY, tokens=100 + n) for n in range(3)))
+    assert moves(answer) == [(0, Tier.DEVICE), (1, Tier.DEVICE)]
+    assert [c.job.handle for c in answer.device] == [0, 1]
+
+
+def test_nobody_comes_to_the_device_while_residents_wait_for_a_row():
+    residents = [job(400 + n, BE, Stage.DECODE) for n in range(30)]
+    offloaded = job(9, BE, Stage.BOUNDARY)
+    assert moves(plan(decoding(1, 100.0, 0.100), *residents, offloaded)) == [(9, Tier.DEVICE)]
+    answer = plan(decoding(1, 100.0, 0.010), *residents, offloaded)
+    assert not moves(answer)
+    assert len(answer.device) < 30
+
+
+def test_priority_decides_who_has_the_device():
+    """The long request outranks the short one on the way in and on the way out."""
+    long_one = job(1, BE, Stage.BOUNDARY, tokens=900)
+    long_one.priority, long_one.rank = 10, (-10, 1)
+    first = plan(long_one, job(2, BE, Stage.BOUNDARY), job(3, BE, Stage.BOUNDARY))
+    assert moves(first)[0] == (1, Tier.DEVICE)
+    long_one.stage = Stage.DECODE
+    tight = replace(ROOM, device_free_blocks=0)
+    answer = plan(decoding(5, 100.0, 0.100), long_one, job(2, BE, Stage.DECODE), room=tight)
+    assert moves(answer) == [(2, Tier.HOST)]
+
+
+def test_the_first_keeps_its_place_through_an_iteration_without_slack():
+    """From the host its next token would take eleven of them."""
+    policy = Omniserve(CAPS, SLOPING)
+    late = decoding(1, 99.99, 0.0105)
+    resident = job(2, BE, Stage.DECODE)
+    answers = [plan(late, resident, policy=policy) for _ in range(LAYERS + 2)]
+    assert not any(moves(answer) for answer in answers[:LAYERS])
+    assert moves(answers[-1]) == [(2, Tier.HOST)]
+
+
+def test_a_prompt_that_may_come_and_could_hardly_attain_does_not_stop_be():
+    policy = unspent()
+    policy.correction.factors["prefill"] = 1.0
+    seen = job(1, LS, Stage.WAITING, tokens=100, deadlines=Deadlines(99.0, 0.1025, 0.1))
+    policy.costs.margin = 1.0
+    policy.arrived(seen)
+    policy.error_budget.widening = 1.5
+    rows = [job(400 + n, BE, Stage.DECODE) for n in range(4)]
+    answer = plan(decoding(2, 100.0, 0.100), *rows, policy=policy)
+    assert [c.job.handle for c in answer.device] == [2, 400, 401, 402, 403]
 
 
 NOW_S = 100.0
@@ -347,14 +407,16 @@ def joined(rows, lanes):
     st.integers(0, 2),
     st.integers(0, 6),
     st.integers(0, 30),
+    st.integers(0, 4),
     st.booleans(),
 )
 def test_no_plan_exceeds_its_budget_by_its_own_prediction(
-    decodes, prompts, resident, chunked, staged, flying, waiting
+    decodes, prompts, resident, chunked, staged, flying, boundary, waiting
 ):
     jobs = ls_jobs(decodes, prompts)
     jobs += [job(100 + i, BE, Stage.STAGED, tokens=300) for i in range(staged)]
     jobs += [job(200 + i, BE, Stage.HOPPING) for i in range(flying)]
+    jobs += [job(250 + i, BE, Stage.BOUNDARY) for i in range(boundary)]
     jobs += [job(300, BE, Stage.WAITING, tokens=200)] if waiting else []
     jobs += [job(400 + i, BE, Stage.DECODE) for i in range(resident)]
     jobs += [job(500 + i, BE, Stage.PREFILL, tokens=300) for i in range(chunked)]
@@ -378,7 +440,8 @@ def test_no_plan_exceeds_its_budget_by_its_own_prediction(
 
     rows = sum(c.rows for c in answer.device)
     be_decodes = sum(
-        c.job.service_class is BE and c.job.stage is Stage.DECODE for c in answer.device
+        c.job.service_class is BE and c.job.stage in (Stage.DECODE, Stage.BOUNDARY)
+        for c in answer.device
     )
     lanes = min(flying, answer.join_rows)
     layers, rest = divmod(answer.prefill_row_layers, 300)  # each prompt's rows, a layer at a time
@@ -412,11 +475,10 @@ def test_an_idle_engine_always_goes_on_with_be(stage):
 
 def test_an_ls_row_without_slack_leaves_be_none():
     """The same beside LS: one row fills the iteration."""
-    full = LatencyModel(LAYERS, Curve((1, 8, 108), (1e-3, 5e-3, 11e-3)), Curve((1,), (0.0,)))
     due = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.0101)
     due.emitted(0.0)
     row, prompt = job(1, LS, Stage.DECODE, deadlines=due), job(2, BE, Stage.PREFILL)
-    answer = plan(row, prompt, policy=Omniserve(CAPS, full), now_s=0.0)
+    answer = plan(row, prompt, policy=Omniserve(CAPS, SLOPING), now_s=0.0)
     assert [chunk.job.handle for chunk in answer.device] == [1]
 
 
@@ -445,6 +507,10 @@ def test_be_rows_stop_at_a_step_edge_that_few_would_cross():
 def test_a_prompt_fills_the_step_that_be_rows_begin():
     decoded, computed = on_the_device(ls=12, residents=6, prompt=90)
     assert (decoded, computed > 60) == (6, True)
+
+
+def test_no_prompt_crosses_the_edge_that_rows_stopped_at():
+    assert on_the_device(ls=12, residents=6, prompt=10) == (4, 0)
 
 
 def test_a_prompt_stops_at_a_step_edge_that_few_of_its_rows_would_cross():

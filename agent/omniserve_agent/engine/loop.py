@@ -108,6 +108,7 @@ class Engine:
             device, host, self.jobs, executor, self.intake.requests, self._abandon_prefill
         )
         self.drafts = drafts or NoDrafts()
+        self._drafting = not isinstance(self.drafts, NoDrafts)
         self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
         self._plan: Plan | None = None  # the last one
@@ -186,12 +187,14 @@ class Engine:
     # ---- plan to iteration -----------------------------------------------------------------
 
     def _room(self) -> Room:
+        hopping, requests = self.jobs.at(ServiceClass.BE, Stage.HOPPING), self.intake.requests
+        rows = [1 + len(requests[j.handle].draft) for j in hopping] if self._drafting else []
         return Room(
             device_free_blocks=self.residency.device.pool.free_blocks,
             host_free_blocks=self.residency.host.pool.free_blocks,
-            free_slots=self._slots
-            - self.jobs.count(ServiceClass.BE, Stage.HOPPING)
-            - self.residency.draining,
+            free_slots=self._slots - len(hopping) - self.residency.draining,
+            hop_rows=sum(rows),
+            longest_hop=max(rows, default=1),
         )
 
     def _carry_out(self, plan: Plan, interrupted: Callable[[], bool]) -> Iteration | None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from omniserve_agent.scheduling.filling import Filling, by_service, first_of
+from omniserve_agent.scheduling.filling import (
+    Filling,
+    by_service,
+    first_of,
+    growth_blocks,
+    shortest_first,
+)
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -12,8 +18,9 @@ from omniserve_agent.scheduling.jobs import (
     ServiceClass,
     Stage,
     Tier,
+    blocks_for,
 )
-from omniserve_agent.scheduling.plan import Admission, DeviceChunk, Move
+from omniserve_agent.scheduling.plan import Admission, Caps, DeviceChunk, Move, Room
 from omniserve_agent.scheduling.shared_prompts import under_way
 
 BE = ServiceClass.BE
@@ -21,24 +28,37 @@ PROMOTIONS = 2  # at most so many requests go to the device in one plan: each is
 ARRIVAL_PART = 8  # of the device, one is kept free for LS prompts to come where none are foreseen
 
 
+def coming(jobs: JobIndex, caps: Caps, room: Room, arrival_blocks: int) -> int:
+    """How many offloaded requests `promote` may take, as far as KV goes."""
+    boundary = jobs.at(BE, Stage.BOUNDARY)
+    free = room.device_free_blocks - growth_blocks(caps, jobs) - arrival_blocks
+    if not boundary or free <= 0 or not caps.be_device_residency:
+        return 0
+    needed = min([blocks_for(job.predicted_tokens, caps.block_tokens) for job in boundary])
+    return min(PROMOTIONS, len(boundary)) if needed <= free else 0
+
+
 def promote(jobs: JobIndex, filling: Filling) -> None:
     """Offloaded requests go to the device where they fit to their predicted end.
 
-    There each yields a token per iteration whatever its length: the shortest give most tokens
-    per byte. They go before requests that wait, which would only be computing prompts.
+    There each yields a token per iteration whatever its length: of those that rank alike the
+    shortest give most tokens per byte. They go before requests that wait, which would only be
+    computing prompts, but not before those that are there: each has its row first.
     """
-    if filling.moves or not jobs.at(BE, Stage.BOUNDARY) or not _fits_device(1, jobs, filling):
+    rows = filling.rows_left - jobs.count(BE, Stage.DECODE)
+    if filling.moves or rows <= 0 or not jobs.at(BE, Stage.BOUNDARY):
+        return
+    if not _fits_device(1, jobs, filling):
         return
     free = [job for job in jobs.at(BE, Stage.BOUNDARY) if not job.held]
-    for job in nsmallest(PROMOTIONS, free, key=lambda j: (j.predicted_tokens, j.rank)):
+    for job in nsmallest(min(PROMOTIONS, rows), free, key=shortest_first):
         needed = filling.blocks(max(job.predicted_tokens, job.tokens + 1))
         if not _fits_device(needed, jobs, filling):
             return
         filling.moves.append(Move(job, Tier.DEVICE))
         filling.device_free -= needed
-        if filling.rows_left:  # it goes on there at once
-            filling.device.append(DeviceChunk(job, 1))
-            filling.rows_left -= 1
+        filling.device.append(DeviceChunk(job, 1))  # it goes on there at once
+        filling.rows_left -= 1
 
 
 def admit(jobs: JobIndex, filling: Filling) -> None:

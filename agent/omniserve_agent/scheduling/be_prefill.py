@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from omniserve_agent.scheduling.budget import SHORTEST_S, largest_fitting
@@ -58,13 +59,16 @@ class RowLayers:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What fits into `seconds` (uncorrected and without a margin) on top of `load`."""
+    """What fits into `seconds` (uncorrected and without a margin) on top of `load`, of prompts for
+    the host into `host_s` at most."""
 
     caps: Caps
     costs: Costs
     load: Load
     seconds: float
+    host_s: float = inf
     context: int = 0  # tokens before the rows of prompts on the device
+    device: bool = True  # whether prompts on the device may have any
 
     def together(self, staged: Sequence[Job]) -> Sequence[Job]:
         """The first ones that are no dearer per row than those before them.
@@ -80,7 +84,10 @@ class Seconds:
 
     def device_rows(self, ls_prefill_rows: int, staged: Sequence[Job], wanted: int) -> int:
         """See `Allowance`."""
-        limit_s = self.costs.predicted(self.load) + self.seconds * (0.75 if staged else 1.0)
+        if not self.device:
+            return 0
+        share = 0.75 if staged and self.host_s else 1.0
+        limit_s = self.costs.predicted(self.load) + self.seconds * share
         most = min(wanted, self.caps.be_prefill_rows)
         fitting = largest_fitting(0, most, lambda rows: self._with(rows) <= limit_s)
         return self.costs.worthwhile(self.load.rows, fitting, self._with)
@@ -94,6 +101,7 @@ class Seconds:
         left_s = self.seconds
         if device_rows:
             left_s -= self._with(device_rows) - self.costs.predicted(self.load)
+        left_s = min(left_s, self.host_s)
         layers, pool = self.caps.layers, 0
         for job in staged:
             chunk, context = _chunk(job), job.tokens // 2

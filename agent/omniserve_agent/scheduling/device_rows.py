@@ -28,18 +28,20 @@ class Until(NamedTuple):
 
 
 def be_device_rows(
-    jobs: JobIndex, costs: Costs, caps: Caps, ls: Load, until: Until
+    jobs: JobIndex, costs: Costs, caps: Caps, ls: Load, until: Until, coming: int = 0
 ) -> tuple[int, Load]:
     """Rows of BE on the device beside LS's load, and the load with them.
 
-    Places that residents leave are for those that come.
+    `coming`: offloaded requests for which there is room on the device: they decode there at once.
+    Places that all these leave are for requests that compute or await their prompts.
     """
-    resident = jobs.at(BE, Stage.DECODE)
     others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
     most = max(0, caps.max_device_rows - jobs.count(LS, Stage.DECODE))
-    if not resident or not most:
+    tokens = [job.tokens for job in jobs.at(BE, Stage.DECODE)[:most]]
+    tokens += [int(jobs.offloaded_mean)] * min(coming, most - len(tokens))
+    if not tokens:
         return min(most, others), ls
-    keys = [0, *accumulate(job.tokens for job in resident[:most])]
+    keys = [0, *accumulate(tokens)]
 
     def with_prompts(rows: int) -> Choice:
         """All rows that fit, and prompts behind them: these fill the step that the rows begin."""

@@ -70,6 +70,8 @@ class ErrorBudget:
 
     def __post_init__(self) -> None:
         self._window = Window(self.window_s)
+        if not self.enabled:
+            self._level = 0.0  # neither restraint nor trust
         self._apply()
 
     @property

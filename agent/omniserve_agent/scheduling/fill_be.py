@@ -46,7 +46,7 @@ def decode(jobs: JobIndex, filling: Filling) -> None:
 
 def leave_without_rows(jobs: JobIndex, filling: Filling) -> None:
     """LS takes every row: the first-ranked BE request goes on from the host."""
-    if filling.rows_left:
+    if filling.rows_left or not filling.grant.first_leaves:
         return
     first = jobs.first(BE)
     if first is not None and first.stage in DEVICE_STAGES:

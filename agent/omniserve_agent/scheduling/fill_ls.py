@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from omniserve_agent.scheduling.filling import Filling
+from omniserve_agent.scheduling.filling import Filling, shortest_first
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier
 from omniserve_agent.scheduling.plan import Admission, DeviceChunk, Move
 from omniserve_agent.scheduling.shared_prompts import under_way
@@ -38,10 +38,11 @@ def reclaim_for_growth(jobs: JobIndex, filling: Filling) -> None:
 
 
 def _demotable(jobs: JobIndex) -> Iterator[Job]:
-    """Prompts first; then those that yield least tokens per byte, which are the longest."""
+    """Prompts first; then, of the lowest priority, those that yield least tokens per byte, which
+    are the longest."""
     yield from (job for job in reversed(jobs.at(BE, Stage.PREFILL)) if not job.held)
     resident = [job for job in jobs.at(BE, Stage.DECODE) if not job.held]
-    yield from sorted(resident, key=lambda j: (j.predicted_tokens, j.rank), reverse=True)
+    yield from sorted(resident, key=shortest_first, reverse=True)
 
 
 def prefill(jobs: JobIndex, filling: Filling) -> None:

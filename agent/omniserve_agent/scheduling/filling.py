@@ -28,6 +28,7 @@ class Grant:
     sweeps: bool = True  # see `Plan`
     arrival_blocks: int | None = None  # kept free of BE for LS prompts to come; None: a fixed part
     be_rows: int | None = None  # of BE jobs on the device; None: what LS leaves of `device_rows`
+    first_leaves: bool = True  # the first BE request goes on from the host where it has no row
 
 
 def growth_blocks(caps: Caps, jobs: JobIndex) -> int:
@@ -76,6 +77,11 @@ class Filling:
         self.device += rows
         self.rows_left -= len(rows)
         self.device_free -= blocks
+
+
+def shortest_first(job: Job) -> tuple[int, int, int]:
+    """Order of BE requests for places on the device: by priority, then by predicted length."""
+    return job.rank[0], job.predicted_tokens, job.arrival
 
 
 def by_service(job: Job) -> str:

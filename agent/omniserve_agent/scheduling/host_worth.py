@@ -35,7 +35,7 @@ def host_pays(jobs: JobIndex, costs: Costs, layers: int, ls: Load, load: Load) -
         return True
     first, resident = family[0], jobs.count(BE, Stage.DECODE)
     output, prompt_s = _output(first), _prompt_s(jobs, costs, layers, first)
-    steady_s = max(SHORTEST_S, costs.seconds(load) + resident * prompt_s / output)
+    steady_s = max(SHORTEST_S, costs.predicted(load) + resident * prompt_s / output)
     hops = HORIZON_S / ((layers + 1) * steady_s)
     displaced = ls.keys / max(1, first.predicted_tokens)
     bought = min(output, hops) * len(family)

@@ -7,11 +7,13 @@ prefill fit before the earliest deadline, and of those as much as maximises BE p
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from omniserve_agent.scheduling.be_places import coming
 from omniserve_agent.scheduling.be_prefill import Seconds
-from omniserve_agent.scheduling.budget import Choice, best
+from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.device_rows import Until, be_device_rows
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
@@ -41,6 +43,7 @@ RECOVERY_TOKENS = 4  # TPOT is a mean: a decode that gave way to a prompt catche
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
 ARRIVALS = 2  # LS prompts for which device KV is kept free
+ONE_ROW = Load(rows=1, logit_rows=1)
 LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 
 
@@ -73,6 +76,7 @@ class Omniserve:
         self._fixed = FixedCaps(self.caps)
         self._granted: Grant | None = None
         self._lanes = self.caps.join_rows
+        self._rowless = 0  # iterations in a row that had no row for BE on the device
 
     # ---- events ----------------------------------------------------------------------------
 
@@ -117,8 +121,9 @@ class Omniserve:
         self.error_budget.settle(now_s)
         self._arrivals.settle(now_s)
         self.costs.refresh()
-        self._flights.settle(jobs.count(BE, Stage.HOPPING))
-        arrival_s = self._arrivals.slack_s(self.costs.prompt_s)
+        self._flights.settle(room.hop_rows or jobs.count(BE, Stage.HOPPING))
+        # A prompt as long as what may come might miss anyway: a BE row does not wait for it.
+        arrival_s = max(self._arrivals.slack_s(self.costs.prompt_s), self.costs.seconds(ONE_ROW))
         decode = ls_decode(jobs)
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
         pace = self._pace(jobs, now_s, arrival_s)
@@ -133,12 +138,15 @@ class Omniserve:
             self.caps,
             ls,
             Until(time.decode_s, time.prefill_s, time.ls_s + floor.seconds, floor.decoding),
+            coming(jobs, self.caps, room, self._arrival_blocks()),
         )
+        self._rowless = self._rowless + 1 if be_rows == 0 else 0
         joins_s, floor_s = self._floor_left(floor, load, time.decode_s)
-        self._lanes, load = self._join_lanes(jobs, load, max(time.decode_s, joins_s))
+        self._lanes, load = self._join_lanes(jobs, room, load, max(time.decode_s, joins_s))
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
-        prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s)
+        waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
+        prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s, waits)
         self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
         grant = Grant(
             device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
@@ -153,6 +161,8 @@ class Omniserve:
             sweeps=hidden_s is not None,
             arrival_blocks=self._arrival_blocks(),
             be_rows=be_rows,
+            # A token takes a pass through all layers there: no remedy for one iteration.
+            first_leaves=self._rowless > self.caps.layers,
         )
         self._granted = grant
         return self._fixed.fill(jobs, room, grant)
@@ -216,7 +226,7 @@ class Omniserve:
     def _pace(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Pace:
         """Until the earliest deadline of a row, or of an arrival that may come now; TPOT 0 where no
         row decodes."""
-        fastest_s = self.costs.expected(Load(rows=1, logit_rows=1))
+        fastest_s = self.costs.expected(ONE_ROW)
         saved = 1.0 - self.error_budget.share
         decoding = jobs.at(LS, Stage.DECODE)
         found = decode_slack(decoding, jobs.decode_deadlines(), now_s, fastest_s, saved)
@@ -287,35 +297,57 @@ class Omniserve:
         left_s = max(0.0, floor.seconds - max(0.0, seconds - decode_s))
         return seconds + floor.hopping * left_s, min(left_s, floor.prompts_s)
 
-    def _join_lanes(self, jobs: JobIndex, load: Load, budget_s: float) -> tuple[int, Load]:
-        """Lanes per layer: all, or up to a step edge of the dense modules, whichever brings most
-        progress per second within the budget. Rows in flight always keep one lane."""
-        most = self.caps.join_rows
+    def _join_lanes(
+        self, jobs: JobIndex, room: Room, load: Load, budget_s: float
+    ) -> tuple[int, Load]:
+        """Lanes per layer: as many as fit, or up to a step edge of the dense modules, whichever
+        brings most progress per second within the budget. Rows in flight always keep one lane, or
+        as many as the tokens of one of them, which join together."""
+        most, least = self.caps.join_rows, min(room.longest_hop, self.caps.join_rows)
         if not jobs.count(BE, Stage.HOPPING):
             return most, load
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
-        edges = [e - load.rows for e in self.costs.edges if load.rows < e <= load.rows + most]
-        alone_s, factor, choices = self.costs.predicted(load), self.costs.factor(load.kind), []
-        step_bytes = self._step_bytes(jobs) if self.model.host else 0.0
-        for lanes in sorted({most, 1, *edges}):
+        step_bytes = self._step_bytes(jobs)
+        alone_s, factor = self.costs.predicted(load), self.costs.factor(load.kind)
+
+        def choice(lanes: int) -> Choice:
             runs = self._flights.runs(lanes)
             seconds = (alone_s + self.costs.joins_s(load.rows, runs, step_bytes)) * factor
-            if seconds <= budget_s or lanes == 1:
-                choices.append(Choice(lanes, float(steps(runs) + max(0, others)), seconds))
+            return Choice(lanes, float(steps(runs) + max(0, others)), seconds)
+
+        within = [choice(least)]
+        for lanes in self._lane_choices(load, least, lambda n: choice(n).seconds <= budget_s):
+            within += [one] if (one := choice(lanes)).seconds <= budget_s else []
             if lanes >= self._flights.most_ready:
                 break  # further lanes would stay empty
-        lanes = best(choices).amount
+        lanes = best(within).amount
         return lanes, load.joined(self._flights.runs(lanes), step_bytes)
 
+    def _lane_choices(self, load: Load, least: int, fits: Callable[[int], bool]) -> Sequence[int]:
+        """Ascending. Where dense modules have steps these decide; else it may be any number."""
+        most = self.caps.join_rows
+        edges = [e - load.rows for e in self.costs.edges if least < e - load.rows <= most]
+        if edges:
+            return sorted({*edges, most})
+        return [largest_fitting(least, min(most, max(least, self._flights.most_ready)), fits)]
+
     def _step_bytes(self, jobs: JobIndex) -> float:
-        """Of host KV, that a row reads at a layer before it joins there."""
-        return jobs.offloaded_mean * self.kv_bytes / self.caps.layers
+        """Of host KV, that a row reads at a layer before it joins there; 0 where that is free."""
+        return (
+            0.0 if not self.model.host else jobs.offloaded_mean * self.kv_bytes / self.caps.layers
+        )
 
     def _be_prefill(
-        self, jobs: JobIndex, room: Room, load: Load, budget_s: float, floor_s: float
+        self,
+        jobs: JobIndex,
+        room: Room,
+        load: Load,
+        budget_s: float,
+        floor_s: float,
+        waits: bool,
     ) -> Seconds:
-        """Time for BE's prompts: what is left, or none while rows queue for a slot; the promised
-        share at least.
+        """Time for BE's prompts: what is left; for the host only the promised share while rows
+        queue for a slot, for the device none while rows there wait.
 
         A request costs its prompt's marginal time however that is cut, and its share of decoding
         iterations, which is the smaller the more rows decode at once. So prompts go first while
@@ -326,12 +358,21 @@ class Omniserve:
         factor = self.costs.factor("prefill")
         queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
         spare_s = budget_s - self.costs.predicted(load) * factor
-        seconds = floor_s if queued > self.caps.join_rows else max(floor_s, spare_s)
+        seconds = max(floor_s, spare_s)
         if not load.rows and not jobs.count(BE, Stage.HOPPING):  # nobody else goes on
             least = load.plus(LEAST_IDLE_ROWS, 0, 0, pairs(context, LEAST_IDLE_ROWS))
             least_s = self.costs.predicted(least) - self.costs.predicted(load)
             seconds = max(seconds, 2 * factor * least_s)
-        return Seconds(self.caps, self.costs, load, max(0.0, seconds) / factor, context)
+        host_s = floor_s if queued > self.caps.join_rows else seconds
+        return Seconds(
+            self.caps,
+            self.costs,
+            load,
+            seconds=max(0.0, seconds) / factor,
+            host_s=max(0.0, host_s) / factor,
+            context=context,
+            device=not waits,
+        )
 
 
 def kind_of(work: Work) -> str:

@@ -20,6 +20,8 @@ class Room:
     device_free_blocks: int
     host_free_blocks: int
     free_slots: int
+    hop_rows: int = 0  # rows in flight where some carry drafts; 0: one for each offloaded request
+    longest_hop: int = 1  # most of them that belong to one request: they join together
 
 
 @dataclass(frozen=True, slots=True)
