@@ -45,11 +45,9 @@ def promote(jobs: JobIndex, filling: Filling) -> None:
     shortest give most tokens per byte. They go before requests that wait, which would only be
     computing prompts, but not before those that are there: each has its row first.
     """
-    rows = filling.rows_left - jobs.count(BE, Stage.DECODE)
-    if filling.moves or rows <= 0 or not jobs.at(BE, Stage.BOUNDARY):
+    if filling.moves or not jobs.at(BE, Stage.BOUNDARY) or not _fits_device(1, jobs, filling):
         return
-    if not _fits_device(1, jobs, filling):
-        return
+    rows = _rows(jobs, filling)
     free = [job for job in jobs.at(BE, Stage.BOUNDARY) if not job.held]
     for job in nsmallest(min(PROMOTIONS, rows), free, key=shortest_first):
         needed = filling.blocks(max(job.predicted_tokens, job.tokens + 1))
@@ -105,7 +103,7 @@ def _tier_for(job: Job, jobs: JobIndex, filling: Filling) -> Tier | None:
 
 
 def _fits_device(blocks: int, jobs: JobIndex, filling: Filling) -> bool:
-    if not filling.caps.be_device_residency or filling.rows_left == 0:
+    if not filling.caps.be_device_residency or _rows(jobs, filling) <= 0:
         return False
     if filling.ls_left_out or _exceeds_be_part(blocks, jobs, filling):
         return False
@@ -113,6 +111,11 @@ def _fits_device(blocks: int, jobs: JobIndex, filling: Filling) -> bool:
     if arrival is None:
         arrival = filling.caps.device_blocks // ARRIVAL_PART
     return blocks + filling.growth_reserve(jobs) + arrival <= filling.device_free
+
+
+def _rows(jobs: JobIndex, filling: Filling) -> int:
+    """Those that BE requests which come to the device may have: all that are there have theirs."""
+    return filling.rows_left - jobs.count(BE, Stage.DECODE)
 
 
 def _exceeds_be_part(blocks: int, jobs: JobIndex, filling: Filling) -> bool:
