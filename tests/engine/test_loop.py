@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omniserve_agent.engine.drafts import NoDrafts
+from omniserve_agent.engine.intake import DELIVERY_JITTER
 from omniserve_agent.engine.messages import SamplingParams, ServiceClass
 from omniserve_agent.scheduling.jobs import Stage
 from support.fake_engine import (
@@ -389,3 +390,42 @@ def test_the_policy_is_told_what_a_promised_service_did(depth, residency):
     assert sum(served.values()) <= 3 * rows
     if not residency:
         assert served["s0", "staged"] == 3 * 9
+
+
+TPOT_S = 1.0 - DELIVERY_JITTER  # of what is promised
+
+
+class Expecting:
+    """Fixed caps that expect every iteration to take half a second."""
+
+    def __init__(self, policy):
+        self.policy, self.asked = policy, []
+
+    def plan(self, jobs, room, now_s):
+        due = [job.deadlines.due_s for job in jobs.at(ServiceClass.LS, Stage.DECODE)]
+        self.asked.append((now_s, *due))
+        return self.policy.plan(jobs, room, now_s)
+
+    def expects(self, work):
+        return 0.5
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+
+@pytest.mark.parametrize(
+    ("depth", "asked"),
+    [
+        (0, [(10.0,), (10.0, 10.0 + TPOT_S), (10.0, 10.0 + 2 * TPOT_S)]),
+        # At the end of what runs, for the token after those on their way.
+        (1, [(10.0,), (10.5, 10.5 + TPOT_S), (10.5, 10.0 + 2 * TPOT_S), (10.5, 10.0 + 3 * TPOT_S)]),
+    ],
+)
+def test_a_plan_is_for_the_end_of_what_is_under_way(depth, asked):
+    engine = make_engine(depth=depth, clock=lambda: 10.0)
+    engine.policy = policy = Expecting(engine.policy)
+    slo = {"ttft_slo_ms": 2000, "tpot_slo_ms": 1000}
+    assert engine.submit(submit("LS", [1, 2, 3], "LS", max_tokens=9, **slo)) is None
+    for _ in asked:
+        engine.step()
+    assert policy.asked == [pytest.approx(times) for times in asked]

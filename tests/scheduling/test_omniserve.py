@@ -55,6 +55,22 @@ def test_tokens_are_due_at_a_steady_pace_with_bounded_credit():
     assert due.next_s(2.5, 2, 0.05) is None
 
 
+def test_tokens_on_their_way_are_taken_as_sent():
+    due = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.1)
+    due.launched(1.0)
+    assert due.due_s == pytest.approx(1.1)
+    due.launched(1.1)
+    assert due.due_s == pytest.approx(1.2)
+    due.emitted(1.05, ahead=1)  # later than was expected
+    assert due.due_s == pytest.approx(1.25)
+    due.emitted(1.15)
+    assert due.due_s == pytest.approx(1.25)
+    late = Deadlines(arrival_s=0.0, ttft_s=2.0, tpot_s=0.1)
+    late.launched(1.9)
+    late.emitted(2.1)
+    assert late.due_s == inf
+
+
 @given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
 def test_bisection_finds_the_last_that_fits(low, span, limit):
     found = largest_fitting(low, low + span, lambda value: value <= limit)

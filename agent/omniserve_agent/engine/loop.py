@@ -146,7 +146,8 @@ class Engine:
         self.residency.reap()
         started_s = self._clock()
         self.door.step(started_s)
-        self._plan = plan = self.policy.plan(self.jobs, self._room(), started_s)
+        begins_s = max(started_s, self._ends_s())
+        self._plan = plan = self.policy.plan(self.jobs, self._room(), begins_s)
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
@@ -154,10 +155,12 @@ class Engine:
             drawing = iteration.staged if promised else ()
             left = [staged.row_layers_left(self.layers) for staged in drawing]
             launched = self.executor.launch(iteration)
+            launched.work.lanes = plan.join_rows
             self._expect_reads(launched.work)
             if promised:
                 self._book(iteration, left, launched.work)
             self._advance(iteration, launched)
+            self._expect_deadlines(iteration, begins_s + self._expected_s(launched))
             self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
         while len(self._uncollected) > keep:
@@ -165,6 +168,25 @@ class Engine:
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
         events, self._first_events, self._events = self._first_events + self._events, [], []
         return events
+
+    def _ends_s(self) -> float:
+        """When what is under way is expected to be done."""
+        ends_s = self._collected_s
+        for started_s, launched in self._uncollected:
+            ends_s = max(ends_s, started_s) + self._expected_s(launched)
+        return ends_s
+
+    def _expected_s(self, launched: Launched) -> float:
+        return self.policy.expects(launched.work) if self.executor.depth else 0.0
+
+    def _expect_deadlines(self, iteration: Iteration, ends_s: float) -> None:
+        """The next plan is made before these tokens are there, and is for those after them."""
+        if not self.executor.depth:
+            return
+        for segment in iteration.segments:
+            due = self.intake.requests[segment.handle].job.deadlines
+            if due is not None and segment.sample is not None:
+                due.launched(ends_s)
 
     def waits(self) -> dict[str, str]:
         """Per service, why its first waiting request waits."""
@@ -330,7 +352,7 @@ class Engine:
                 break
         self._count_tokens(request, len(taken))
         if request.job.deadlines is not None:
-            request.job.deadlines.emitted(self._collected_s, len(taken))
+            request.job.deadlines.emitted(self._collected_s, len(taken), request.pending)
         event = _event(request, taken, reason, self._collected_s)
         (self._first_events if event.first else self._events).append(event)
         request.cached_tokens = 0

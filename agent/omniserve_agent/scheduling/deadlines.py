@@ -20,24 +20,31 @@ class Deadlines:
     tpot_s: float
     first_token_s: float | None = None
     further_tokens: int = 0  # sent after the first
+    ahead: int = 0  # tokens on their way back: the next plan takes them as sent
     due_s: float = field(init=False)  # of the next token, credit not bounded; inf once TTFT is lost
     saving_s: float = 0.0  # what it saves at most for bursts of prompts
 
     def __post_init__(self) -> None:
         self.due_s = self.arrival_s + self.ttft_s
 
-    def emitted(self, now_s: float, tokens: int = 1) -> None:
-        """Tokens were sent."""
-        first_s = self.first_token_s
+    def launched(self, expected_s: float) -> None:
+        """A token will be there at about this time: what is planned meanwhile is for the next."""
+        first = self.first_token_s is None and not self.ahead
+        self.due_s = (expected_s if first else self.due_s) + self.tpot_s
+        self.ahead += 1
+
+    def emitted(self, now_s: float, tokens: int = 1, ahead: int = 0) -> None:
+        """Tokens were sent; `ahead` are still on their way."""
+        first_s, self.ahead = self.first_token_s, ahead
         if first_s is None:
-            lost = now_s > self.due_s
+            lost = now_s > self.arrival_s + self.ttft_s
             first_s = self.first_token_s = now_s
             tokens -= 1
             if lost:
                 self.due_s = inf
         self.further_tokens += tokens
         if self.due_s < inf:
-            next_token = self.further_tokens + 1
+            next_token = self.further_tokens + ahead + 1
             saved = SAVED_SHARE * next_token
             self.due_s = first_s + next_token * self.tpot_s
             self.saving_s = (saved if saved < SAVED_TOKENS else SAVED_TOKENS) * self.tpot_s

@@ -71,6 +71,7 @@ class Work:
     device_rows: int = 0  # at every layer
     joined_rows: list[float] = field(default_factory=list)  # at each layer; may be expected
     chunk_rows: list[int] = field(default_factory=list)  # per dense call of layer-major prefill
+    lanes: int = 0  # how many might have joined at each layer; 0: as the last plan says
     logit_rows: int = 0
     device_keys: int = 0  # Σ KV length over device decode rows
     device_pairs: int = 0  # Σ query-key pairs over device prefill chunks

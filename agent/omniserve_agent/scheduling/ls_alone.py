@@ -37,6 +37,10 @@ class LsAlone:
         """Corrects the predictions."""
         self.inner.observed(work, seconds)
 
+    def expects(self, work: Work) -> float:
+        """See `Policy`."""
+        return self.inner.expects(work)
+
     def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Moves the margin."""
         self.inner.judged(service, attained, now_s)

@@ -96,8 +96,12 @@ class Omniserve:
             self.correction.observe(kind_of(work), self.model.predict(work), seconds)
         self._sweeps.observed(work, seconds, self.model)
         if work.joined_rows:
-            self._flights.observed(work.joined_rows, self._lanes)
+            self._flights.observed(work.joined_rows, work.lanes or self._lanes)
         self._floors.observed(work, seconds, self.model)
+
+    def expects(self, work: Work) -> float:
+        """See `Policy`: corrected, without the margin."""
+        return self.correction.apply(kind_of(work), self.model.predict(work))
 
     def judged(self, service: str, attained: bool, now_s: float) -> None:
         """An LS request ended: the slow loop of its service's budget."""

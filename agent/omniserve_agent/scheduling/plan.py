@@ -124,6 +124,10 @@ class Policy(Protocol):
     def observed(self, work: Work, seconds: float) -> None:
         """An iteration did this and took so long."""
 
+    def expects(self, work: Work) -> float:
+        """Seconds that an iteration which was launched will take: the next plan begins at its end.
+        0 where nothing is predicted."""
+
     def judged(self, service: str, attained: bool, now_s: float) -> None:
         """An LS request of `service` with an SLO ended, and kept it or not."""
 
@@ -140,6 +144,10 @@ class Unlearning:
 
     def observed(self, work: Work, seconds: float) -> None:
         """Nothing to learn."""
+
+    def expects(self, work: Work) -> float:
+        """No deadlines: it plans for the moment it is asked."""
+        return 0.0
 
     def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Nothing to learn."""
