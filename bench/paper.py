@@ -237,6 +237,8 @@ def main() -> None:
     paper_tables.show_against(console, against)
     dominated = paper_tables.dominated(rows)
     paper_tables.show_dominated(console, dominated)
+    steady = paper_tables.dominated([paper_tables.sustained(row) for row in rows])
+    paper_tables.show_dominated(console, steady, "BE tokens that its prompts sustain")
     contents = head_of(parts) | {
         "seconds": args.seconds,
         "parts": parts,
@@ -244,6 +246,7 @@ def main() -> None:
         "headline": headline,
         "against": against,
         "dominated": dominated,
+        "dominated_sustained": steady,
     }
     console.print(f"written: {report.write('paper', contents, seed=args.seed)}")
     for path in paper_plots.draw(rows, report.OUT):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from omniserve_agent.simulation.workload import BE_WORKLOADS
 
 Row = dict[str, Any]
 SHOWN = (
@@ -36,6 +40,7 @@ KEYS = (
     "ablation",
 )
 RIVALS = ("static_headroom", "gpu_only_priority", "synchronous_offload")
+DRAWN = 100_000  # lengths for a mean
 MORE_POINTS, MORE_BE = 0.2, 0.01  # that a rival must have more, to count as better
 PAPER = {
     "attainment_ratio": "1.48",
@@ -132,6 +137,25 @@ def against(rows: list[Row]) -> list[Row]:
     return found
 
 
+def sustained(row: Row) -> Row:
+    """The same with no more BE tokens than the prompts computed meanwhile will put out.
+
+    A window's tokens may also come from requests whose prompts were computed before it: a policy
+    that decodes what it has and computes fewer prompts has more of them for as long as that lasts.
+    Prompts computed twice flatter whoever does so.
+    """
+    from_prompts = row["be_prefill_tokens_per_s"] * _outputs_per_prompt(row["be_workload"])
+    return row | {"be_tokens_per_s": min(row["be_tokens_per_s"], from_prompts)}
+
+
+@cache
+def _outputs_per_prompt(workload: str) -> float:
+    """Output tokens over prompt tokens, as they are drawn."""
+    random, of = np.random.default_rng(0), BE_WORKLOADS[workload]
+    outputs, prompts = (lengths.draw(random, DRAWN).mean() for lengths in (of.output, of.prompt))
+    return float(outputs / prompts)
+
+
 def is_dominated(own: Row, rival: Row) -> bool:
     """Whether the rival has at least as much of both, and more of one than MORE_POINTS of
     attainment or MORE_BE of BE tokens."""
@@ -169,10 +193,10 @@ def _dominated(part: str, rows: list[Row]) -> Row:
     }
 
 
-def show_dominated(console: Console, found: list[Row]) -> None:
+def show_dominated(console: Console, found: list[Row], tokens: str = "BE tokens") -> None:
     """`dominated` on the terminal."""
     table = Table(
-        title="omniserve dominated: a rival attains as much and has as many BE tokens, and more of "
+        title=f"omniserve dominated: a rival attains as much and has as many {tokens}, and more of "
         f"one (over {MORE_POINTS} points, over {MORE_BE:.0%})"
     )
     for name in ("part", "by any", *RIVALS, "pairings"):
@@ -188,7 +212,7 @@ def show_dominated(console: Console, found: list[Row]) -> None:
     console.print(table)
     total = found[-1]
     console.print(
-        f"dominated by another policy in {total['by_any']} of {total['settings']} settings, "
+        f"by {tokens} dominated by another policy in {total['by_any']} of {total['settings']} settings, "
         f"{total['pairings_dominated']} of {total['pairings']} pairings"
     )
 

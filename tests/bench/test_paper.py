@@ -5,7 +5,7 @@ from itertools import product
 from rich.console import Console
 
 from paper import head_of, parts_of
-from paper_tables import KEYS, dominated, is_dominated, show_dominated
+from paper_tables import KEYS, dominated, is_dominated, show_dominated, sustained
 
 
 def row(policy, attained, be, part="load", rate=1):
@@ -42,6 +42,13 @@ def test_settings_and_pairings_are_counted_and_printed():
     show_dominated(console, dominated(rows))
     said = "dominated by another policy in 1 of 3 settings, 2 of 4 pairings"
     assert said in console.export_text()
+
+
+def test_tokens_of_prompts_computed_before_do_not_last():
+    """Of DailyMails a prompt token brings a fifth of an output token."""
+    figures = {"be_workload": "dailymails", "be_prefill_tokens_per_s": 1000.0}
+    assert 195 < sustained(row("omniserve", 1.0, 300.0) | figures)["be_tokens_per_s"] < 210
+    assert sustained(row("omniserve", 1.0, 100.0) | figures)["be_tokens_per_s"] == 100.0
 
 
 HEAD = {"commit": "abc", "command": "bench/paper.py", "seed": 0, "seconds": 200.0}
