@@ -212,8 +212,8 @@ def show_dominated(console: Console, found: list[Row], tokens: str = "BE tokens"
     console.print(table)
     total = found[-1]
     console.print(
-        f"by {tokens} dominated by another policy in {total['by_any']} of {total['settings']} settings, "
-        f"{total['pairings_dominated']} of {total['pairings']} pairings"
+        f"by {tokens} dominated by another policy in {total['by_any']} of {total['settings']} "
+        f"settings, {total['pairings_dominated']} of {total['pairings']} pairings"
     )
 
 
