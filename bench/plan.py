@@ -69,6 +69,10 @@ class Timed:
         """Passed on."""
         self.inner.observed(work, seconds)
 
+    def expects(self, work: Work) -> float:
+        """Passed on."""
+        return self.inner.expects(work)
+
     def judged(self, service: str, attained: bool, now_s: float) -> None:
         """Passed on."""
         self.inner.judged(service, attained, now_s)
