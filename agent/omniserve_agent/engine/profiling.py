@@ -44,7 +44,7 @@ class Witness:
     def __post_init__(self) -> None:
         inner = self.inner
         self.plan, self.terms = inner.plan, inner.terms
-        self.arrived, self.judged = inner.arrived, inner.judged
+        self.arrived, self.judged, self.expects = inner.arrived, inner.judged, inner.expects
 
     @property
     def caps(self) -> Caps:
