@@ -1,0 +1,44 @@
+"""Where a row of kernel.json stands below its two roofs: memory's and arithmetic's."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+Turn = dict[str, float]
+ROOF = "roof "  # before the name of each way to read
+
+
+def of(turns: list[Turn], macs_per_byte: float, unit: str) -> dict[str, Any]:
+    """The row's fields. A turn has the kernel's GB/s ("own"), GB/s of the ways to read ("roof ...")
+    and G multiply-adds/s of float32 ("floats") and of `unit`, by which the path multiplies such KV.
+
+    The roof is the way with the largest median: the largest of every turn would be noise's.
+    Float32's share can exceed 1 where `unit` is something faster; the bound counts by `unit`."""
+    way = fastest(turns)
+    memory = [turn[way] for turn in turns]
+    allowed = [turn[unit] / macs_per_byte for turn in turns]
+    bound = [min(both) for both in zip(memory, allowed, strict=True)]
+    own, floats = ([turn[name] for turn in turns] for name in ("own", "floats"))
+    return {
+        "roof_gbps": statistics.median(memory),
+        "roof_way": way.removeprefix(ROOF),
+        "roof_fraction": share(own, memory),
+        "macs_per_byte": macs_per_byte,
+        "fma_gmacs": statistics.median(floats),
+        "fma_fraction": share([gbps * macs_per_byte for gbps in own], floats),
+        "arithmetic_gbps": statistics.median(allowed),
+        "bound_gbps": statistics.median(bound),
+        "bound_fraction": share(own, bound),
+    }
+
+
+def fastest(turns: list[Turn]) -> str:
+    """The way to read with the largest median."""
+    ways = [name for name in turns[0] if name.startswith(ROOF)]
+    return max(ways, key=lambda way: statistics.median(turn[way] for turn in turns))
+
+
+def share(values: list[float], of: list[float]) -> float:
+    """Median of the turns' quotients."""
+    return statistics.median(a / b for a, b in zip(values, of, strict=True))
