@@ -13,21 +13,24 @@ def of(turns: list[Turn], macs_per_byte: float, unit: str) -> dict[str, Any]:
     """The row's fields. A turn has the kernel's GB/s ("own"), GB/s of the ways to read ("roof ...")
     and G multiply-adds/s of float32 ("floats") and of `unit`, by which the path multiplies such KV.
 
-    The roof is the way with the largest median: the largest of every turn would be noise's.
-    Float32's share can exceed 1 where `unit` is something faster; the bound counts by `unit`."""
+    The roof is the way with the largest median: the largest of every turn would be noise's. Of
+    multiply-adds the best turn counts: they do not depend on the memory's other users, so whatever
+    is less was disturbed. Float32's share can exceed 1 where `unit` is something faster; the bound
+    counts by `unit`."""
     way = fastest(turns)
     memory = [turn[way] for turn in turns]
-    allowed = [turn[unit] / macs_per_byte for turn in turns]
-    bound = [min(both) for both in zip(memory, allowed, strict=True)]
-    own, floats = ([turn[name] for turn in turns] for name in ("own", "floats"))
+    own = [turn["own"] for turn in turns]
+    floats, allowed = (max(turn[name] for turn in turns) for name in ("floats", unit))
+    allowed /= macs_per_byte
+    bound = [min(gbps, allowed) for gbps in memory]
     return {
         "roof_gbps": statistics.median(memory),
         "roof_way": way.removeprefix(ROOF),
         "roof_fraction": share(own, memory),
         "macs_per_byte": macs_per_byte,
-        "fma_gmacs": statistics.median(floats),
-        "fma_fraction": share([gbps * macs_per_byte for gbps in own], floats),
-        "arithmetic_gbps": statistics.median(allowed),
+        "fma_gmacs": floats,
+        "fma_fraction": statistics.median(own) * macs_per_byte / floats,
+        "arithmetic_gbps": allowed,
         "bound_gbps": statistics.median(bound),
         "bound_fraction": share(own, bound),
     }

@@ -126,13 +126,15 @@ def of_errors(rows: list[Row]) -> dict[str, Target]:
 
 
 def of_joins(figures: dict[str, Any]) -> dict[str, Target]:
-    """Beside the kernel: what joins add, and a hop's way there and back, which has the pickup and
-    the completion in it."""
+    """Beside the kernel: what joins add, and a hop's way there and back by a spinning worker, of
+    which the pickup is a part."""
     joins, hop = figures["joins"], figures["hop_us"]["spinning"]
     added = [Reached(joins["added_us_per_layer"])]
     return {
         "joins, us a layer": Target(joins["allowed_us_per_layer"], added, at_most=True),
-        "hop there and back, us": Target(5.0, [Reached(hop["there_and_back"])], at_most=True),
+        "pickup (a hop there and back), us": Target(
+            5.0, [Reached(hop["there_and_back"])], at_most=True
+        ),
     }
 
 

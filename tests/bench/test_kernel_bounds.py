@@ -35,6 +35,12 @@ def test_dot_products_allow_more_than_floats() -> None:
     assert found["bound_fraction"] == pytest.approx(0.75)
 
 
+def test_a_disturbed_turn_of_multiply_adds_forbids_nothing() -> None:
+    three = turns(own=9.0, memory=20.0, floats=80.0)
+    three[0]["floats"] = three[1]["floats"] = 8.0
+    assert of(three, macs_per_byte=8.0, unit="floats")["arithmetic_gbps"] == 10.0
+
+
 def test_one_lucky_turn_of_a_slower_way_is_no_roof() -> None:
     three = turns(own=9.0, memory=10.0, floats=80.0)
     three[1]["roof 1 streams"] = 30.0

@@ -99,7 +99,7 @@ def test_pairs_do_not_decide_where_memory_does_not_bind() -> None:
 def test_joins_hop_and_error() -> None:
     found = targets([row(), row(dtype="f32", max_error=2e-5)], added_us=12.0, hop_us=4.9)
     assert not found["joins, us a layer"]["holds"]
-    assert found["hop there and back, us"]["holds"]
+    assert found["pickup (a hop there and back), us"]["holds"]
     assert found["error, bf16"]["holds"]
     assert not found["error, f32"]["holds"]
 
