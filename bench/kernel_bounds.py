@@ -1,4 +1,10 @@
-"""Where a row of kernel.json stands below its two roofs: memory's and arithmetic's."""
+"""Where a row of kernel.json stands below its two roofs: memory's and arithmetic's.
+
+The multiply-adds that a shape needs are 2 * group * q_len * head_size a token and kv head, in every
+dtype; what is widened, exponentiated or summed beside them is not counted, so the bound is above
+what any code could reach. `bound_gbps` is the lower of the read roof (`roof_gbps`) and of what the
+multiply-adds allow (`arithmetic_gbps`).
+"""
 
 from __future__ import annotations
 
