@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from kernel_shapes import KV_BYTES
 
 SOURCE = Path(__file__).with_name("neo_like.c")
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
@@ -45,6 +48,24 @@ class NeoRow(ctypes.Structure):
     )
 
 
+class Memory:
+    """Random bfloat16 K and V that every shape of a peer looks at in a layout of its own; time does
+    not depend on the values."""
+
+    def __init__(self) -> None:
+        self._sides = [np.zeros(0, np.uint16) for _ in "kv"]
+
+    def views(self, *sizes: int) -> list[npt.NDArray[np.uint16]]:
+        """K and V of that shape."""
+        count = math.prod(sizes)
+        if count > self._sides[0].size:
+            count = max(count, KV_BYTES // 3)  # room for most shapes at once
+            random = np.random.default_rng(0)
+            some = random.standard_normal(1 << 20, np.float32).view(np.uint32) >> 16
+            self._sides = [np.resize(some.astype(np.uint16), count) for _ in "kv"]
+        return [side[: math.prod(sizes)].reshape(sizes) for side in self._sides]
+
+
 class NeoLike:
     """The compiled peer; ctypes lets go of the GIL while it runs."""
 
@@ -54,6 +75,7 @@ class NeoLike:
         command = ["gcc", *FLAGS, str(SOURCE), "-o", str(library), "-lm"]
         subprocess.run(command, check=True, timeout=60)
         self.run = ctypes.CDLL(str(library)).neo_like
+        self.memory = Memory()
 
     def close(self) -> None:
         """Removes the build."""
@@ -68,9 +90,7 @@ class NeoProblem:
     ) -> None:
         random = np.random.default_rng(0)
         per_row = -(-tokens // BLOCK)
-        one_row = (per_row, kv_heads, BLOCK, head_size)
-        halves = [random.standard_normal(one_row, np.float32).view(np.uint32) >> 16 for _ in "kv"]
-        self._kv = [np.tile(half.astype(np.uint16), (rows, 1, 1, 1)) for half in halves]
+        self._kv = neo.memory.views(per_row * rows, kv_heads, BLOCK, head_size)
         self._tables = random.permutation(per_row * rows).astype(np.int32).reshape(rows, per_row)
         self._neo = neo
         self._rows: list[NeoRow] = []
@@ -83,40 +103,42 @@ class NeoProblem:
             sizes = (tokens, kv_heads, group, head_size, head_size**-0.5)
             rest = [array.ctypes.data for array in (q, o, scores)]
             self._rows.append(NeoRow(*sides, table.ctypes.data, *sizes, *rest))
-        self._bytes = rows * tokens * kv_heads * head_size * 4
+        self._row_bytes = tokens * kv_heads * head_size * 4
 
-    def gbps(self, pool: ThreadPoolExecutor) -> float:
-        """Of one call per row, shared out over the pool's threads."""
+    def gbps(self, pool: ThreadPoolExecutor, rows: int) -> float:
+        """Of one call for each of so many rows, shared out over the pool's threads."""
         begin = time.perf_counter()
-        list(pool.map(lambda row: self._neo.run(ctypes.byref(row)), self._rows))
-        return self._bytes / (time.perf_counter() - begin) / 1e9
+        list(pool.map(lambda row: self._neo.run(ctypes.byref(row)), self._rows[:rows]))
+        return rows * self._row_bytes / (time.perf_counter() - begin) / 1e9
 
 
 class TorchProblem:
     """SDPA over gathered KV, all rows of equal length in one call, which flatters it."""
 
-    def __init__(self, group: int, kv_heads: int, head_size: int, tokens: int, rows: int) -> None:
-        one_row = (1, kv_heads, tokens, head_size)
-        self._k, self._v = (
-            torch.randn(one_row, dtype=torch.bfloat16).repeat(rows, 1, 1, 1) for _ in "kv"
-        )
+    def __init__(
+        self, memory: Memory, group: int, kv_heads: int, head_size: int, tokens: int, rows: int
+    ) -> None:
+        views = memory.views(rows, kv_heads, tokens, head_size)
+        self._k, self._v = (torch.from_numpy(view).view(torch.bfloat16) for view in views)
         self._q = torch.randn((rows, kv_heads * group, 1, head_size), dtype=torch.bfloat16)
-        self._bytes = 2 * self._k.numel() * 2
+        self._row_bytes = 2 * self._k[0].numel() * 2
 
-    def gbps(self, cores: list[int]) -> float:
-        """Of one call. torch's threads stay where they were born, so all cores are open to them."""
+    def gbps(self, cores: list[int], rows: int) -> float:
+        """Of one call over so many rows. torch's threads stay where they were born, so all cores
+        are open to them."""
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(len(cores))
         begin = time.perf_counter()
-        torch.nn.functional.scaled_dot_product_attention(self._q, self._k, self._v, enable_gqa=True)
+        q, k, v = (side[:rows] for side in (self._q, self._k, self._v))
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         taken = time.perf_counter() - begin
         os.sched_setaffinity(0, before)
-        return self._bytes / taken / 1e9
+        return rows * self._row_bytes / taken / 1e9
 
 
 class VllmAttention:
-    """vLLM's decode attention in its own process on `cores`, one thread each."""
+    """vLLM's decode attention in its own process on `cores`, a thread each or one alone."""
 
     def __init__(self, python: Path, cores: list[int], log: Path) -> None:
         self._log = log.open("w")
@@ -137,19 +159,19 @@ class VllmAttention:
             stderr=self._log,
             text=True,
         )
-        self._threads = len(cores)
 
     def prepare(self, group: int, kv_heads: int, head_size: int, tokens: int, rows: int) -> None:
         """Fills a shape. Raises PeerFailedError, also when what it computes is wrong."""
         names = {"group": group, "kv_heads": kv_heads, "head_size": head_size}
-        self._ask(names | {"tokens": tokens, "rows": rows, "threads": self._threads})
-        self._bytes = rows * tokens * kv_heads * head_size * 4
+        self._ask(names | {"tokens": tokens, "rows": rows})
+        self._row_bytes = tokens * kv_heads * head_size * 4
 
-    def gbps(self) -> float:
-        """Of one call over all rows of the shape."""
-        return self._bytes / float(self._ask("run")["seconds"]) / 1e9
+    def gbps(self, threads: int, rows: int) -> float:
+        """Of one call over so many rows of the shape."""
+        answer = self._ask({"threads": threads, "rows": rows})
+        return rows * self._row_bytes / float(answer["seconds"]) / 1e9
 
-    def _ask(self, what: dict[str, int] | str) -> dict[str, Any]:
+    def _ask(self, what: dict[str, int]) -> dict[str, Any]:
         streams = self._process.stdin, self._process.stdout
         if streams[0] is None or streams[1] is None:
             raise PeerFailedError("vLLM's process has no pipes")

@@ -1,62 +1,80 @@
-"""Read bandwidth by plain vector loads, one core and all."""
+"""The read roof, one core and all: the fastest of several ways to read memory (roof.c)."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import subprocess
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+import statistics
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+
+from together import Team
 
 SOURCE = Path(__file__).with_name("roof.c")
 BUFFER_BYTES = 512 << 20  # per core; far beyond any L3
+PASS_BYTES = 64 << 20  # per core and measurement; the next one goes on behind it
+CHUNK_BYTES = 2 << 20
+SURVEY_TURNS = 9
+FASTEST = 3  # ways that every turn measures
 
 
-def _compile(directory: str) -> ctypes.CDLL:
-    library = Path(directory) / "roof.so"
-    command = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
-    subprocess.run(command, check=True, timeout=60)
-    return ctypes.CDLL(str(library))
+@dataclass(frozen=True)
+class Way:
+    """How a thread reads: streams side by side, and how far ahead it fetches into L2 (0: not)."""
+
+    streams: int
+    ahead_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.streams} streams, {self.ahead_bytes} ahead"
+
+
+WAYS = [Way(streams, kib << 10) for streams in (1, 2, 4) for kib in (0, 1, 2, 4)]
 
 
 class Roof:
-    """A buffer per core, read at once by as many pinned threads as asked for."""
+    """A buffer per core, touched there first and read by as many threads as asked for."""
 
-    def __init__(self, cores: list[int]) -> None:
-        self.cores = cores
-        self._directory = tempfile.TemporaryDirectory()
-        self._read = _compile(self._directory.name).roof_read
-        self._read.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    def __init__(self, team: Team) -> None:
+        self.cores = team.cores
+        self._team = team
+        self._read = team.compiled(SOURCE, ["-march=native"]).roof_read
+        self._read.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
         self._read.restype = ctypes.c_uint64
-        self._pool = ThreadPoolExecutor(len(cores))
-        self._buffers = list(self._pool.map(self._make_buffer, cores))
+        self._buffers = team.each(self._make_buffer, len(self.cores))
+        self._at = 0
+        self.found: dict[int, dict[Way, float]] = {}
 
-    def _make_buffer(self, core: int) -> mmap.mmap:
-        os.sched_setaffinity(0, {core})  # first touch where it is read
+    def _make_buffer(self, _: int) -> ctypes.Array[ctypes.c_char]:
         buffer = mmap.mmap(-1, BUFFER_BYTES)
         buffer.madvise(mmap.MADV_HUGEPAGE)
         for at in range(0, BUFFER_BYTES, mmap.PAGESIZE):
             buffer[at] = 1
-        return buffer
+        return (ctypes.c_char * BUFFER_BYTES).from_buffer(buffer)
 
-    def _pass(self, index: int) -> None:
-        os.sched_setaffinity(0, {self.cores[index]})
-        view = (ctypes.c_char * BUFFER_BYTES).from_buffer(self._buffers[index])
-        self._read(ctypes.addressof(view), BUFFER_BYTES)
+    def gbps(self, threads: int, way: Way) -> float:
+        """GB/s of one pass over the next PASS_BYTES of each thread's buffer."""
+        starts = (ctypes.addressof(buffer) + self._at for buffer in self._buffers[:threads])
+        parts = (ctypes.c_void_p * threads)(*starts)
+        self._at = (self._at + PASS_BYTES) % BUFFER_BYTES
+        chunks = threads * PASS_BYTES // CHUNK_BYTES
+        taken = self._team.seconds(self._read, threads, chunks, parts, way.streams, way.ahead_bytes)
+        return threads * PASS_BYTES / taken / 1e9
 
-    def gbps(self, threads: int) -> float:
-        """GB/s of one pass over each thread's buffer."""
-        begin = time.perf_counter()
-        list(self._pool.map(self._pass, range(threads)))
-        return threads * BUFFER_BYTES / (time.perf_counter() - begin) / 1e9
+    def survey(self, threads: int) -> float:
+        """Median GB/s of the fastest way; the others are kept in `found`."""
+        rounds = [{way: self.gbps(threads, way) for way in WAYS} for _ in range(SURVEY_TURNS)]
+        self.found[threads] = {way: statistics.median(r[way] for r in rounds) for way in WAYS}
+        return max(self.found[threads].values())
 
-    def __enter__(self) -> Self:
-        return self
+    def fastest(self, threads: int) -> list[Way]:
+        """The ways worth measuring in turn with the kernel; after `survey`."""
+        found = self.found[threads]
+        return sorted(found, key=lambda way: -found[way])[:FASTEST]
 
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
-        self._directory.cleanup()
+    def json(self) -> dict[str, list[dict[str, float]]]:
+        """What every way reached, by number of threads, as in the result file."""
+        return {
+            str(threads): [asdict(way) | {"gbps": round(gbps, 2)} for way, gbps in ways.items()]
+            for threads, ways in self.found.items()
+        }
