@@ -78,6 +78,22 @@ struct os_exchange {
 slot *os_slot_get(const os_exchange *exchange, int32_t index);
 /* Takes in what the workers have finished. */
 void os_drain(os_exchange *exchange);
+
+/* The arguments of os_exchange_pick. */
+typedef struct {
+  int32_t layer, max_rows;
+  int64_t iteration, wait_ns;
+  int32_t *slots;
+  void *o, *residual;
+  int64_t o_stride, residual_stride;
+  int64_t *positions;
+  int32_t *rows;
+} os_pick;
+
+int os_pick_check(const os_exchange *exchange, const os_pick *pick);
+/* Of what has been checked: slots taken. */
+int os_pick_run(os_exchange *exchange, const os_pick *pick);
+
 void os_line_append(os_exchange *exchange, int32_t index);
 void os_line_remove(os_exchange *exchange, int32_t index);
 /* A task's run: one (kv head, kv range) of a slot. */

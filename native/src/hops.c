@@ -228,21 +228,23 @@ static void await_line(os_exchange *x, int32_t layer, int64_t wait_ns) {
   }
 }
 
-static int check_pick(const os_exchange *x, int32_t layer, int32_t max_rows, int64_t wait_ns,
-                      const int32_t *slots, const void *o, const void *residual,
-                      const int64_t *positions, const int32_t *rows_out) {
+int os_pick_check(const os_exchange *x, const os_pick *p) {
   if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
-  if (os_check_layer(x->arena, layer)) return OS_EINVAL;
-  if (os_check_range("max_rows", max_rows, 0, INT32_MAX)) return OS_EINVAL;
-  if (os_check_range("wait_ns", wait_ns, 0, 60000000000)) return OS_EINVAL;
-  if (!rows_out) return os_fail(OS_EINVAL, "rows_out is NULL; it must point at an int32");
-  if (max_rows == 0) return OS_OK;
-  if (!slots || !o || !positions)
+  if (os_check_layer(x->arena, p->layer)) return OS_EINVAL;
+  if (os_check_range("max_rows", p->max_rows, 0, INT32_MAX)) return OS_EINVAL;
+  if (os_check_range("wait_ns", p->wait_ns, 0, 60000000000)) return OS_EINVAL;
+  if (!p->rows) return os_fail(OS_EINVAL, "rows_out is NULL; it must point at an int32");
+  if (p->max_rows == 0) return OS_OK;
+  if (!p->slots || !p->o || !p->positions)
     return os_fail(OS_EINVAL, "%s is NULL; it must have room for %d rows",
-                   !slots ? "slots" : !o ? "o" : "positions", max_rows);
-  if (!residual == !x->config.host_residual) return OS_OK;
-  return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", residual ? "given" : "NULL",
-                 x->config.host_residual);
+                   !p->slots ? "slots" : !p->o ? "o" : "positions", p->max_rows);
+  if (!p->residual != !x->config.host_residual)
+    return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", p->residual ? "given" : "NULL",
+                   x->config.host_residual);
+  if (check_stride("o_stride", p->o_stride, (int64_t)x->config.q_heads * x->head_size))
+    return OS_EINVAL;
+  if (!p->residual) return OS_OK;
+  return check_stride("residual_stride", p->residual_stride, x->config.hidden_size);
 }
 
 static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
@@ -251,36 +253,45 @@ static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
   if (s->iteration == iteration) x->stats.same_iteration++;
 }
 
-int os_exchange_pick(os_exchange *x, int32_t layer, int64_t iteration, int32_t max_rows,
-                     int64_t wait_ns, int32_t *slots, void *o, int64_t o_stride, void *residual,
-                     int64_t residual_stride, int64_t *positions, int32_t *rows_out) {
-  if (check_pick(x, layer, max_rows, wait_ns, slots, o, residual, positions, rows_out))
-    return OS_EINVAL;
-  *rows_out = 0;
-  if (max_rows == 0) return 0;
-  const int64_t q_width = (int64_t)x->config.q_heads * x->head_size;
-  if (check_stride("o_stride", o_stride, q_width) ||
-      (residual && check_stride("residual_stride", residual_stride, x->config.hidden_size)))
-    return OS_EINVAL;
+int os_pick_run(os_exchange *x, const os_pick *p) {
+  *p->rows = 0;
+  if (p->max_rows == 0) return 0;
   os_drain(x);
-  if (wait_ns > 0) await_line(x, layer, wait_ns);
+  if (p->wait_ns > 0) await_line(x, p->layer, p->wait_ns);
   const size_t element = os_dtype_bytes(x->config.dtype);
-  rows o_rows = rows_of(o, o_stride, q_width, element);
-  rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
+  rows o = rows_of(p->o, p->o_stride, (int64_t)x->config.q_heads * x->head_size, element);
+  rows residual = rows_of(p->residual, p->residual_stride, x->config.hidden_size, element);
   int32_t count = 0;
-  for (int32_t index = x->lines[layer].first, next; index != OS_NONE; index = next) {
+  for (int32_t index = x->lines[p->layer].first, next; index != OS_NONE; index = next) {
     slot *s = &x->slots[index];
     next = s->next;
     if (s->state != SLOT_READY) continue;
-    if (*rows_out + s->row.q_len > max_rows) break; /* those behind it must not overtake */
-    write_rows(&o_rows, s->o, s->row.q_len);
-    if (residual) write_rows(&residual_rows, s->residual, s->row.q_len);
-    for (int32_t i = 0; i < s->row.q_len; i++) positions[*rows_out + i] = s->row.start + i;
+    if (*p->rows + s->row.q_len > p->max_rows) break; /* those behind it must not overtake */
+    write_rows(&o, s->o, s->row.q_len);
+    if (p->residual) write_rows(&residual, s->residual, s->row.q_len);
+    for (int32_t i = 0; i < s->row.q_len; i++) p->positions[*p->rows + i] = s->row.start + i;
     os_line_remove(x, index);
     s->state = SLOT_OPEN;
-    count_pick(x, s, iteration);
-    slots[count++] = index;
-    *rows_out += s->row.q_len;
+    count_pick(x, s, p->iteration);
+    p->slots[count++] = index;
+    *p->rows += s->row.q_len;
   }
   return count;
+}
+
+int os_exchange_pick(os_exchange *x, int32_t layer, int64_t iteration, int32_t max_rows,
+                     int64_t wait_ns, int32_t *slots, void *o, int64_t o_stride, void *residual,
+                     int64_t residual_stride, int64_t *positions, int32_t *rows_out) {
+  const os_pick pick = {.layer = layer,
+                        .max_rows = max_rows,
+                        .iteration = iteration,
+                        .wait_ns = wait_ns,
+                        .slots = slots,
+                        .o = o,
+                        .residual = residual,
+                        .o_stride = o_stride,
+                        .residual_stride = residual_stride,
+                        .positions = positions,
+                        .rows = rows_out};
+  return os_pick_check(x, &pick) ? OS_EINVAL : os_pick_run(x, &pick);
 }
