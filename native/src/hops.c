@@ -11,10 +11,11 @@ enum { SPIN_NS = 20000, NAP_NS = 1000000 };
 /* ---- the workers' side --------------------------------------------------------------------- */
 
 /* `leaving` keeps the exchange alive until this thread has let go of it. */
-static void complete(os_exchange *x, uint64_t completion) {
+static void complete(os_exchange *x, slot *s) {
   atomic_fetch_add(&x->leaving, 1);
-  const uint64_t at = atomic_fetch_add(&x->completion_tail, 1) % (uint64_t)x->config.slots;
-  atomic_store_explicit(&x->completions[at], completion, memory_order_seq_cst);
+  slot *top = atomic_load_explicit(&x->completed, memory_order_relaxed);
+  do s->completed_before = top;
+  while (!atomic_compare_exchange_weak(&x->completed, &top, s));
   if (atomic_load_explicit(&x->listening, memory_order_seq_cst)) {
     atomic_fetch_add(&x->signal, 1);
     os_futex_wake(&x->signal, 1);
@@ -22,15 +23,13 @@ static void complete(os_exchange *x, uint64_t completion) {
   atomic_fetch_sub_explicit(&x->leaving, 1, memory_order_release);
 }
 
-/* Nothing of the slot is read once its last item is counted: the engine may have it again. */
+/* The slot is the last one's until it is pushed; nobody else reads it once he is counted. */
 void os_hop_let_go(slot *s) {
-  os_exchange *x = s->exchange;
-  const uint64_t completion = s->completion;
-  const int32_t seq = s->seq;
   const uint64_t left = atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel);
   if ((uint32_t)left > 1) return;
-  atomic_fetch_add_explicit(&x->arena->sequences[seq].finished, 1, memory_order_release);
-  complete(x, completion);
+  os_exchange *x = s->exchange;
+  atomic_fetch_add_explicit(&x->arena->sequences[s->seq].finished, 1, memory_order_release);
+  complete(x, s);
 }
 
 void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
@@ -92,6 +91,7 @@ static int claim_slots(os_exchange *x, int32_t count, const int32_t *slots) {
     const int status = check_submission(x, slots[i]);
     if (status == OS_OK) {
       x->slots[slots[i]].state = SLOT_SUBMITTING;
+      os_fetch_to_write(&x->slots[slots[i]], sizeof(slot));
       continue;
     }
     while (i-- > 0) x->slots[slots[i]].state = SLOT_OPEN;
@@ -111,24 +111,26 @@ static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
   return ranges;
 }
 
+/* The rows that a submission writes: they lie with the workers' cores, or in memory. */
+static void fetch_to_park(const os_exchange *x, const slot *s) {
+  const size_t row = (size_t)s->row.q_len * os_dtype_bytes(x->config.dtype);
+  const size_t kv = row * (size_t)(x->kv_heads * x->head_size);
+  os_fetch_to_write(s->q, kv * (size_t)x->group);
+  os_fetch_to_write(s->k, kv);
+  os_fetch_to_write(s->v, kv);
+  if (s->residual) os_fetch_to_write(s->residual, row * (size_t)x->config.hidden_size);
+}
+
 /* Everything the workers will read. Returns the slot's items. */
 static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t iteration,
                        int32_t items_waiting) {
   slot *s = &x->slots[index];
   os_sequence *sequence = &x->arena->sequences[s->seq];
-  const int64_t width = (int64_t)x->kv_heads * x->head_size;
   s->layer = layer;
   s->iteration = iteration;
   s->attention.layer = layer;
   s->row.blocks = sequence->blocks;
-  s->row.append = true;
-  s->row.q = s->q;
-  s->row.k = s->k;
-  s->row.v = s->v;
-  s->row.q_stride = width * x->group;
-  s->row.k_stride = s->row.v_stride = width;
-  s->row.result = (os_result){s->o, width * x->group, s->lse, x->config.q_heads};
-  s->completion = (uint64_t)s->epoch << 32 | (uint32_t)index;
+  s->submitted_epoch = s->epoch;
   s->has_result = false;
   s->ranges = choose_ranges(x, s, items_waiting);
   const int32_t items = x->kv_heads * s->ranges;
@@ -182,7 +184,9 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
   rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
   const int32_t items_waiting = (x->stats.in_flight + count) * x->kv_heads;
   int32_t items = 0;
+  fetch_to_park(x, &x->slots[slots[0]]);
   for (int32_t i = 0; i < count; i++) {
+    if (i + 1 < count) fetch_to_park(x, &x->slots[slots[i + 1]]);
     slot *s = &x->slots[slots[i]];
     read_rows(&q_rows, s->q, s->row.q_len);
     read_rows(&k_rows, s->k, s->row.q_len);
