@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from omniserve_agent.node.cores import OWN_SPIN_US
 from omniserve_native import (
     Arena,
     ArenaConfig,
@@ -35,6 +36,7 @@ CONTEXT = 64
 MAX_TOKENS = 256
 DENSE_US = 300  # the dense modules' time between two layers' calls, spent waiting
 WARM_UP = 5
+SPIN_NS = 1000 * OWN_SPIN_US  # as the engine's workers on cores of their own
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def main() -> None:
     """Prints the figures alone; `make bench-kernel` has them in its result."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
-    with Workers(1, cores=[cores[-1]]) as host:
+    with Workers(1, cores=[cores[-1]], spin_ns=SPIN_NS) as host:
         for name, value in measure(host, 100).json().items():
             print(f"{name}: {value:.2f}")
     for spin_ns in (1_000_000, 0):

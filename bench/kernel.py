@@ -271,7 +271,7 @@ def measure_all(args: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
     os.sched_setaffinity(0, cores)
     figures["rows"] += other_paths(args)
     os.sched_setaffinity(0, {cores[0]})
-    with Workers(1, cores=[cores[-1]]) as host:
+    with Workers(1, cores=[cores[-1]], spin_ns=joins.SPIN_NS) as host:
         costs = joins.measure(host, args.iterations)
     hops = {}
     for name, spin_ns in (("spinning", 1_000_000), ("asleep", 0)):

@@ -3,7 +3,7 @@
  * Nouns (design.md, section 1): an *arena* holds KV blocks of one tier; a *sequence* is one
  * request's block table in an arena; a *slot* is the preallocated place of an offloaded row in
  * flight; *workers* are pinned threads that run attention *items*; the *exchange* ties slots, the
- * submit ring, the workers and the completion ring together.
+ * submit ring, the workers and the stack of completed slots together.
  *
  * Threads: every function of one arena or exchange is called by one thread, the engine's; the
  * workers are the only other threads. Ownership passes with a submission and comes back with its

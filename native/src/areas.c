@@ -24,6 +24,7 @@ int os_areas_create(os_areas *areas) {
   if (!areas->left || !areas->free) return os_fail(OS_ENOMEM, "could not allocate %zu areas", count);
   areas->partials = os_map(areas->bytes);
   if (!areas->partials) return OS_ENOMEM;
+  os_touch(areas->partials, areas->bytes);
   for (int32_t i = 0; i < areas->count; i++) areas->free[i] = i;
   areas->free_count = areas->count;
   return OS_OK;

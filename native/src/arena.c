@@ -9,7 +9,7 @@
 #include "memory.h"
 #include "tile.h"
 
-enum { PREFAULT_CHUNK = 2 << 20, PAGE = 4096 };
+enum { PREFAULT_CHUNK = 2 << 20 };
 
 /* ---- shape --------------------------------------------------------------------------------- */
 
@@ -94,16 +94,11 @@ void os_arena_destroy(os_arena *arena) {
   free(arena);
 }
 
-/* Writes back what it reads: the arena may hold KV already. */
 static void touch_chunk(void *context, int32_t i, os_hand *hand) {
   (void)hand;
   os_arena *arena = context;
-  size_t end = ((size_t)i + 1) * PREFAULT_CHUNK;
-  if (end > arena->bytes) end = arena->bytes;
-  for (size_t at = (size_t)i * PREFAULT_CHUNK; at < end; at += PAGE) {
-    volatile uint8_t *byte = arena->tiles + at;
-    *byte = *byte;
-  }
+  const size_t at = (size_t)i * PREFAULT_CHUNK, left = arena->bytes - at;
+  os_touch(arena->tiles + at, left < PREFAULT_CHUNK ? left : PREFAULT_CHUNK);
 }
 
 int os_arena_prefault(os_arena *arena, os_workers *workers) {

@@ -77,6 +77,10 @@ void os_append_head(const os_attention *attention, const os_row *row, int32_t he
 /* How many ranges of at least `split_tokens` the row's KV gives, at most `wanted`; at least 1. */
 int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted);
 
+/* os_attend's halves: all that can fail, and the rest. */
+int os_attend_check(const os_attend_args *args);
+int os_attend_run(const os_attend_args *args);
+
 /* The open sequence, or NULL with the error set. */
 os_sequence *os_seq_get(const os_arena *arena, int32_t seq);
 int os_check_layer(const os_arena *arena, int32_t layer);

@@ -307,13 +307,17 @@ static int64_t count_tiles(const os_attend_args *args) {
   return tiles;
 }
 
-int os_attend(const os_attend_args *args) {
+int os_attend_check(const os_attend_args *args) {
   if (check_args(args)) return OS_EINVAL;
+  const int64_t tiles = count_tiles(args);
+  if (os_check_range("rows", tiles * args->arena->config.kv_heads, 0, INT32_MAX / 4))
+    return OS_EINVAL;
+  return reserve_rows(args->arena, tiles);
+}
+
+int os_attend_run(const os_attend_args *args) {
   os_arena *arena = args->arena;
   const int32_t kv_heads = arena->config.kv_heads;
-  const int64_t tiles = count_tiles(args);
-  if (os_check_range("rows", tiles * kv_heads, 0, INT32_MAX / 4)) return OS_EINVAL;
-  if (reserve_rows(arena, tiles)) return OS_ENOMEM;
   bool long_segments = false;
   const int32_t rows = list_rows(args, &long_segments);
   attend_call call = {.attention = {.arena = arena,
@@ -332,4 +336,9 @@ int os_attend(const os_attend_args *args) {
   plan_splits(&call, rows);
   return os_parallel_for(args->workers, rows * kv_heads * call.wanted_ranges, attend_item, &call,
                          &arena->hand);
+}
+
+int os_attend(const os_attend_args *args) {
+  const int status = os_attend_check(args);
+  return status == OS_OK ? os_attend_run(args) : status;
 }

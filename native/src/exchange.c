@@ -8,7 +8,7 @@
 #include "error.h"
 #include "memory.h"
 
-enum { MAX_SPLITS = 16, MAX_RANGES = 32, MAX_SHARES = 256, CACHE_LINE = 64 };
+enum { MAX_SPLITS = 16, MAX_RANGES = 32, MAX_SHARES = 256 };
 
 /* ---- sizes --------------------------------------------------------------------------------- */
 
@@ -18,7 +18,7 @@ typedef struct {
 } slot_bytes;
 
 static size_t whole_lines(size_t bytes) {
-  return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+  return (bytes + OS_CACHE_LINE - 1) / OS_CACHE_LINE * OS_CACHE_LINE;
 }
 
 static slot_bytes measure_slot(const os_exchange_config *c) {
@@ -89,23 +89,32 @@ static void place_slot(os_exchange *x, int32_t index, const slot_bytes *bytes) {
   s->v = s->k + bytes->kv;
   s->lse = (float *)(s->v + bytes->kv);
   s->residual = x->config.host_residual ? (uint8_t *)s->lse + bytes->lse : NULL;
+  const int64_t width = (int64_t)x->kv_heads * x->head_size, q_width = width * x->group;
+  s->row = (os_row){.append = true,
+                    .q = s->q,
+                    .k = s->k,
+                    .v = s->v,
+                    .q_stride = q_width,
+                    .k_stride = width,
+                    .v_stride = width,
+                    .result = {s->o, q_width, s->lse, x->config.q_heads}};
   x->free_slots[x->config.slots - 1 - index] = index; /* slot 0 is opened first */
 }
 
 static int allocate(os_exchange *x) {
   const size_t slots = (size_t)x->config.slots, layers = (size_t)x->arena->config.layers;
-  x->slots = calloc(slots, sizeof *x->slots);
+  x->slots = aligned_alloc(OS_CACHE_LINE, slots * sizeof *x->slots);
   x->lines = calloc(layers, sizeof *x->lines);
   x->free_slots = calloc(slots, sizeof *x->free_slots);
   x->freed = calloc(slots, sizeof *x->freed);
-  x->completions = calloc(slots, sizeof *x->completions);
   x->plans = calloc(MAX_SHARES * (size_t)x->kv_heads, sizeof *x->plans);
   x->youngest = calloc(layers * OS_KIN_KEYS, sizeof *x->youngest);
-  if (!x->slots || !x->lines || !x->free_slots || !x->freed || !x->completions || !x->plans ||
-      !x->youngest)
+  if (!x->slots || !x->lines || !x->free_slots || !x->freed || !x->plans || !x->youngest)
     return os_fail(OS_ENOMEM, "could not allocate %zu slots", slots);
+  memset(x->slots, 0, slots * sizeof *x->slots);
   x->memory = os_map(x->memory_bytes);
   if (!x->memory || os_areas_create(&x->splits) != OS_OK) return OS_ENOMEM;
+  os_touch(x->memory, x->memory_bytes);
   return os_areas_create(&x->shares);
 }
 
@@ -125,7 +134,6 @@ static void release_memory(os_exchange *x) {
   free(x->lines);
   free(x->free_slots);
   free(x->freed);
-  free(x->completions);
   free(x->plans);
   free(x->youngest);
   free(x);

@@ -1,13 +1,14 @@
 /* Slots, their way to the workers and back.
  *
  * A slot is the engine's except between a submission and its completion: then q, k, v, o and lse
- * belong to the workers. Completions carry slot and epoch; closing a slot in flight moves the epoch
- * on, and the completion that no longer fits frees the slot.
+ * belong to the workers. A completion carries the epoch of its submission; closing a slot in flight
+ * moves the epoch on, and the completion that no longer fits frees the slot.
  */
 #ifndef OS_EXCHANGE_H
 #define OS_EXCHANGE_H
 
 #include "areas.h"
+#include "memory.h"
 
 typedef enum {
   SLOT_FREE,
@@ -19,20 +20,20 @@ typedef enum {
   SLOT_FREED    /* not yet told by os_exchange_reap */
 } slot_state;
 
-typedef struct {
+/* Aligned, and what workers write in a cache line of its own: else the engine's thread, which looks at
+ * states and lines at every layer, would fetch the rest of it back from their cores each time. */
+typedef struct slot {
   os_task task; /* first: a task is its slot */
   os_exchange *exchange;
   os_attention attention;
-  os_row row;
-  uint64_t completion; /* what the workers report: epoch << 32 | slot, as submitted */
-  _Atomic uint64_t left; /* hop << 32 | items not yet finished, and workers that look at the hop */
-  _Atomic uint64_t kin;  /* name of the next younger hop with the same key at this layer, or 0 */
-  uint32_t hop;          /* counts submissions, never 0 */
-  int32_t key;           /* a block that stands for the hop's prefix, or OS_NONE */
   int32_t seq, ranges;
   int32_t area; /* of x->splits where ranges > 1, else of x->shares; or OS_NONE */
-  slot_state state;
-  uint32_t epoch;
+  uint32_t hop; /* counts submissions, never 0 */
+  os_row row;
+
+  slot_state state __attribute__((aligned(OS_CACHE_LINE))); /* from here on the engine's alone */
+  uint32_t epoch, submitted_epoch; /* now, and of the last submission */
+  int32_t key;            /* a block that stands for the hop's prefix, or OS_NONE */
   int32_t layer;          /* of the last submission */
   int32_t previous, next; /* in that layer's line */
   bool begun;             /* os_slot_begin was called since it was opened */
@@ -40,6 +41,11 @@ typedef struct {
   int64_t iteration;
   uint8_t *q, *k, *v, *o, *residual;
   float *lse;
+
+  /* hop << 32 | items not yet finished, and workers that look at the hop */
+  _Atomic uint64_t left __attribute__((aligned(OS_CACHE_LINE)));
+  _Atomic uint64_t kin;  /* name of the next younger hop with the same key at this layer, or 0 */
+  struct slot *completed_before; /* below it in x->completed, or NULL */
 } slot;
 
 /* A prime, for hops are found by a block's id modulo it: two in one place cost a chance to share. */
@@ -66,9 +72,10 @@ struct os_exchange {
   _Atomic int32_t *plans;  /* [shares.count][kv_heads], see share.c */
   int32_t *youngest;       /* [layers][OS_KIN_KEYS]: by key, the slot submitted last, or OS_NONE */
   os_exchange_stats stats;
-  uint64_t completion_head;
-  _Atomic uint64_t *completions; /* [slots]; 0: empty. A slot has one hop in flight at most */
-  _Atomic uint64_t completion_tail __attribute__((aligned(128)));
+  /* A stack of slots whose hops have ended: a worker that is interrupted on its way here holds back
+   * no other's. The engine's thread takes all of it at once, so that nobody swaps in a slot that has
+   * been pushed again since. In which order does not matter: lines keep that of submission. */
+  _Atomic(slot *) completed __attribute__((aligned(128)));
   _Atomic uint32_t signal __attribute__((aligned(128)));
   _Atomic int32_t listening; /* the engine sleeps in pick */
   _Atomic int32_t leaving;   /* workers between publishing a completion and letting go */
@@ -78,6 +85,22 @@ struct os_exchange {
 slot *os_slot_get(const os_exchange *exchange, int32_t index);
 /* Takes in what the workers have finished. */
 void os_drain(os_exchange *exchange);
+
+/* The arguments of os_exchange_pick. */
+typedef struct {
+  int32_t layer, max_rows;
+  int64_t iteration, wait_ns;
+  int32_t *slots;
+  void *o, *residual;
+  int64_t o_stride, residual_stride;
+  int64_t *positions;
+  int32_t *rows;
+} os_pick;
+
+int os_pick_check(const os_exchange *exchange, const os_pick *pick);
+/* Of what has been checked: slots taken. */
+int os_pick_run(os_exchange *exchange, const os_pick *pick);
+
 void os_line_append(os_exchange *exchange, int32_t index);
 void os_line_remove(os_exchange *exchange, int32_t index);
 /* A task's run: one (kv head, kv range) of a slot. */

@@ -11,10 +11,11 @@ enum { SPIN_NS = 20000, NAP_NS = 1000000 };
 /* ---- the workers' side --------------------------------------------------------------------- */
 
 /* `leaving` keeps the exchange alive until this thread has let go of it. */
-static void complete(os_exchange *x, uint64_t completion) {
+static void complete(os_exchange *x, slot *s) {
   atomic_fetch_add(&x->leaving, 1);
-  const uint64_t at = atomic_fetch_add(&x->completion_tail, 1) % (uint64_t)x->config.slots;
-  atomic_store_explicit(&x->completions[at], completion, memory_order_seq_cst);
+  slot *top = atomic_load_explicit(&x->completed, memory_order_relaxed);
+  do s->completed_before = top;
+  while (!atomic_compare_exchange_weak(&x->completed, &top, s));
   if (atomic_load_explicit(&x->listening, memory_order_seq_cst)) {
     atomic_fetch_add(&x->signal, 1);
     os_futex_wake(&x->signal, 1);
@@ -22,15 +23,13 @@ static void complete(os_exchange *x, uint64_t completion) {
   atomic_fetch_sub_explicit(&x->leaving, 1, memory_order_release);
 }
 
-/* Nothing of the slot is read once its last item is counted: the engine may have it again. */
+/* The slot is the last one's until it is pushed; nobody else reads it once he is counted. */
 void os_hop_let_go(slot *s) {
-  os_exchange *x = s->exchange;
-  const uint64_t completion = s->completion;
-  const int32_t seq = s->seq;
   const uint64_t left = atomic_fetch_sub_explicit(&s->left, 1, memory_order_acq_rel);
   if ((uint32_t)left > 1) return;
-  atomic_fetch_add_explicit(&x->arena->sequences[seq].finished, 1, memory_order_release);
-  complete(x, completion);
+  os_exchange *x = s->exchange;
+  atomic_fetch_add_explicit(&x->arena->sequences[s->seq].finished, 1, memory_order_release);
+  complete(x, s);
 }
 
 void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
@@ -92,6 +91,7 @@ static int claim_slots(os_exchange *x, int32_t count, const int32_t *slots) {
     const int status = check_submission(x, slots[i]);
     if (status == OS_OK) {
       x->slots[slots[i]].state = SLOT_SUBMITTING;
+      os_fetch_to_write(&x->slots[slots[i]], sizeof(slot));
       continue;
     }
     while (i-- > 0) x->slots[slots[i]].state = SLOT_OPEN;
@@ -111,24 +111,26 @@ static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
   return ranges;
 }
 
+/* The rows that a submission writes: they lie with the workers' cores, or in memory. */
+static void fetch_to_park(const os_exchange *x, const slot *s) {
+  const size_t row = (size_t)s->row.q_len * os_dtype_bytes(x->config.dtype);
+  const size_t kv = row * (size_t)(x->kv_heads * x->head_size);
+  os_fetch_to_write(s->q, kv * (size_t)x->group);
+  os_fetch_to_write(s->k, kv);
+  os_fetch_to_write(s->v, kv);
+  if (s->residual) os_fetch_to_write(s->residual, row * (size_t)x->config.hidden_size);
+}
+
 /* Everything the workers will read. Returns the slot's items. */
 static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t iteration,
                        int32_t items_waiting) {
   slot *s = &x->slots[index];
   os_sequence *sequence = &x->arena->sequences[s->seq];
-  const int64_t width = (int64_t)x->kv_heads * x->head_size;
   s->layer = layer;
   s->iteration = iteration;
   s->attention.layer = layer;
   s->row.blocks = sequence->blocks;
-  s->row.append = true;
-  s->row.q = s->q;
-  s->row.k = s->k;
-  s->row.v = s->v;
-  s->row.q_stride = width * x->group;
-  s->row.k_stride = s->row.v_stride = width;
-  s->row.result = (os_result){s->o, width * x->group, s->lse, x->config.q_heads};
-  s->completion = (uint64_t)s->epoch << 32 | (uint32_t)index;
+  s->submitted_epoch = s->epoch;
   s->has_result = false;
   s->ranges = choose_ranges(x, s, items_waiting);
   const int32_t items = x->kv_heads * s->ranges;
@@ -182,7 +184,9 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
   rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
   const int32_t items_waiting = (x->stats.in_flight + count) * x->kv_heads;
   int32_t items = 0;
+  fetch_to_park(x, &x->slots[slots[0]]);
   for (int32_t i = 0; i < count; i++) {
+    if (i + 1 < count) fetch_to_park(x, &x->slots[slots[i + 1]]);
     slot *s = &x->slots[slots[i]];
     read_rows(&q_rows, s->q, s->row.q_len);
     read_rows(&k_rows, s->k, s->row.q_len);
@@ -228,21 +232,23 @@ static void await_line(os_exchange *x, int32_t layer, int64_t wait_ns) {
   }
 }
 
-static int check_pick(const os_exchange *x, int32_t layer, int32_t max_rows, int64_t wait_ns,
-                      const int32_t *slots, const void *o, const void *residual,
-                      const int64_t *positions, const int32_t *rows_out) {
+int os_pick_check(const os_exchange *x, const os_pick *p) {
   if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
-  if (os_check_layer(x->arena, layer)) return OS_EINVAL;
-  if (os_check_range("max_rows", max_rows, 0, INT32_MAX)) return OS_EINVAL;
-  if (os_check_range("wait_ns", wait_ns, 0, 60000000000)) return OS_EINVAL;
-  if (!rows_out) return os_fail(OS_EINVAL, "rows_out is NULL; it must point at an int32");
-  if (max_rows == 0) return OS_OK;
-  if (!slots || !o || !positions)
+  if (os_check_layer(x->arena, p->layer)) return OS_EINVAL;
+  if (os_check_range("max_rows", p->max_rows, 0, INT32_MAX)) return OS_EINVAL;
+  if (os_check_range("wait_ns", p->wait_ns, 0, 60000000000)) return OS_EINVAL;
+  if (!p->rows) return os_fail(OS_EINVAL, "rows_out is NULL; it must point at an int32");
+  if (p->max_rows == 0) return OS_OK;
+  if (!p->slots || !p->o || !p->positions)
     return os_fail(OS_EINVAL, "%s is NULL; it must have room for %d rows",
-                   !slots ? "slots" : !o ? "o" : "positions", max_rows);
-  if (!residual == !x->config.host_residual) return OS_OK;
-  return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", residual ? "given" : "NULL",
-                 x->config.host_residual);
+                   !p->slots ? "slots" : !p->o ? "o" : "positions", p->max_rows);
+  if (!p->residual != !x->config.host_residual)
+    return os_fail(OS_EINVAL, "residual is %s; host_residual is %d", p->residual ? "given" : "NULL",
+                   x->config.host_residual);
+  if (check_stride("o_stride", p->o_stride, (int64_t)x->config.q_heads * x->head_size))
+    return OS_EINVAL;
+  if (!p->residual) return OS_OK;
+  return check_stride("residual_stride", p->residual_stride, x->config.hidden_size);
 }
 
 static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
@@ -251,36 +257,45 @@ static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
   if (s->iteration == iteration) x->stats.same_iteration++;
 }
 
-int os_exchange_pick(os_exchange *x, int32_t layer, int64_t iteration, int32_t max_rows,
-                     int64_t wait_ns, int32_t *slots, void *o, int64_t o_stride, void *residual,
-                     int64_t residual_stride, int64_t *positions, int32_t *rows_out) {
-  if (check_pick(x, layer, max_rows, wait_ns, slots, o, residual, positions, rows_out))
-    return OS_EINVAL;
-  *rows_out = 0;
-  if (max_rows == 0) return 0;
-  const int64_t q_width = (int64_t)x->config.q_heads * x->head_size;
-  if (check_stride("o_stride", o_stride, q_width) ||
-      (residual && check_stride("residual_stride", residual_stride, x->config.hidden_size)))
-    return OS_EINVAL;
+int os_pick_run(os_exchange *x, const os_pick *p) {
+  *p->rows = 0;
+  if (p->max_rows == 0) return 0;
   os_drain(x);
-  if (wait_ns > 0) await_line(x, layer, wait_ns);
+  if (p->wait_ns > 0) await_line(x, p->layer, p->wait_ns);
   const size_t element = os_dtype_bytes(x->config.dtype);
-  rows o_rows = rows_of(o, o_stride, q_width, element);
-  rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
+  rows o = rows_of(p->o, p->o_stride, (int64_t)x->config.q_heads * x->head_size, element);
+  rows residual = rows_of(p->residual, p->residual_stride, x->config.hidden_size, element);
   int32_t count = 0;
-  for (int32_t index = x->lines[layer].first, next; index != OS_NONE; index = next) {
+  for (int32_t index = x->lines[p->layer].first, next; index != OS_NONE; index = next) {
     slot *s = &x->slots[index];
     next = s->next;
     if (s->state != SLOT_READY) continue;
-    if (*rows_out + s->row.q_len > max_rows) break; /* those behind it must not overtake */
-    write_rows(&o_rows, s->o, s->row.q_len);
-    if (residual) write_rows(&residual_rows, s->residual, s->row.q_len);
-    for (int32_t i = 0; i < s->row.q_len; i++) positions[*rows_out + i] = s->row.start + i;
+    if (*p->rows + s->row.q_len > p->max_rows) break; /* those behind it must not overtake */
+    write_rows(&o, s->o, s->row.q_len);
+    if (p->residual) write_rows(&residual, s->residual, s->row.q_len);
+    for (int32_t i = 0; i < s->row.q_len; i++) p->positions[*p->rows + i] = s->row.start + i;
     os_line_remove(x, index);
     s->state = SLOT_OPEN;
-    count_pick(x, s, iteration);
-    slots[count++] = index;
-    *rows_out += s->row.q_len;
+    count_pick(x, s, p->iteration);
+    p->slots[count++] = index;
+    *p->rows += s->row.q_len;
   }
   return count;
+}
+
+int os_exchange_pick(os_exchange *x, int32_t layer, int64_t iteration, int32_t max_rows,
+                     int64_t wait_ns, int32_t *slots, void *o, int64_t o_stride, void *residual,
+                     int64_t residual_stride, int64_t *positions, int32_t *rows_out) {
+  const os_pick pick = {.layer = layer,
+                        .max_rows = max_rows,
+                        .iteration = iteration,
+                        .wait_ns = wait_ns,
+                        .slots = slots,
+                        .o = o,
+                        .residual = residual,
+                        .o_stride = o_stride,
+                        .residual_stride = residual_stride,
+                        .positions = positions,
+                        .rows = rows_out};
+  return os_pick_check(x, &pick) ? OS_EINVAL : os_pick_run(x, &pick);
 }

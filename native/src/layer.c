@@ -38,27 +38,35 @@ static int submit_tail(os_exchange *x, const os_layer_args *args) {
       row_at(args->residual, first, args->residual_stride, d->dtype), args->residual_stride);
 }
 
-static int pick_joins(os_exchange *x, os_layer_args *args) {
+static os_pick joins_of(os_layer_args *args) {
   const os_attend_args *d = &args->device;
   const int32_t first = args->device_rows;
-  return os_exchange_pick(
-      x, d->layer, args->iteration, args->max_join_rows, args->wait_ns, args->tail_slots,
-      row_at(d->o, first, d->o_stride, d->dtype), d->o_stride,
-      row_at(args->residual, first, args->residual_stride, d->dtype), args->residual_stride,
-      args->positions ? args->positions + first : NULL, &args->tail_rows);
+  return (os_pick){
+      .layer = d->layer,
+      .max_rows = args->max_join_rows,
+      .iteration = args->iteration,
+      .wait_ns = args->wait_ns,
+      .slots = args->tail_slots,
+      .o = row_at(d->o, first, d->o_stride, d->dtype),
+      .residual = row_at(args->residual, first, args->residual_stride, d->dtype),
+      .o_stride = d->o_stride,
+      .residual_stride = args->residual_stride,
+      .positions = args->positions ? args->positions + first : NULL,
+      .rows = &args->tail_rows};
 }
 
+/* Nothing may fail once the tail has left. */
 int os_layer(os_exchange *x, os_layer_args *args) {
   if (check_layer_args(x, args)) return OS_EINVAL;
-  int status = OS_OK;
-  if (args->tail_count > 0) status = submit_tail(x, args);
+  const bool attends = args->device.segments_count > 0, picks = args->max_join_rows > 0;
+  const os_pick joins = joins_of(args);
   args->tail_rows = 0;
+  int status = attends ? os_attend_check(&args->device) : OS_OK;
+  if (status == OS_OK && picks) status = os_pick_check(x, &joins);
+  if (status == OS_OK && args->tail_count > 0) status = submit_tail(x, args);
   if (status != OS_OK) return status;
   args->tail_count = 0;
-  if (args->device.segments_count > 0) status = os_attend(&args->device);
-  if (status != OS_OK || args->max_join_rows == 0) return status;
-  const int picked = pick_joins(x, args);
-  if (picked < 0) return picked;
-  args->tail_count = picked;
-  return OS_OK;
+  if (attends) status = os_attend_run(&args->device);
+  if (status == OS_OK && picks) args->tail_count = os_pick_run(x, &joins);
+  return status;
 }

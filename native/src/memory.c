@@ -14,7 +14,7 @@ enum { POISON_BYTES = 4096 };
 enum { POISON_BYTES = 0 };
 #endif
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20 };
 
 /* Maps a huge page more than asked for and gives the unaligned ends back. */
 static void *map_aligned(size_t bytes) {
@@ -42,6 +42,13 @@ void *os_map(size_t bytes) {
   if (bytes >= HUGE_PAGE) madvise(memory, whole_pages(bytes), MADV_HUGEPAGE); /* a wish only */
   ASAN_POISON_MEMORY_REGION((uint8_t *)memory + bytes, whole_pages(bytes) - bytes);
   return memory;
+}
+
+void os_touch(void *memory, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += PAGE) {
+    volatile uint8_t *byte = (uint8_t *)memory + at;
+    *byte = *byte;
+  }
 }
 
 void os_unmap(void *memory, size_t bytes) {

@@ -57,17 +57,15 @@ static void free_slot(os_exchange *x, slot *s) {
   x->stats.open--;
 }
 
-static void take_completion(os_exchange *x, uint64_t completion) {
-  const int32_t index = (int32_t)(uint32_t)completion;
-  slot *s = &x->slots[index];
+static void take_completion(os_exchange *x, slot *s) {
   x->stats.in_flight--;
   if (s->area != OS_NONE) os_areas_give(s->ranges > 1 ? &x->splits : &x->shares, s->area);
   s->area = OS_NONE;
-  if (s->epoch != (uint32_t)(completion >> 32)) {
+  if (s->epoch != s->submitted_epoch) {
     x->stats.stale++;
     s->state = SLOT_FREED;
     free_slot(x, s);
-    x->freed[x->freed_count++] = index;
+    x->freed[x->freed_count++] = (int32_t)(s - x->slots);
     return;
   }
   s->state = SLOT_READY;
@@ -77,15 +75,12 @@ static void take_completion(os_exchange *x, uint64_t completion) {
   x->stats.completed++;
 }
 
-/* A cell is written again only by a hop submitted after this thread has emptied it. */
 void os_drain(os_exchange *x) {
-  for (;;) {
-    _Atomic uint64_t *cell = &x->completions[x->completion_head % (uint64_t)x->config.slots];
-    uint64_t completion = atomic_load_explicit(cell, memory_order_seq_cst);
-    if (completion == 0) return;
-    atomic_store_explicit(cell, 0, memory_order_relaxed);
-    x->completion_head++;
-    take_completion(x, completion);
+  if (!atomic_load_explicit(&x->completed, memory_order_seq_cst)) return;
+  slot *s = atomic_exchange_explicit(&x->completed, NULL, memory_order_acquire);
+  for (slot *before; s; s = before) {
+    before = s->completed_before;
+    take_completion(x, s);
   }
 }
 
@@ -100,7 +95,7 @@ int32_t os_slot_open(os_exchange *x, int32_t seq) {
   const int32_t index = x->free_slots[--x->free_count];
   slot *s = &x->slots[index];
   os_seq_retain(x->arena, seq);
-  if (++s->epoch == 0) s->epoch = 1; /* a completion must never read as an empty cell */
+  s->epoch++;
   s->seq = seq;
   s->state = SLOT_OPEN;
   s->begun = s->has_result = false;
@@ -128,7 +123,7 @@ int os_slot_close(os_exchange *x, int32_t index) {
   os_drain(x);
   if (s->state == SLOT_IN_FLIGHT) {
     os_line_remove(x, index);
-    if (++s->epoch == 0) s->epoch = 1;
+    s->epoch++;
     s->state = SLOT_CLOSING;
     return 1;
   }

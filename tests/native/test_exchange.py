@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,6 +349,48 @@ def test_one_call_per_layer_equals_separate_calls(client: Client, workers: Worke
     with pytest.raises(ValueError, match="there is room for 8 rows"):
         call.run(1, 2, *addresses, max_join_rows=9)
     device.close()
+
+
+def layer_call(client: Client) -> LayerCall:
+    """With strides of float32 rows."""
+    call = LayerCall(
+        client.exchange.arena, Q_HEADS, DType.F32, SCALE, capacity_rows=4, max_segments=1,
+        exchange=client.exchange,
+    )  # fmt: skip
+    call.set_strides(Q_HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE, Q_HEADS * SIZE, HIDDEN)
+    return call
+
+
+@pytest.mark.parametrize("wrong", ["segment", "join"])
+def test_a_layer_call_that_fails_has_submitted_nothing(client: Client, wrong: str) -> None:
+    call, slot, device = layer_call(client), client.open(), client.exchange.arena.open_sequence()
+    client.exchange.begin(slot, 0, 1)
+    call.set_tail(np.array([slot], np.int32))
+    starts = np.full(1, 7 if wrong == "segment" else 0)
+    client.exchange.arena.set_blocks(device, 0, [60])
+    call.set_segments(np.array([device], np.int32), np.ones(1), starts)
+    q, k, v = (client.draw(4, heads, SIZE) for heads in (Q_HEADS, KV_HEADS, KV_HEADS))
+    residual, o = client.draw(4, HIDDEN), client.draw(4, Q_HEADS, SIZE)
+    addresses = [array.ctypes.data for array in (q, k, v, o, residual)]
+    wait_ns = -1 if wrong == "join" else 0
+    with pytest.raises(NativeError, match=r"wait_ns is -1|segments\[0\] is seq"):
+        call.run(0, 1, *addresses, max_join_rows=1, wait_ns=wait_ns)
+    assert client.exchange.stats().submitted == 0
+    assert client.exchange.arena.length(device) == 0
+    call.set_segments(np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    assert call.run(0, 1, *addresses, max_join_rows=1, wait_ns=30 * SECOND_NS) == (1, 1)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_memory_of_an_exchange_is_there_from_the_start(arena: Arena, workers: Workers) -> None:
+    config = ExchangeConfig(16, Q_HEADS, 1 << 17, DType.F32, SCALE)  # 4 MiB of residual each
+    before = resident_bytes()
+    with Exchange(config, arena, workers):
+        assert resident_bytes() - before > 16 << 22
 
 
 def test_a_layer_call_without_exchange_refuses_joins(arena: Arena) -> None:
