@@ -114,7 +114,8 @@ int os_arena_prefault(os_arena *arena, os_workers *workers) {
 }
 
 int os_arena_layout(const os_arena *arena, os_layout *out) {
-  if (!arena || !out) return os_fail(OS_EINVAL, "%s is NULL", arena ? "out" : "arena");
+  if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  if (!out) return os_fail(OS_EINVAL, "out is NULL; it must point at an os_layout");
   const os_arena_config *c = &arena->config;
   *out = (os_layout){.version = OS_LAYOUT_VERSION,
                      .dtype = c->dtype,

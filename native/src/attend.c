@@ -312,6 +312,7 @@ int os_attend(const os_attend_args *args) {
   os_arena *arena = args->arena;
   const int32_t kv_heads = arena->config.kv_heads;
   const int64_t tiles = count_tiles(args);
+  if (tiles == 0) return OS_OK;
   if (os_check_range("rows", tiles * kv_heads, 0, INT32_MAX / 4)) return OS_EINVAL;
   if (reserve_rows(arena, tiles)) return OS_ENOMEM;
   bool long_segments = false;
