@@ -1,4 +1,4 @@
-"""Arguments that the dense modules refuse: each error names the field, its value and what would be right."""
+"""What the dense modules refuse: errors name the field, its value and what would be right."""
 
 from __future__ import annotations
 
