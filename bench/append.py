@@ -65,7 +65,9 @@ class Prompt:
         self.arena = Arena(ArenaConfig(LAYERS, KV_HEADS, SIZE, blocks, 1, blocks, case.kv))
         self.arena.prefault()
         self.sequence = self.arena.open_sequence()
-        self.arena.set_blocks(self.sequence, 0, np.random.default_rng(0).permutation(blocks))
+        self.arena.set_blocks(
+            self.sequence, 0, np.random.default_rng(0).permutation(blocks).tolist()
+        )
         self.stored_bytes = 2 * LAYERS * tokens * KV_HEADS * case.kv.head_bytes(SIZE)
         row = KV_HEADS * (SIZE * 4 if case.rows is DType.F32 else case.rows.head_bytes(SIZE))
         self.rows = np.resize(numbers(case.rows, 1 << 16), (2 * LAYERS, tokens * row))
