@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard native/src/*.c native/src/*.h native/src/*.inc native/include/*.h native/omniserve_native/build.py) setup.py
 DEMO_SECONDS ?= 60
 TEST_WORKERS ?= 2
+FUZZ_SECONDS ?= 60
 DEVICE ?= emulated
 IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
 .PHONY: help install crds demo serve test test-gpu check lint types bench-kernel bench-engine bench-colocation
-.PHONY: simulate sanitize test-emulated clean chart-docs test-image lock-images e2e bench-operator
+.PHONY: simulate sanitize fuzz test-emulated clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -51,8 +52,11 @@ e2e: $(STAMP) ## the cluster tests: a real control plane, the chart, operator an
 test-gpu: $(STAMP) ## the engine's tests on a CUDA device; skipped with that reason where there is none
 	$(BIN)/pytest -m cuda -rs tests/engine
 
-sanitize: $(STAMP) ## the native library's stress tests under ASan, UBSan and TSan
+sanitize: $(STAMP) ## the native library's C tests under ASan, UBSan and TSan
 	native/sanitize.sh
+
+fuzz: ## the C API's argument checks, by libFuzzer where a clang has it, for FUZZ_SECONDS (60)
+	native/fuzz.sh $(FUZZ_SECONDS)
 
 test-emulated: $(STAMP) ## tests/native on the AVX-512 paths, emulated (AVX2 and Debian's libsimde-dev; five minutes)
 	PYTHON=$(BIN)/python native/emulated.sh

@@ -109,7 +109,8 @@ int os_arena_prefault(os_arena *arena, os_workers *workers) {
 }
 
 int os_arena_layout(const os_arena *arena, os_layout *out) {
-  if (!arena || !out) return os_fail(OS_EINVAL, "%s is NULL", arena ? "out" : "arena");
+  if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  if (!out) return os_fail(OS_EINVAL, "out is NULL; it must point at an os_layout");
   const os_arena_config *c = &arena->config;
   *out = (os_layout){.version = OS_LAYOUT_VERSION,
                      .dtype = c->dtype,
@@ -211,31 +212,54 @@ static uint8_t *tile_of(const os_arena *arena, int32_t layer, int32_t block, int
          (size_t)block * arena->tile_bytes;
 }
 
-static const void *as_record(const os_arena *arena, const void *values, int32_t dtype,
-                             void *room) {
-  if (dtype == arena->config.dtype) return values;
-  os_record_from(arena->config.dtype, arena->config.head_size, room, values, dtype);
-  return room;
-}
-
 static uint8_t *token_tile(const os_arena *arena, const os_sequence *sequence, int32_t layer,
                            int64_t token, int32_t head) {
   return tile_of(arena, layer, sequence->blocks[token / OS_BLOCK_TOKENS], head);
 }
 
+/* Tokens of one block from `token` on, at most `left`. */
+static int32_t run_at(int64_t token, int64_t left) {
+  const int64_t room = OS_BLOCK_TOKENS - token % OS_BLOCK_TOKENS;
+  return (int32_t)(left < room ? left : room);
+}
+
+enum { CONVERTED = 4 }; /* records at a time: what a tile takes at once */
+
+/* `count` tokens of another dtype than the arena's. */
+static void put_converted(const os_arena *arena, uint8_t *tile, int32_t lane, int32_t count,
+                          const uint8_t *k, size_t k_stride, const uint8_t *v, size_t v_stride,
+                          int32_t dtype) {
+  const int32_t own = arena->config.dtype, size = arena->config.head_size;
+  uint8_t rooms[2][CONVERTED][OS_RECORD_BYTES_MAX];
+  while (count > 0) {
+    const int32_t aligned = CONVERTED - lane % CONVERTED, some = count < aligned ? count : aligned;
+    for (int32_t i = 0; i < some; i++, k += k_stride, v += v_stride) {
+      os_record_from(own, size, rooms[0][i], k, dtype);
+      os_record_from(own, size, rooms[1][i], v, dtype);
+    }
+    os_tile_put(own, size, tile, lane, some, rooms[0], sizeof rooms[0][0], rooms[1],
+                sizeof rooms[1][0]);
+    lane += some;
+    count -= some;
+  }
+}
+
 void os_append_head(const os_attention *a, const os_row *row, int32_t head) {
   const os_arena *arena = a->arena;
-  const size_t element = os_dtype_bytes(a->dtype);
-  const int64_t column = (int64_t)head * arena->config.head_size;
   const int32_t dtype = arena->config.dtype, size = arena->config.head_size;
-  uint8_t k_room[OS_RECORD_BYTES_MAX], v_room[OS_RECORD_BYTES_MAX];
-  for (int32_t i = 0; i < row->q_len; i++) {
+  const size_t element = os_dtype_bytes(a->dtype), column = (size_t)head * (size_t)size * element;
+  const size_t k_stride = (size_t)row->k_stride * element, v_stride = (size_t)row->v_stride * element;
+  for (int32_t i = 0, count; i < row->q_len; i += count) {
     const int64_t token = row->start + i;
-    const void *k = row->k + (size_t)(i * row->k_stride + column) * element;
-    const void *v = row->v + (size_t)(i * row->v_stride + column) * element;
+    const uint8_t *k = row->k + (size_t)i * k_stride + column;
+    const uint8_t *v = row->v + (size_t)i * v_stride + column;
+    const int32_t lane = (int32_t)(token % OS_BLOCK_TOKENS);
     uint8_t *tile = tile_of(arena, a->layer, row->blocks[token / OS_BLOCK_TOKENS], head);
-    os_tile_put(dtype, size, tile, (int32_t)(token % OS_BLOCK_TOKENS),
-                as_record(arena, k, a->dtype, k_room), as_record(arena, v, a->dtype, v_room));
+    count = run_at(token, row->q_len - i);
+    if (a->dtype == dtype)
+      os_tile_put(dtype, size, tile, lane, count, k, k_stride, v, v_stride);
+    else
+      put_converted(arena, tile, lane, count, k, k_stride, v, v_stride, a->dtype);
   }
 }
 
@@ -269,10 +293,17 @@ int os_arena_append(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
   if (os_check_range("stride", stride, width, INT32_MAX)) return OS_EINVAL;
   if (check_rows(k, v, count)) return OS_EINVAL;
   os_attention attention = {.arena = arena, .layer = layer, .dtype = source_dtype};
-  os_row row = {.blocks = sequence->blocks, .start = start, .q_len = count, .k = k, .v = v};
+  os_row row = {.blocks = sequence->blocks, .start = start, .k = k, .v = v};
   row.k_stride = row.v_stride = stride;
-  for (int32_t head = 0; head < arena->config.kv_heads; head++)
-    os_append_head(&attention, &row, head);
+  const size_t row_bytes = (size_t)stride * os_dtype_bytes(source_dtype);
+  for (int32_t left = count; left > 0; left -= row.q_len) { /* all heads of the rows in the cache */
+    row.q_len = run_at(row.start, left);
+    for (int32_t head = 0; head < arena->config.kv_heads; head++)
+      os_append_head(&attention, &row, head);
+    row.start += row.q_len;
+    row.k += (size_t)row.q_len * row_bytes;
+    row.v += (size_t)row.q_len * row_bytes;
+  }
   if (start + count > sequence->length) sequence->length = start + count;
   return OS_OK;
 }
@@ -288,14 +319,17 @@ int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
   if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
   if (check_write(sequence, start, count) || check_rows(k, v, count)) return OS_EINVAL;
   const os_arena_config *c = &arena->config;
-  const size_t record = os_record_bytes(c->dtype, c->head_size);
-  for (int32_t i = 0; i < count; i++)
+  const size_t record = os_record_bytes(c->dtype, c->head_size), row = row_bytes(c);
+  for (int32_t i = 0, some; i < count; i += some) {
+    const int64_t token = start + i;
+    some = run_at(token, count - i);
     for (int32_t head = 0; head < c->kv_heads; head++) {
-      const size_t at = (size_t)i * row_bytes(c) + (size_t)head * record;
-      os_tile_put(c->dtype, c->head_size, token_tile(arena, sequence, layer, start + i, head),
-                  (int32_t)((start + i) % OS_BLOCK_TOKENS), (const uint8_t *)k + at,
-                  (const uint8_t *)v + at);
+      const size_t at = (size_t)i * row + (size_t)head * record;
+      os_tile_put(c->dtype, c->head_size, token_tile(arena, sequence, layer, token, head),
+                  (int32_t)(token % OS_BLOCK_TOKENS), some, (const uint8_t *)k + at, row,
+                  (const uint8_t *)v + at, row);
     }
+  }
   if (start + count > sequence->length) sequence->length = start + count;
   return OS_OK;
 }
@@ -306,13 +340,17 @@ int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t s
   if (!sequence || os_check_layer(arena, layer)) return OS_EINVAL;
   if (check_tokens(start, count, sequence->length) || check_rows(k, v, count)) return OS_EINVAL;
   const os_arena_config *c = &arena->config;
-  const size_t record = os_record_bytes(c->dtype, c->head_size);
-  for (int32_t i = 0; i < count; i++)
+  const size_t record = os_record_bytes(c->dtype, c->head_size), row = row_bytes(c);
+  for (int32_t i = 0, some; i < count; i += some) {
+    const int64_t token = start + i;
+    some = run_at(token, count - i);
     for (int32_t head = 0; head < c->kv_heads; head++) {
-      const size_t at = (size_t)i * row_bytes(c) + (size_t)head * record;
-      os_tile_get(c->dtype, c->head_size, token_tile(arena, sequence, layer, start + i, head),
-                  (int32_t)((start + i) % OS_BLOCK_TOKENS), (uint8_t *)k + at, (uint8_t *)v + at);
+      const size_t at = (size_t)i * row + (size_t)head * record;
+      os_tile_get(c->dtype, c->head_size, token_tile(arena, sequence, layer, token, head),
+                  (int32_t)(token % OS_BLOCK_TOKENS), some, (uint8_t *)k + at, row,
+                  (uint8_t *)v + at, row);
     }
+  }
   return OS_OK;
 }
 
@@ -320,7 +358,8 @@ static void read_token(const os_arena *arena, const uint8_t *tile, int64_t token
                        int32_t dtype) {
   const os_arena_config *c = &arena->config;
   uint8_t k_room[OS_RECORD_BYTES_MAX], v_room[OS_RECORD_BYTES_MAX];
-  os_tile_get(c->dtype, c->head_size, tile, (int32_t)(token % OS_BLOCK_TOKENS), k_room, v_room);
+  os_tile_get(c->dtype, c->head_size, tile, (int32_t)(token % OS_BLOCK_TOKENS), 1, k_room, 0,
+              v_room, 0);
   os_record_to(c->dtype, c->head_size, k_room, k, dtype);
   os_record_to(c->dtype, c->head_size, v_room, v, dtype);
 }
@@ -361,16 +400,16 @@ static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from,
   const int32_t size = to->config.head_size, from_dtype = from->config.dtype;
   float wide[OS_MAX_HEAD_SIZE];
   uint8_t rows[2][OS_RECORD_BYTES_MAX], records[2][OS_RECORD_BYTES_MAX];
-  os_tile_get(from_dtype, size, from_tile, lane, rows[0], rows[1]);
+  os_tile_get(from_dtype, size, from_tile, lane, 1, rows[0], 0, rows[1], 0);
   if (from_dtype == to->config.dtype) {
-    os_tile_put(from_dtype, size, to_tile, lane, rows[0], rows[1]);
+    os_tile_put(from_dtype, size, to_tile, lane, 1, rows[0], 0, rows[1], 0);
     return;
   }
   for (int side = 0; side < 2; side++) {
     os_record_to(from_dtype, size, rows[side], wide, OS_F32);
     os_record_from(to->config.dtype, size, records[side], wide, OS_F32);
   }
-  os_tile_put(to->config.dtype, size, to_tile, lane, records[0], records[1]);
+  os_tile_put(to->config.dtype, size, to_tile, lane, 1, records[0], 0, records[1], 0);
 }
 
 /* Lanes [first, end) of one block, all layers and heads. */

@@ -318,6 +318,7 @@ int os_attend_check(const os_attend_args *args) {
 int os_attend_run(const os_attend_args *args) {
   os_arena *arena = args->arena;
   const int32_t kv_heads = arena->config.kv_heads;
+  if (count_tiles(args) == 0) return OS_OK;
   bool long_segments = false;
   const int32_t rows = list_rows(args, &long_segments);
   attend_call call = {.attention = {.arena = arena,

@@ -20,8 +20,9 @@ static inline float os_bf16_to_f32(uint16_t bits) {
 static inline uint16_t os_f32_to_bf16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
-  if (value != value) return (uint16_t)((bits >> 16) | 0x40); /* rounding could turn NaN to Inf */
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  const uint32_t quiet = (bits >> 16) | 0x40; /* rounding could turn NaN to Inf */
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (uint16_t)((bits & INT32_MAX) > 0x7f800000 ? quiet : rounded);
 }
 
 __extension__ typedef _Float16 os_half;

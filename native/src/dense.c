@@ -93,6 +93,7 @@ static int check_supported(void) {
 }
 
 static int check_weight(const char *name, const os_weight *weight) {
+  if (!weight) return os_fail(OS_EINVAL, "%s is NULL; it must point at an os_weight", name);
   if (weight->values) return OS_OK;
   return os_fail(OS_EINVAL, "%s.values is NULL; pass [outputs][inputs] bfloat16", name);
 }
@@ -150,16 +151,40 @@ static int multiply(os_workers *workers, os_product product) {
   return os_parallel_for(workers, shared.parts, run_part, &shared, &caller);
 }
 
+/* Rows of `width` elements, and their stride. */
+static int check_rows(const char *name, const void *rows, const char *stride_name, int64_t stride,
+                      int64_t width) {
+  if (!rows)
+    return os_fail(OS_EINVAL, "%s is NULL; it must hold rows of %lld bfloat16", name,
+                   (long long)width);
+  return os_check_range(stride_name, stride, width, INT32_MAX);
+}
+
 int os_linear_run(const os_linear *linear, os_workers *workers, int32_t rows, const void *x,
                   int64_t x_stride, void *y, int64_t y_stride) {
+  if (!linear) return os_fail(OS_EINVAL, "linear is NULL; it must be an os_linear");
   if (os_check_range("rows", rows, 1, MAX_ROWS)) return OS_EINVAL;
-  if (!x || !y) return os_fail(OS_EINVAL, "%s is NULL; pass bfloat16 rows", x ? "y" : "x");
+  if (check_rows("x", x, "x_stride", x_stride, linear->packed.inputs) ||
+      check_rows("y", y, "y_stride", y_stride, linear->packed.outputs))
+    return OS_EINVAL;
   return multiply(workers, (os_product){&linear->packed, x, x_stride, y, y_stride, rows, 0});
 }
 
 /* ---- a layer --------------------------------------------------------------------------------- */
 
+/* Outputs of the products, which a size in range may still multiply beyond what can be counted. */
+static int check_products(const os_dense_config *c) {
+  const int64_t heads = (int64_t)c->q_heads + 2 * (int64_t)c->kv_heads;
+  if (heads * c->head_size > MAX_SIZE)
+    return os_fail(OS_EINVAL,
+                   "head_size is %d; with %d q_heads and %d kv_heads it must be at most %lld",
+                   c->head_size, c->q_heads, c->kv_heads, (long long)(MAX_SIZE / heads));
+  if (c->rms_eps >= 0 && c->rms_eps <= 1) return OS_OK;
+  return os_fail(OS_EINVAL, "rms_eps is %g; it must lie between 0 and 1", (double)c->rms_eps);
+}
+
 static int check_sizes(const os_dense_config *c) {
+  if (!c) return os_fail(OS_EINVAL, "config is NULL; it must point at an os_dense_config");
   if (check_supported()) return OS_ESTATE;
   if (check_inputs("hidden", c->hidden) || check_inputs("intermediate", c->intermediate) ||
       check_inputs("head_size", c->head_size))
@@ -167,11 +192,12 @@ static int check_sizes(const os_dense_config *c) {
   if (os_check_range("q_heads", c->q_heads, 1, 1 << 16) ||
       os_check_range("kv_heads", c->kv_heads, 1, 1 << 16))
     return OS_EINVAL;
-  return OS_OK;
+  return check_products(c);
 }
 
 static int check_config(const os_dense_config *c) {
-  if (check_sizes(c)) return OS_EINVAL;
+  const int status = check_sizes(c);
+  if (status != OS_OK) return status;
   if (check_weight("qkv", &c->qkv) || check_weight("o", &c->o) ||
       check_weight("gate_up", &c->gate_up) || check_weight("down", &c->down))
     return OS_EINVAL;
@@ -179,6 +205,13 @@ static int check_config(const os_dense_config *c) {
     return os_fail(OS_EINVAL, "%s is NULL; pass [hidden] bfloat16",
                    c->input_norm ? "mlp_norm" : "input_norm");
   return OS_OK;
+}
+
+static int check_scratch(const void *scratch) {
+  if (!scratch) return os_fail(OS_EINVAL, "scratch is NULL; pass os_dense_scratch_bytes bytes");
+  if ((uintptr_t)scratch % CACHE_LINE == 0) return OS_OK;
+  return os_fail(OS_EINVAL, "scratch is at %p; its address must be a multiple of %d", scratch,
+                 CACHE_LINE);
 }
 
 static void fill(os_dense *d, store *parts, const os_dense_config *c) {
@@ -194,16 +227,13 @@ static void fill(os_dense *d, store *parts, const os_dense_config *c) {
 }
 
 int64_t os_dense_scratch_bytes(const os_dense_config *c) {
-  if (check_sizes(c)) return OS_EINVAL;
+  const int status = check_sizes(c);
+  if (status != OS_OK) return status;
   return (int64_t)sizeof(uint16_t) * TILE_ROWS * (c->hidden + 2 * c->intermediate);
 }
 
 os_dense *os_dense_create(const os_dense_config *config, void *scratch) {
-  if (check_config(config)) return NULL;
-  if (!scratch) {
-    os_fail(OS_EINVAL, "scratch is NULL; pass os_dense_scratch_bytes bytes");
-    return NULL;
-  }
+  if (check_config(config) || check_scratch(scratch)) return NULL;
   os_dense sizing = {0};
   store sizes = {0};
   take(&sizes, sizeof(os_dense));
@@ -250,17 +280,20 @@ static int before_tile(const os_dense *d, os_workers *workers, int32_t rows, con
   return status;
 }
 
-static int check_rows(const os_dense *dense, int32_t rows, const void *first, const void *second,
-                      const void *third) {
-  if (!dense || !first || !second || !third)
-    return os_fail(OS_EINVAL, "an address is NULL; pass the layer and its rows");
+static int check_call(const os_dense *dense, int32_t rows) {
+  if (!dense) return os_fail(OS_EINVAL, "dense is NULL; it must be an os_dense");
   return os_check_range("rows", rows, 1, MAX_ROWS);
 }
 
 int os_dense_before(const os_dense *dense, os_workers *workers, int32_t rows, const void *x,
                     int64_t x_stride, const void *rope, int64_t rope_stride, void *qkv,
                     int64_t qkv_stride) {
-  if (check_rows(dense, rows, x, rope, qkv)) return OS_EINVAL;
+  if (check_call(dense, rows)) return OS_EINVAL;
+  const os_dense_config *c = &dense->config;
+  if (check_rows("x", x, "x_stride", x_stride, c->hidden) ||
+      check_rows("rope", rope, "rope_stride", rope_stride, 2 * (int64_t)c->head_size) ||
+      check_rows("qkv", qkv, "qkv_stride", qkv_stride, dense->qkv.outputs))
+    return OS_EINVAL;
   int status = OS_OK;
   for (int64_t at = 0; at < rows && status == OS_OK; at += TILE_ROWS) {
     const int32_t count = rows - at < TILE_ROWS ? (int32_t)(rows - at) : TILE_ROWS;
@@ -290,7 +323,10 @@ static int after_tile(const os_dense *d, os_workers *workers, int32_t rows, cons
 
 int os_dense_after(const os_dense *dense, os_workers *workers, int32_t rows, const void *o,
                    int64_t o_stride, void *x, int64_t x_stride) {
-  if (check_rows(dense, rows, dense, o, x)) return OS_EINVAL;
+  if (check_call(dense, rows)) return OS_EINVAL;
+  if (check_rows("o", o, "o_stride", o_stride, dense->o.inputs) ||
+      check_rows("x", x, "x_stride", x_stride, dense->config.hidden))
+    return OS_EINVAL;
   int status = OS_OK;
   for (int64_t at = 0; at < rows && status == OS_OK; at += TILE_ROWS) {
     const int32_t count = rows - at < TILE_ROWS ? (int32_t)(rows - at) : TILE_ROWS;

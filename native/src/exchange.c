@@ -189,7 +189,8 @@ int os_exchange_waiting(const os_exchange *x, int32_t layer) {
 }
 
 int os_exchange_get_stats(os_exchange *x, os_exchange_stats *out) {
-  if (!x || !out) return os_fail(OS_EINVAL, "%s is NULL", x ? "out" : "exchange");
+  if (!x) return os_fail(OS_EINVAL, "exchange is NULL; it must be an os_exchange");
+  if (!out) return os_fail(OS_EINVAL, "out is NULL; it must point at an os_exchange_stats");
   os_drain(x);
   *out = x->stats;
   return OS_OK;

@@ -7,11 +7,24 @@ static void *row_at(const void *rows, int64_t row, int64_t stride, int32_t dtype
   return rows ? (uint8_t *)rows + (size_t)(row * stride) * os_dtype_bytes(dtype) : NULL;
 }
 
+/* What rows of the tail are found by; the calls that read them know the widths. */
+static int check_strides(const os_layer_args *args) {
+  const os_attend_args *d = &args->device;
+  if (os_check_range("q_stride", d->q_stride, 0, INT32_MAX) ||
+      os_check_range("k_stride", d->k_stride, 0, INT32_MAX) ||
+      os_check_range("v_stride", d->v_stride, 0, INT32_MAX) ||
+      os_check_range("o_stride", d->o_stride, 0, INT32_MAX))
+    return OS_EINVAL;
+  if (!args->residual) return OS_OK;
+  return os_check_range("residual_stride", args->residual_stride, 0, INT32_MAX);
+}
+
 static int check_layer_args(const os_exchange *x, const os_layer_args *args) {
   if (!args) return os_fail(OS_EINVAL, "args is NULL; it must point at an os_layer_args");
   if (os_check_range("device_rows", args->device_rows, 0, 1 << 24)) return OS_EINVAL;
   if (os_check_range("tail_count", args->tail_count, 0, 1 << 24)) return OS_EINVAL;
   if (os_check_range("max_join_rows", args->max_join_rows, 0, 1 << 24)) return OS_EINVAL;
+  if (os_check_range("segments_count", args->device.segments_count, 0, 1 << 20)) return OS_EINVAL;
   int64_t rows = 0;
   for (int32_t i = 0; i < args->device.segments_count && args->device.segments; i++)
     rows += args->device.segments[i].q_len;
@@ -24,7 +37,7 @@ static int check_layer_args(const os_exchange *x, const os_layer_args *args) {
   if (exchanges && x->config.dtype != args->device.dtype)
     return os_fail(OS_EINVAL, "dtype is %d; the exchange has %d", args->device.dtype,
                    x->config.dtype);
-  return OS_OK;
+  return exchanges ? check_strides(args) : OS_OK;
 }
 
 static int submit_tail(os_exchange *x, const os_layer_args *args) {

@@ -5,8 +5,10 @@
 
 #include "convert.h"
 #include "kernel.h"
+#include "units.h"
 
 #define LEAST_MAGNITUDE 1e-30f /* below it a row is 0: the scale's inverse would overflow */
+#define UNSIGNED_K 0x80808080u /* adds 128 to each of four bytes */
 
 size_t os_record_bytes(int32_t dtype, int32_t head_size) {
   const size_t scale = dtype == OS_I8 ? OS_SCALE_BYTES : 0;
@@ -17,92 +19,77 @@ size_t os_tile_bytes(int32_t dtype, int32_t head_size) {
   return 2 * OS_BLOCK_TOKENS * os_record_bytes(dtype, head_size);
 }
 
-/* ---- 4-byte units: a float, two 2-byte dims or four bytes ------------------------------------- */
-
-/* K's units lie 16 lanes apart. */
-static void put_units(uint8_t *half, int32_t units, int32_t lane, const uint8_t *k) {
-  for (int32_t u = 0; u < units; u++) memcpy(half + (u * OS_BLOCK_TOKENS + lane) * 4, k + u * 4, 4);
-}
-
-static void get_units(const uint8_t *half, int32_t units, int32_t lane, uint8_t *k) {
-  for (int32_t u = 0; u < units; u++) memcpy(k + u * 4, half + (u * OS_BLOCK_TOKENS + lane) * 4, 4);
-}
-
-/* V's values of the tokens that fill a unit alternate, as the dot products want them. */
-static uint8_t *first_value(uint8_t *half, int32_t head_size, int32_t lane, int32_t bytes) {
-  const int32_t side_by_side = 4 / bytes;
-  return half + lane / side_by_side * head_size * 4 + lane % side_by_side * bytes;
-}
-
-static void put_values(uint8_t *half, int32_t head_size, int32_t lane, int32_t bytes,
-                       const uint8_t *v) {
-  uint8_t *to = first_value(half, head_size, lane, bytes);
-  if (bytes == 4)
-    memcpy(to, v, (size_t)head_size * 4);
-  else if (bytes == 2)
-    for (int32_t d = 0; d < head_size; d++) memcpy(to + 4 * d, v + 2 * d, 2);
-  else
-    for (int32_t d = 0; d < head_size; d++) to[4 * d] = v[d];
-}
-
-static void get_values(uint8_t *half, int32_t head_size, int32_t lane, int32_t bytes, uint8_t *v) {
-  const uint8_t *from = first_value(half, head_size, lane, bytes);
-  if (bytes == 4)
-    memcpy(v, from, (size_t)head_size * 4);
-  else if (bytes == 2)
-    for (int32_t d = 0; d < head_size; d++) memcpy(v + 2 * d, from + 4 * d, 2);
-  else
-    for (int32_t d = 0; d < head_size; d++) v[d] = from[4 * d];
-}
-
 /* ---- tokens ---------------------------------------------------------------------------------- */
 
-static void flip(uint8_t *to, const uint8_t *from, int32_t count) {
-  for (int32_t d = 0; d < count; d++) to[d] = from[d] ^ 0x80;
+static uint8_t *scale_at(uint8_t *tile, int32_t head_size, int32_t lane, int32_t is_v) {
+  return tile + 2 * OS_BLOCK_TOKENS * head_size + (is_v * OS_BLOCK_TOKENS + lane) * OS_SCALE_BYTES;
 }
 
-static size_t scale_at(int32_t head_size, int32_t lane, int32_t is_v) {
-  return (size_t)(2 * OS_BLOCK_TOKENS * head_size +
-                  (is_v * OS_BLOCK_TOKENS + lane) * OS_SCALE_BYTES);
+/* Four at once where they are a quarter of the block. */
+static int32_t step_at(int32_t lane, int32_t left) {
+  return lane % QUAD == 0 && left >= QUAD ? QUAD : 1;
 }
 
-void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, const void *k,
-                 const void *v) {
+void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, int32_t count,
+                 const void *k_rows, size_t k_stride, const void *v_rows, size_t v_stride) {
   const int32_t bytes = (int32_t)os_dtype_bytes(dtype), units = head_size * bytes / 4;
-  uint8_t unsigned_k[OS_MAX_HEAD_SIZE];
-  put_values(tile + OS_BLOCK_TOKENS * head_size * bytes, head_size, lane, bytes, v);
-  if (dtype != OS_I8) {
-    put_units(tile, units, lane, k);
-    return;
+  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
+  const uint8_t *k = k_rows, *v = v_rows;
+  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * bytes;
+  for (const int32_t end = lane + count; lane < end;) {
+    const int32_t step = step_at(lane, end - lane);
+    if (step == QUAD) {
+      put_unit_quad(tile, units, lane, k, k_stride, mask);
+      put_value_quad(half, head_size, lane, bytes, v, v_stride);
+    } else {
+      put_units(tile, 0, units, lane, k, mask);
+      put_values(first_value(half, head_size, lane, bytes), head_size, bytes, v);
+    }
+    for (int32_t i = 0; i < step; i++, lane++, k += k_stride, v += v_stride) {
+      if (dtype != OS_I8) continue;
+      memcpy(scale_at(tile, head_size, lane, 0), k + head_size, OS_SCALE_BYTES);
+      memcpy(scale_at(tile, head_size, lane, 1), v + head_size, OS_SCALE_BYTES);
+    }
   }
-  flip(unsigned_k, k, head_size);
-  put_units(tile, units, lane, unsigned_k);
-  memcpy(tile + scale_at(head_size, lane, 0), (const uint8_t *)k + head_size, OS_SCALE_BYTES);
-  memcpy(tile + scale_at(head_size, lane, 1), (const uint8_t *)v + head_size, OS_SCALE_BYTES);
 }
 
-void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *tile, int32_t lane, void *k,
-                 void *v) {
+void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *from, int32_t lane,
+                 int32_t count, void *k_rows, size_t k_stride, void *v_rows, size_t v_stride) {
   const int32_t bytes = (int32_t)os_dtype_bytes(dtype), units = head_size * bytes / 4;
-  get_units(tile, units, lane, k);
-  get_values((uint8_t *)tile + OS_BLOCK_TOKENS * head_size * bytes, head_size, lane, bytes, v);
-  if (dtype != OS_I8) return;
-  flip(k, k, head_size);
-  memcpy((uint8_t *)k + head_size, tile + scale_at(head_size, lane, 0), OS_SCALE_BYTES);
-  memcpy((uint8_t *)v + head_size, tile + scale_at(head_size, lane, 1), OS_SCALE_BYTES);
+  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
+  uint8_t *k = k_rows, *v = v_rows, *tile = (uint8_t *)from;
+  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * bytes;
+  for (const int32_t end = lane + count; lane < end;) {
+    const int32_t step = step_at(lane, end - lane);
+    if (step == QUAD) {
+      get_unit_quad(tile, units, lane, k, k_stride, mask);
+      get_value_quad(half, head_size, lane, bytes, v, v_stride);
+    } else {
+      get_units(tile, 0, units, lane, k, mask);
+      get_values(first_value(half, head_size, lane, bytes), head_size, bytes, v);
+    }
+    for (int32_t i = 0; i < step; i++, lane++, k += k_stride, v += v_stride) {
+      if (dtype != OS_I8) continue;
+      memcpy(k + head_size, scale_at(tile, head_size, lane, 0), OS_SCALE_BYTES);
+      memcpy(v + head_size, scale_at(tile, head_size, lane, 1), OS_SCALE_BYTES);
+    }
+  }
 }
 
 /* ---- other dtypes ---------------------------------------------------------------------------- */
 
-/* The largest magnitude; NaN where a value is not finite. */
+/* The largest magnitude; NaN where a value is not finite. Magnitudes order as their bits do. */
 static float peak_of(const float *values, int32_t count) {
-  float peak = 0.0f, odd = 0.0f;
+  int32_t peak = 0;
   for (int32_t d = 0; d < count; d++) {
-    const float magnitude = fabsf(values[d]);
-    peak = magnitude > peak ? magnitude : peak;
-    odd += values[d] * 0.0f;
+    int32_t bits;
+    memcpy(&bits, values + d, 4);
+    bits &= INT32_MAX;
+    peak = bits > peak ? bits : peak;
   }
-  return peak + odd;
+  float magnitude;
+  memcpy(&magnitude, &peak, 4);
+  return magnitude * 0.0f == 0.0f ? magnitude : NAN;
 }
 
 static uint16_t round_up_to_bf16(float value) {

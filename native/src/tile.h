@@ -19,11 +19,11 @@ enum { OS_SCALE_BYTES = 2, OS_RECORD_BYTES_MAX = 256 * 4 };
 size_t os_record_bytes(int32_t dtype, int32_t head_size);
 size_t os_tile_bytes(int32_t dtype, int32_t head_size);
 
-/* `k` and `v` are records; `lane` is the token's place in the block. */
-void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, const void *k,
-                 const void *v);
-void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *tile, int32_t lane, void *k,
-                 void *v);
+/* `count` records each of K and V, strides in bytes, for places [lane, lane + count) of the block. */
+void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, int32_t count,
+                 const void *k, size_t k_stride, const void *v, size_t v_stride);
+void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *tile, int32_t lane,
+                 int32_t count, void *k, size_t k_stride, void *v, size_t v_stride);
 
 /* A record from values of another dtype (OS_F32, OS_BF16, OS_F16), and back. To int8 the scale is the
  * largest magnitude / 127, rounded up; a value that is not finite makes the scale NaN. */

@@ -330,7 +330,8 @@ int os_workers_resume(os_workers *w) {
 }
 
 int os_workers_get_stats(const os_workers *w, os_workers_stats *out) {
-  if (!w || !out) return os_fail(OS_EINVAL, "%s is NULL", w ? "out" : "workers");
+  if (!w) return os_fail(OS_EINVAL, "workers is NULL; it must be an os_workers");
+  if (!out) return os_fail(OS_EINVAL, "out is NULL; it must point at an os_workers_stats");
   *out = (os_workers_stats){.running = atomic_load(&w->running), .spin_ns = w->spin_ns};
   for (int32_t i = 0; i < w->count; i++) {
     const os_hand *hand = &w->workers[i].hand;

@@ -13,7 +13,7 @@
     if (!(condition)) {                                                                      \
       fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__, #condition,         \
               os_last_error());                                                              \
-      exit(1);                                                                               \
+      abort();                                                                              \
     }                                                                                        \
   } while (0)
 

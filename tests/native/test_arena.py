@@ -47,6 +47,45 @@ def test_export_gives_the_imported_bytes(dtype: DType, start: int, count: int, s
     arena.close()
 
 
+SOURCES = (DType.F32, DType.F16, DType.BF16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(DType),
+    st.sampled_from(SOURCES),
+    st.sampled_from([16, 24, 64, 80, 128]),
+    st.integers(0, 20),
+    st.integers(0, 40),
+    st.integers(0, 7),
+)
+def test_many_tokens_at_once_lie_as_one_by_one(
+    dtype: DType, source: DType, head_size: int, start: int, count: int, gap: int
+) -> None:
+    """Rows with NaNs and infinities among them, appended at once and token by token, then exported
+    at once and token by token: the same bytes every way."""
+    stride = 3 * head_size + gap
+    bits = np.random.default_rng(count).integers(0, 256, (2, 60, stride * source.bytes))
+    k, v = bits.astype(np.uint8)
+    outcomes = []
+    for step in (60, 1):
+        arena, sequence = make(dtype, head_size)
+        for first, end in ((0, start), (start, start + count)):
+            for at in range(first, end, step):
+                some = min(step, end - at)
+                rows = k[at].ctypes.data, v[at].ctypes.data
+                arena.append(sequence, 1, at, some, *rows, stride=stride, dtype=source)
+        ends = range(start, start + count)
+        parts = [exported(arena, sequence, 1, at, 1) for at in ends]
+        outcomes.append(exported(arena, sequence, 1, start, count))
+        outcomes.append([np.concatenate([kv[side] for kv in parts] or [[]]) for side in range(2)])
+        arena.close()
+    for other in outcomes[1:]:
+        assert all(
+            np.array_equal(a.ravel(), np.ravel(b)) for a, b in zip(outcomes[0], other, strict=True)
+        )
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(DType), st.integers(1, 100), st.data())
 def test_copies_between_arenas(dtype: DType, tokens: int, data: st.DataObject) -> None:

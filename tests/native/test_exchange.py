@@ -12,6 +12,7 @@ import pytest
 from omniserve_native import (
     Arena,
     ArenaConfig,
+    AttendCall,
     DType,
     Exchange,
     ExchangeConfig,
@@ -20,6 +21,7 @@ from omniserve_native import (
     Status,
     Workers,
 )
+from omniserve_native.library import ffi, lib
 from support.kv_reference import attention
 
 SECOND_NS = 1_000_000_000
@@ -398,6 +400,21 @@ def test_a_layer_call_without_exchange_refuses_joins(arena: Arena) -> None:
     assert call.run(0, 0, 0, 0, 0, 0, 0, max_join_rows=0) == (0, 0)
     with pytest.raises(NativeError, match="exchange is NULL"):
         call.run(0, 0, 0, 0, 0, 0, 0, max_join_rows=1)
+
+
+def test_a_layer_call_refuses_more_segments_than_can_be() -> None:
+    """Before it reads them to count their rows."""
+    args = ffi.new("os_layer_args *")
+    args.device.segments_count = 1 << 30
+    args.device.segments = ffi.new("os_segment *")
+    assert lib.os_layer(ffi.NULL, args) == -1
+    line = ffi.string(lib.os_last_error()).decode()
+    assert line == "segments_count is 1073741824; it must lie between 0 and 1048576"
+
+
+def test_no_segments_are_no_work_for_the_workers(arena: Arena, workers: Workers) -> None:
+    call = AttendCall(arena, Q_HEADS, DType.F32, SCALE, 1, workers)
+    call.run(0, 0, 0, 0, 0)
 
 
 def test_a_closed_exchange_says_so(arena: Arena, workers: Workers) -> None:
