@@ -84,10 +84,10 @@ def is_ls(one):
 
 def check_memory(node):
     jobs = [one.job for one in node.runs.values()]
-    assert node.device_free >= 0
-    assert node.host_free >= 0
-    assert sum(job.device_blocks for job in jobs) + node.device_free == SMALL.device_blocks
-    assert sum(job.host_blocks for job in jobs) + node.host_free == SMALL.host_blocks
+    assert node.kv.device.free >= 0
+    assert node.kv.host.free >= 0
+    assert sum(job.device_blocks for job in jobs) + node.kv.device.free == SMALL.device_blocks
+    assert sum(job.host_blocks for job in jobs) + node.kv.host.free == SMALL.host_blocks
     assert node.flights.count == sum(job.stage is Stage.HOPPING for job in jobs)
     for job in jobs:
         held = job.device_blocks if job.stage in DEVICE_STAGES else job.host_blocks

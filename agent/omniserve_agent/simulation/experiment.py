@@ -13,8 +13,9 @@ from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
 from omniserve_agent.simulation.figures import Figures, Limits, Seen, figures_of
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
-from omniserve_agent.simulation.node import Node, Run
+from omniserve_agent.simulation.node import Node
 from omniserve_agent.simulation.overflow import CpuEngine
+from omniserve_agent.simulation.runs import Run
 from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE

@@ -1,9 +1,8 @@
 """One engine in virtual time: carries plans out as the real loop does, with counts for contents.
 
 The policies, the exhaustion rules, deadlines and output-length estimates are the engine's own; what
-is modelled is the device (a latency model with noise), the hosts (`hosts.py`) and the rows between
-them (`flights.py`). Not modelled: the copies between the tiers, which the engine makes in the
-background. A prefix that is found costs neither time nor blocks.
+is modelled is the device (a latency model with noise), the hosts (`hosts.py`), the rows between
+them (`flights.py`) and where KV lies (`residency.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.exhaustion import Relief, Victim, victim
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -22,7 +20,6 @@ from omniserve_agent.scheduling.jobs import (
     ServiceClass,
     Stage,
     Tier,
-    blocks_for,
 )
 from omniserve_agent.scheduling.latency import Work, pairs
 from omniserve_agent.scheduling.lengths import OutputLengths
@@ -30,23 +27,12 @@ from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Plan, Policy, Roo
 from omniserve_agent.simulation.flights import Flights
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.hosts import Hosts
+from omniserve_agent.simulation.residency import Residency
+from omniserve_agent.simulation.runs import Run
 from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 STALL_S = 0.005  # an engine that can launch nothing looks again so much later
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A request in the simulator."""
-
-    job: Job
-    arrival: Arrival
-    host: int = 0
-    staged_left: int = 0  # row-layers of its layer-major prefill still to compute
-    first_token_s: float | None = None
-    last_token_s: float = 0.0
-    output_tokens: int = 0
 
 
 @dataclass
@@ -70,16 +56,13 @@ class Node:
     jobs: JobIndex = field(default_factory=JobIndex)
     ended: list[Run] = field(default_factory=list)
     lengths: OutputLengths = field(default_factory=OutputLengths)
-    recomputed: int = 0
     _arrivals: int = 0
 
     def __post_init__(self) -> None:
         self.hosts = Hosts(self.hardware.hosts, self.hardware.model)
         self.flights = Flights(self.hardware.slots + 1, self.hardware.latency.layers, self.hosts)
         self.random = np.random.default_rng((self.seed, 3))
-        self.device_free = self.hardware.device_blocks
-        self.host_free = self.hardware.host_blocks
-        self._host_load = [0] * len(self.hardware.hosts)
+        self.kv = Residency(self.hardware, self.jobs, self.runs, self.flights)
 
     # ---- requests --------------------------------------------------------------------------
 
@@ -101,6 +84,7 @@ class Node:
             max_total_tokens=most,
             predicted_tokens=arrival.prompt_tokens + expected,
             deadlines=deadlines,
+            prompt=arrival.prompt,
             min_share_percent=self.min_shares.get(arrival.service, 0) if deadlines is None else 0,
         )
 
@@ -123,9 +107,10 @@ class Node:
         """One iteration; waiting requests that the policy gives to the CPU-only engine."""
         plan = self.policy.plan(self.jobs, self._room(), self.now_s)
         for move in plan.moves:
-            self._move(move.job, move.to)
+            self.kv.move(move.job, move.to)
         for admission in plan.admissions:
-            self._admit(admission.job, admission.tier)
+            self.kv.admit(admission.job, admission.tier)
+        self.now_s += self.kv.take_copy_s()
         work, chunks = self._device_work(plan)
         self._enter(plan)
         finished, rows = self._staged_work(plan, work)
@@ -133,12 +118,13 @@ class Node:
             self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
             return plan.overflow
         self._pass(plan, work, chunks, finished, next_arrival_s)
+        self.kv.write_through()
         return plan.overflow
 
     def _room(self) -> Room:
         return Room(
-            max(0, self.device_free),
-            max(0, self.host_free),
+            self.kv.device.free,
+            self.kv.host.free,
             self.hardware.slots - self.flights.count,
         )
 
@@ -255,8 +241,9 @@ class Node:
             job.deadlines.emitted(self.now_s, tokens)
         if job.service_class is BE:
             self.be_tokens += tokens
+        self.kv.published(job)
         if job.tokens >= job.max_total_tokens:
-            self._release(job)
+            self.kv.release(job)
             self.jobs.move(job, Stage.DONE)
             self.lengths.observe(job.service, run.output_tokens)
             if job.deadlines is not None:
@@ -280,7 +267,7 @@ class Node:
             tokens = job.computed + rows
             if rows <= 0:
                 continue
-            if tokens <= job.device_blocks * BLOCK_TOKENS or self._grow(Tier.DEVICE, job, tokens):
+            if tokens <= job.device_blocks * BLOCK_TOKENS or self.kv.grow(Tier.DEVICE, job, tokens):
                 grown.append((job, rows))
         chunks = [(job, rows) for job, rows in grown if job.stage in DEVICE_STAGES]
         work = Work(
@@ -306,7 +293,7 @@ class Node:
                 self.hardware.slots
             ):
                 continue
-            if self._grow(Tier.HOST, job, job.computed + 1):
+            if self.kv.grow(Tier.HOST, job, job.computed + 1):
                 self.jobs.move(job, Stage.HOPPING)
                 handles.append(job.handle)
                 hosts.append(self.runs[job.handle].host)
@@ -324,7 +311,7 @@ class Node:
             run = self.runs[job.handle]
             rows = job.tokens - job.computed
             if run.staged_left == 0:
-                if not self._grow(Tier.HOST, job, job.tokens + 1):
+                if not self.kv.grow(Tier.HOST, job, job.tokens + 1):
                     continue
                 run.staged_left = rows * layers
             take = min(pool, run.staged_left)
@@ -342,114 +329,3 @@ class Node:
                 work.logit_rows += 1
                 self.be_prefill_tokens += rows
         return finished, drawn
-
-    # ---- KV --------------------------------------------------------------------------------
-
-    def _admit(self, job: Job, tier: Tier) -> None:
-        if job.stage is Stage.SWAPPED:
-            if self._grow(Tier.DEVICE, job, job.tokens + 1):
-                self._drop(Tier.HOST, job)
-                self._settle(Tier.DEVICE, job)
-            return
-        if job.stage is not Stage.WAITING:
-            return
-        if self._grow(tier, job, job.tokens + 1):
-            job.computed = self.runs[job.handle].arrival.cached_tokens
-            self._settle(tier, job)
-
-    def _move(self, job: Job, to: Tier) -> None:
-        if to is Tier.DEVICE and job.stage is Stage.BOUNDARY:
-            if self._extend(Tier.DEVICE, job, job.computed + 1):
-                self._settle(Tier.DEVICE, job)
-        elif to is Tier.HOST and job.stage in DEVICE_STAGES:
-            self._demote(job)
-
-    def _demote(self, job: Job) -> None:
-        if not self._grow(Tier.HOST, job, job.computed + 1):
-            self._recompute(job)
-            return
-        self._drop(Tier.DEVICE, job)
-        self._settle(Tier.HOST, job)
-
-    def _grow(self, tier: Tier, job: Job, tokens: int) -> bool:
-        while not self._extend(tier, job, tokens):
-            chosen = victim(self.jobs, tier, job)
-            if chosen is None or not self._relieve(chosen) or chosen.job is job:
-                return False
-        return True
-
-    def _extend(self, tier: Tier, job: Job, tokens: int) -> bool:
-        held = job.device_blocks if tier is Tier.DEVICE else job.host_blocks
-        if tokens <= held * BLOCK_TOKENS:
-            return True
-        own = tokens - self.runs[job.handle].arrival.cached_tokens
-        missing = max(0, blocks_for(own, BLOCK_TOKENS) - held)
-        free = self.device_free if tier is Tier.DEVICE else self.host_free
-        if missing > free:
-            return False
-        if tier is Tier.DEVICE:
-            job.device_blocks += missing
-            self.device_free -= missing
-        else:
-            if held == 0 and missing:
-                self._choose_host(job)
-            job.host_blocks += missing
-            self.host_free -= missing
-        return True
-
-    def _choose_host(self, job: Job) -> None:
-        """The host with the most free KV per read rate, so that all finish together."""
-        pools = self.hardware.hosts
-        run = self.runs[job.handle]
-        run.host = min(
-            range(len(pools)), key=lambda h: self._host_load[h] / pools[h].read_bytes_per_s
-        )
-        self._host_load[run.host] += job.predicted_tokens
-
-    def _drop(self, tier: Tier, job: Job) -> None:
-        if tier is Tier.DEVICE:
-            self.device_free += job.device_blocks
-            job.device_blocks = 0
-        elif job.host_blocks:
-            self.host_free += job.host_blocks
-            job.host_blocks = 0
-            self._host_load[self.runs[job.handle].host] -= job.predicted_tokens
-
-    def _release(self, job: Job) -> None:
-        self._drop(Tier.DEVICE, job)
-        self._drop(Tier.HOST, job)
-
-    def _recompute(self, job: Job) -> bool:
-        self.recomputed += 1
-        if job.stage is Stage.HOPPING:
-            self.flights.leave({job.handle})
-        self._release(job)
-        self.runs[job.handle].staged_left = 0
-        job.computed = 0
-        self.jobs.move(job, Stage.WAITING)
-        return True
-
-    def _relieve(self, chosen: Victim) -> bool:
-        job = chosen.job
-        if chosen.relief is Relief.DEMOTE:
-            self._demote(job)
-        elif chosen.relief is Relief.DROP_COPY:
-            self._drop(Tier.HOST, job)
-        elif chosen.relief is Relief.SWAP:
-            if not job.computed or not self._grow(Tier.HOST, job, job.computed):
-                return self._recompute(job)
-            self._drop(Tier.DEVICE, job)
-            self.jobs.move(job, Stage.SWAPPED)
-        else:
-            return self._recompute(job)
-        return True
-
-    def _settle(self, tier: Tier, job: Job) -> None:
-        at_end = job.remaining <= 1
-        if tier is Tier.DEVICE:
-            self._drop(Tier.HOST, job)
-            stage = Stage.DECODE if at_end else Stage.PREFILL
-        else:
-            stage = Stage.BOUNDARY if at_end else Stage.STAGED
-        self.runs[job.handle].staged_left = 0
-        self.jobs.move(job, stage)

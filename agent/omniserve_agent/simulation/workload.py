@@ -24,7 +24,7 @@ class Arrival:
     prompt_tokens: int
     output_tokens: int
     service: str = ""
-    cached_tokens: int = 0  # of its prompt, found in the prefix cache: neither computed nor held
+    prompt: int | None = None  # names its whole prompt where others have the same one
 
 
 @dataclass(frozen=True, slots=True)
