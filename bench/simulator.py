@@ -42,10 +42,11 @@ CELLS = ("heavy", "medium", "light", "heavy bursty")  # of a session, in its ord
 
 
 class Line(msgspec.Struct):
-    """One kept cell."""
+    """One cell; one that is not kept was measured again, but ran all the same."""
 
     key: dict[str, Any]
     figures: CellFigures
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def best_effort(seed: int) -> Iterator[Arrival]:
     """The benchmark's backlog; choices of a request share its prompt."""
     for number, request in enumerate(be_backlog(DEVICE.sizes, seed, DEVICE.be_places)):
         for _ in range(request.choices):
-            yield Arrival(0.0, BE, len(request.prompt), request.output, "batch", number)
+            yield Arrival(0.0, BE, len(request.prompt), request.output, "batch", prompt=number)
 
 
 def open_jobs() -> int:
@@ -151,11 +152,10 @@ def measured(line: Line) -> tuple[float, float]:
 
 
 def read(path: Path) -> dict[tuple[str, int, int], list[Line]]:
-    """Cells by policy, round and session, in the order in which they ran. A cell that comes after
-    one that follows it in `CELLS` was measured again, in a session of its own."""
+    """Cells by policy, round and session, in the order in which they ran. A kept cell that comes
+    after one that follows it in `CELLS` was measured again, in a session of its own."""
     found: dict[tuple[str, int, int], list[Line]] = {}
-    for text in path.read_bytes().splitlines():
-        line = msgspec.json.decode(text, type=Line)
+    for line in (*_lines(path.with_suffix(f".discarded{path.suffix}"), False), *_lines(path, True)):
         key = line.key
         if key["device"] != "emulated" or "slo" not in key or key["policy"] not in POLICIES:
             continue
@@ -168,13 +168,21 @@ def read(path: Path) -> dict[tuple[str, int, int], list[Line]]:
     return found
 
 
+def _lines(path: Path, kept: bool) -> Iterator[Line]:
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        line = msgspec.json.decode(text, type=Line)
+        line.kept = kept
+        yield line
+
+
 def pairs(path: Path) -> list[Pair]:
     """Every cell."""
     found = []
     for (policy, number, _), cells in sorted(read(path).items()):
         for which, cell in enumerate(cells):
-            simulated = simulate(cells[: which + 1], which, policy)
-            found.append(Pair(policy, cell.key["cell"], number, measured(cell), simulated))
+            if cell.kept:
+                simulated = simulate(cells[: which + 1], which, policy)
+                found.append(Pair(policy, cell.key["cell"], number, measured(cell), simulated))
     return found
 
 

@@ -19,7 +19,7 @@ def forever(*lengths):
     for prompt, choices in itertools.cycle(lengths):
         name = next(numbers)
         for _ in range(choices):
-            yield Arrival(0.0, BE, prompt, 600, "batch", name)
+            yield Arrival(0.0, BE, prompt, 600, "batch", prompt=name)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PROMPT, SHARED = 1000, 62  # tokens; full blocks before its last token
 def node_of(*outputs, policy="gpu_only_priority", machine=MACHINE):
     """A node with BE requests of one prompt."""
     node = node_for(machine, Setting(policy=policy))
-    return node, [node.submit(Arrival(0.0, BE, PROMPT, n, "batch", 1)) for n in outputs]
+    return node, [node.submit(Arrival(0.0, BE, PROMPT, n, "batch", prompt=1)) for n in outputs]
 
 
 def step_until(node, done):
@@ -106,3 +106,16 @@ def test_released_prompts_are_found_until_their_blocks_are_needed():
     kv.close(3, 2)
     assert kv.take(2)
     assert kv.open(4, 7) == 0
+
+
+def test_requests_that_wait_are_predicted_again_within_their_limits():
+    node = node_for(MACHINE, Setting(policy="gpu_only_priority"))
+    for number in range(60):
+        node.submit(Arrival(0.0, BE, PROMPT, 600, "batch", 800 if number % 2 else 300))
+    first = list(node.runs.values())
+    assert {run.job.predicted_tokens for run in first} == {PROMPT + 256}
+    step_until(node, lambda: len(node.ended) >= 8)
+    waiting = [run for run in node.runs.values() if run.job.stage is Stage.WAITING]
+    assert len(waiting) > 10
+    expected = {PROMPT + 600, PROMPT + 300}
+    assert {run.job.predicted_tokens for run in waiting} == expected

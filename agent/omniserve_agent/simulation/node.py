@@ -24,6 +24,7 @@ from omniserve_agent.scheduling.jobs import (
 from omniserve_agent.scheduling.latency import Work, pairs
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Plan, Policy, Room
+from omniserve_agent.scheduling.predictions import predict_again, predicted_tokens
 from omniserve_agent.simulation.flights import Flights
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.hosts import Hosts
@@ -69,8 +70,8 @@ class Node:
     def job_for(self, arrival: Arrival) -> Job:
         """What the policies see of a request."""
         self._arrivals += 1
-        expected = self.lengths.predict(arrival.service, 1024)
-        most = arrival.prompt_tokens + arrival.output_tokens
+        prompt, expected = arrival.prompt_tokens, self.lengths.expected(arrival.service)
+        most = prompt + (arrival.max_tokens or arrival.output_tokens)
         deadlines = None
         if arrival.service_class is LS:
             deadlines = Deadlines(arrival.arrival_s, *self.slo)
@@ -80,9 +81,9 @@ class Node:
             service_class=arrival.service_class,
             priority=0,
             arrival=self._arrivals,
-            tokens=arrival.prompt_tokens,
+            tokens=prompt,
             max_total_tokens=most,
-            predicted_tokens=arrival.prompt_tokens + expected,
+            predicted_tokens=predicted_tokens(prompt, expected, prompt, most),
             deadlines=deadlines,
             prompt=arrival.prompt,
             min_share_percent=self.min_shares.get(arrival.service, 0) if deadlines is None else 0,
@@ -220,8 +221,7 @@ class Node:
         for handle in landed:
             run = self.runs[handle]
             self.jobs.move(run.job, Stage.BOUNDARY)
-            left = run.job.max_total_tokens - run.job.tokens
-            tokens = min(self._hop_tokens(), left)
+            tokens = min(self._hop_tokens(), run.arrival.output_tokens - run.output_tokens)
             self.be_host_tokens += tokens
             run.job.computed += tokens
             self._token(run, tokens)
@@ -242,10 +242,11 @@ class Node:
         if job.service_class is BE:
             self.be_tokens += tokens
         self.kv.published(job)
-        if job.tokens >= job.max_total_tokens:
+        if run.output_tokens >= run.arrival.output_tokens:
             self.kv.release(job)
             self.jobs.move(job, Stage.DONE)
-            self.lengths.observe(job.service, run.output_tokens)
+            if self.lengths.observe(job.service, run.output_tokens):
+                predict_again(self.jobs, job.service, self.lengths.expected(job.service))
             if job.deadlines is not None:
                 attained = job.deadlines.attained(self.now_s)
                 self.policy.judged(job.service, attained, self.now_s)
