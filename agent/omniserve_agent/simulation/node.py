@@ -3,6 +3,10 @@
 The policies, the exhaustion rules, deadlines and output-length estimates are the engine's own; what
 is modelled is the device (a latency model with noise), the hosts (`hosts.py`), the rows between
 them (`flights.py`) and where KV lies (`residency.py`).
+
+With depth 1 (the engine's on CUDA) an iteration is planned when the one before it begins: counts
+advance as it is launched, its tokens come out at its end, and a row of a request that turns out to
+have ended meanwhile is discarded.
 """
 
 from __future__ import annotations
@@ -36,6 +40,20 @@ LS, BE = ServiceClass.LS, ServiceClass.BE
 STALL_S = 0.005  # an engine that can launch nothing looks again so much later
 
 
+@dataclass(slots=True)
+class Launched:
+    """An iteration that runs, or will once the one before it has ended."""
+
+    plan: Plan
+    work: Work
+    sampled: list[Run]  # on the device: a token of each comes out
+    finished: list[Run]  # prefills for the host: the same
+    entries: list[Run]  # rows that start a token at layer 0
+    sweeps: bool
+    step_bytes: float  # of host KV, read for a join
+    copy_s: float  # before it, the device waits for copies
+
+
 @dataclass
 class Node:
     """See the module. `ended` collects requests in the order of their end."""
@@ -45,6 +63,7 @@ class Node:
     seed: int
     tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
     same_iteration_joins: bool = True
+    depth: int = 0  # iterations launched ahead: 0 or 1
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
     min_shares: Mapping[str, int] = field(default_factory=dict)  # percent promised to BE services
     now_s: float = 0.0
@@ -58,6 +77,7 @@ class Node:
     ended: list[Run] = field(default_factory=list)
     lengths: OutputLengths = field(default_factory=OutputLengths)
     _arrivals: int = 0
+    _ahead: Launched | None = None
 
     def __post_init__(self) -> None:
         self.hosts = Hosts(self.hardware.hosts, self.hardware.model)
@@ -105,61 +125,92 @@ class Node:
     # ---- one iteration ---------------------------------------------------------------------
 
     def step(self, next_arrival_s: float) -> tuple[Job, ...]:
-        """One iteration; waiting requests that the policy gives to the CPU-only engine."""
+        """One iteration; waiting requests that the policy gives to the CPU-only engine.
+
+        With depth 1 it is planned and launched, and the one before it runs: none at first.
+        """
         plan = self.policy.plan(self.jobs, self._room(), self.now_s)
+        launched = self._launch(plan)
+        due = launched
+        if self.depth:
+            due, self._ahead = self._ahead, launched
+        if due is not None:
+            self._pass(due, next_arrival_s)
+        elif launched is None:
+            self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
+            return plan.overflow
+        self.kv.write_through()
+        return plan.overflow
+
+    def _launch(self, plan: Plan) -> Launched | None:
+        """Carry a plan out, up to what an iteration computes; None: nothing."""
         for move in plan.moves:
             self.kv.move(move.job, move.to)
         for admission in plan.admissions:
             self.kv.admit(admission.job, admission.tier)
-        self.now_s += self.kv.take_copy_s()
+        copy_s = self.kv.take_copy_s()
         work, chunks = self._device_work(plan)
-        self._enter(plan)
+        entries = self._entries(plan)
         finished, rows = self._staged_work(plan, work)
-        if not (chunks or rows or self.flights.count):
-            self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
-            return plan.overflow
-        self._pass(plan, work, chunks, finished, next_arrival_s)
-        self.kv.write_through()
-        return plan.overflow
+        hopping, latency = self.jobs.count(BE, Stage.HOPPING), self.hardware.latency
+        if not (chunks or rows or hopping):
+            return None
+        has_ls = any(job.service_class is LS for job, _ in chunks)
+        sweeps = plan.sweeps and not has_ls and len(chunks) <= hopping
+        step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
+        sampled = self._advance(chunks, finished)
+        return Launched(plan, work, sampled, finished, entries, sweeps, step_bytes, copy_s)
+
+    def _advance(self, chunks: list[tuple[Job, int]], finished: list[Run]) -> list[Run]:
+        """What is certain once an iteration is launched: counts, not tokens. Who gets one."""
+        sampled = []
+        for job, rows in chunks:
+            job.computed += rows
+            if job.computed == job.tokens:
+                if job.stage is Stage.PREFILL:
+                    self.jobs.move(job, Stage.DECODE)
+                sampled.append(self.runs[job.handle])
+        for run in finished:
+            run.job.computed = run.job.tokens
+            self.jobs.move(run.job, Stage.BOUNDARY)
+        for run in (*sampled, *finished):
+            run.pending += 1
+            run.job.tokens += 1
+            run.job.held = run.job.stage is Stage.BOUNDARY or run.waits
+        return sampled
 
     def _room(self) -> Room:
         return Room(
             self.kv.device.free,
             self.kv.host.free,
-            self.hardware.slots - self.flights.count,
+            self.hardware.slots - self.jobs.count(BE, Stage.HOPPING),
         )
 
-    def _pass(
-        self,
-        plan: Plan,
-        work: Work,
-        chunks: list[tuple[Job, int]],
-        finished: list[Run],
-        next_arrival_s: float,
-    ) -> None:
+    def _pass(self, launched: Launched, next_arrival_s: float) -> None:
         """Time passes; tokens come out."""
-        has_ls = any(job.service_class is LS for job, _ in chunks)
+        plan, work = launched.plan, launched.work
+        self.now_s += launched.copy_s
+        self._enter(launched.entries)
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
             seconds, landed = self._waiting_pass(work, noise)
-        elif plan.sweeps and not has_ls and len(chunks) <= self.flights.count:
+        elif launched.sweeps:
             seconds, landed = self._sweep(plan, work, noise, next_arrival_s)
         else:
-            seconds, landed = self._piggyback_pass(plan, work, noise)
+            seconds, landed = self._piggyback_pass(launched, noise)
         self.now_s += seconds
         self.busy_s += seconds
         self.iterations += 1
-        self._deliver(chunks, finished, landed)
+        self._deliver(launched, landed)
 
-    def _piggyback_pass(self, plan: Plan, work: Work, noise: float) -> tuple[float, list[int]]:
+    def _piggyback_pass(self, launched: Launched, noise: float) -> tuple[float, list[int]]:
         """Rows whose attention is back join; nobody waits."""
-        latency = self.hardware.latency
+        latency, work = self.hardware.latency, launched.work
         guess_s = latency.predict(work) * noise
-        due = self.flights.due(self.now_s, guess_s, plan.join_rows)
+        due = self.flights.due(self.now_s, guess_s, launched.plan.join_rows)
         work.joined_rows = self.flights.joined(due).tolist()
         if latency.host:  # as the engine tells it
-            step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
-            work.host_kv_bytes = step_bytes * len(due)
+            work.host_kv_bytes = launched.step_bytes * len(due)
         work.logit_rows += int(work.joined_rows[-1])
         seconds = latency.predict(work) * noise
         # Between a row's leaving and the pick of the same layer lies the device's attention.
@@ -205,25 +256,20 @@ class Node:
             for handle in landed:
                 self._book(self.runs[handle].job, work, batch=self.hardware.latency.layers)
 
-    def _deliver(
-        self, chunks: list[tuple[Job, int]], finished: list[Run], landed: list[int]
-    ) -> None:
-        for job, rows in chunks:
-            job.computed += rows
-            if job.computed == job.tokens:
-                if job.stage is Stage.PREFILL:
-                    self.jobs.move(job, Stage.DECODE)
-                self._token(self.runs[job.handle], 1)
-        for run in finished:
-            run.job.computed = run.job.tokens
-            self.jobs.move(run.job, Stage.BOUNDARY)
-            self._token(run, 1)
+    def _deliver(self, launched: Launched, landed: list[int]) -> None:
+        for run in (*launched.sampled, *launched.finished):
+            job = run.job
+            if job.stage is not Stage.DONE:
+                run.pending -= 1
+                job.held = run.pending > 0 and (run.waits or not job.device_blocks)
+                self._token(run, 1)
         for handle in landed:
             run = self.runs[handle]
             self.jobs.move(run.job, Stage.BOUNDARY)
             tokens = min(self._hop_tokens(), run.arrival.output_tokens - run.output_tokens)
             self.be_host_tokens += tokens
             run.job.computed += tokens
+            run.job.tokens += tokens
             self._token(run, tokens)
 
     def _hop_tokens(self) -> int:
@@ -232,7 +278,6 @@ class Node:
 
     def _token(self, run: Run, tokens: int) -> None:
         job = run.job
-        job.tokens += tokens
         run.output_tokens += tokens
         run.last_token_s = self.now_s
         if run.first_token_s is None:
@@ -259,12 +304,9 @@ class Node:
         grown = []
         for chunk in plan.device:
             job = chunk.job
-            if job.stage is Stage.DECODE:
-                rows = 1
-            elif job.stage is Stage.PREFILL:
-                rows = min(chunk.rows, job.tokens - job.computed)
-            else:
+            if job.held or job.stage not in DEVICE_STAGES:
                 continue
+            rows = min(chunk.rows, job.tokens - job.computed)
             tokens = job.computed + rows
             if rows <= 0:
                 continue
@@ -285,31 +327,33 @@ class Node:
                 self.be_prefill_tokens += rows
         return work, chunks
 
-    def _enter(self, plan: Plan) -> None:
-        handles: list[int] = []
-        hosts: list[int] = []
-        tokens: list[int] = []
+    def _entries(self, plan: Plan) -> list[Run]:
+        """Rows that start a token, each in a slot."""
+        found = []
         for job in plan.entries:
-            if job.stage is not Stage.BOUNDARY or self.flights.count + len(handles) >= (
-                self.hardware.slots
-            ):
+            free = self.jobs.count(BE, Stage.HOPPING) < self.hardware.slots
+            if not free or job.stage is not Stage.BOUNDARY or job.held:
                 continue
             if self.kv.grow(Tier.HOST, job, job.computed + 1):
                 self.jobs.move(job, Stage.HOPPING)
-                handles.append(job.handle)
-                hosts.append(self.runs[job.handle].host)
-                tokens.append(job.tokens)
-        if handles:
-            self.flights.enter(handles, hosts, tokens, self.now_s)
+                found.append(self.runs[job.handle])
+        return found
+
+    def _enter(self, entries: list[Run]) -> None:
+        """Those that did not have to give way since are on their way to the host."""
+        runs = [run for run in entries if run.job.stage is Stage.HOPPING]
+        if runs:
+            handles, hosts = [run.job.handle for run in runs], [run.host for run in runs]
+            self.flights.enter(handles, hosts, [run.job.tokens for run in runs], self.now_s)
 
     def _staged_work(self, plan: Plan, work: Work) -> tuple[list[Run], int]:
         """Draw from the pool in the plan's order; prefills that end, and rows that ran."""
         pool, finished, drawn = plan.prefill_row_layers, [], 0
         layers = self.hardware.latency.layers
         for job in plan.staged:
-            if job.stage is not Stage.STAGED or pool <= 0:
-                continue
             run = self.runs[job.handle]
+            if job.stage is not Stage.STAGED or pool <= 0 or run.pending:
+                continue
             rows = job.tokens - job.computed
             if run.staged_left == 0:
                 if not self.kv.grow(Tier.HOST, job, job.tokens + 1):

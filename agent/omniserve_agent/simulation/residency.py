@@ -235,6 +235,7 @@ class Residency:
             stage = Stage.DECODE if at_end else Stage.PREFILL
         else:
             stage = Stage.BOUNDARY if at_end else Stage.STAGED
+            job.held = self.runs[job.handle].pending > 0
         self.runs[job.handle].staged_left = 0
         self.jobs.move(job, stage)
 

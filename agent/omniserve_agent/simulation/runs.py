@@ -21,3 +21,9 @@ class Run:
     first_token_s: float | None = None
     last_token_s: float = 0.0
     output_tokens: int = 0
+    pending: int = 0  # rows launched whose token has not come out yet
+
+    @property
+    def waits(self) -> bool:
+        """Whether the token on its way back is the last there can be: no row may follow."""
+        return self.job.tokens >= self.job.max_total_tokens
