@@ -2,7 +2,7 @@
 
 Reads the cells that `make bench-colocation` kept (bench/out/colocation.rounds.jsonl, device
 `emulated`) and drives the simulator through the same sessions: BE alone, then the loads in their
-order. Prints attainment and BE tokens per second of each heavy cell beside what was measured;
+order. Prints attainment and BE tokens per second of each cell beside what was measured;
 bench/out/simulator.json. Not modelled: HTTP and tokenising, whose time is part of every measured
 TTFT; the CPU-only engine of `static_headroom`, whose tokens are left out on both sides.
 """
@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import report
-from colocation_client import CellFigures
+from colocation_client import CellFigures, LsResult
+from colocation_figures import LOADS
 from colocation_setup import DEVICES
 from colocation_traces import be_backlog, ls_trace
 from omniserve_agent.scheduling.jobs import ServiceClass
@@ -31,16 +32,21 @@ from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 DEVICE = DEVICES["emulated"]
-BE_ALONE_S, LS_WARM_S = 30.0, 5.0
-BLOCK = 16
-POLICIES = ("ls_alone", "omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload")
+BE_ALONE_S, LS_WARM_S, WARM_DRAIN_S = 30.0, 5.0, 2.0
+WARM_NUMBER = 2000  # of the trace before the first cell
+POLICIES = (
+    *("ls_alone", "omniserve", "static_headroom", "static_headroom_quarter"),
+    *("gpu_only_priority", "synchronous_offload"),
+)
+CELLS = ("heavy", "medium", "light", "heavy bursty")  # of a session, in its order
 
 
 class Line(msgspec.Struct):
-    """One kept cell."""
+    """One cell; one that is not kept was measured again, but ran all the same."""
 
     key: dict[str, Any]
     figures: CellFigures
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,10 @@ def engine() -> Hardware:
 
 
 def best_effort(seed: int) -> Iterator[Arrival]:
-    """The benchmark's backlog; choices after the first find their prompt's full blocks."""
-    for request in be_backlog(DEVICE.sizes, seed, DEVICE.be_places):
-        tokens = len(request.prompt)
-        for choice in range(request.choices):
-            cached = (tokens - 1) // BLOCK * BLOCK if choice else 0
-            yield Arrival(0.0, BE, tokens, request.output, "batch", cached)
+    """The benchmark's backlog; choices of a request share its prompt."""
+    for number, request in enumerate(be_backlog(DEVICE.sizes, seed, DEVICE.be_places)):
+        for _ in range(request.choices):
+            yield Arrival(0.0, BE, len(request.prompt), request.output, "batch", prompt=number)
 
 
 def open_jobs() -> int:
@@ -81,18 +85,32 @@ def open_jobs() -> int:
 
 def session(cells: Sequence[Line]) -> tuple[list[Arrival], list[tuple[float, float]]]:
     """LS arrivals of a session, and when each cell begins and ends."""
-    at_s, arrivals, spans = BE_ALONE_S + LS_WARM_S, [], []
+    key = cells[0].key
+    light = LOADS["light"] / LOADS[key["cell"].split()[0]] * key["rate"]
+    arrivals = _trace("poisson", light, LS_WARM_S, (key["seed"], WARM_NUMBER), BE_ALONE_S)
+    at_s, spans = BE_ALONE_S + LS_WARM_S + WARM_DRAIN_S, []
     for cell in cells:
         key = cell.key
         kind = "bursty" if "bursty" in key["cell"] else "poisson"
-        seed = (key["seed"], key["round"], int(1000 * key["rate"]), int(key["seconds"]), len(kind))
-        arrivals += [
-            Arrival(at_s + one.at_s, LS, len(one.prompt), one.output, "chat")
-            for one in ls_trace(DEVICE.sizes, kind, key["rate"], key["seconds"], seed)
-        ]
+        arrivals += _trace(kind, key["rate"], key["seconds"], (key["seed"], key["round"]), at_s)
         spans.append((at_s, at_s + cell.figures.seconds))
-        at_s += cell.figures.seconds
+        at_s += max(cell.figures.seconds, *(_ended_s(one) for one in cell.figures.requests))
     return arrivals, spans
+
+
+def _trace(
+    kind: str, rate: float, seconds: float, seed: tuple[int, int], at_s: float
+) -> list[Arrival]:
+    """As the benchmark makes it, from `at_s` on."""
+    trace = ls_trace(
+        DEVICE.sizes, kind, rate, seconds, (*seed, int(1000 * rate), int(seconds), len(kind))
+    )
+    return [Arrival(at_s + r.at_s, LS, len(r.prompt), r.output, "chat") for r in trace]
+
+
+def _ended_s(one: LsResult) -> float:
+    """From the start of its cell: the next cell begins once all of them have ended."""
+    return one.at_s + ((one.ttft_ms or 0.0) + (one.tpot_ms or 0.0) * (one.tokens - 1)) / 1e3
 
 
 def simulate(cells: Sequence[Line], which: int, policy: str) -> tuple[float, float]:
@@ -111,6 +129,7 @@ def simulate(cells: Sequence[Line], which: int, policy: str) -> tuple[float, flo
         be_prefill_rows=256,
         be_open=open_jobs(),
         overflow=False,
+        to_the_end=True,
     )
     seed = cells[which].key["seed"] + cells[which].key["round"]
     figures = Experiment(engine(), setting, arrivals, best_effort(seed)).run()
@@ -132,25 +151,38 @@ def measured(line: Line) -> tuple[float, float]:
     return len(good) / max(1, len(requests)), line.figures.be_tokens / line.figures.seconds
 
 
-def read(path: Path) -> dict[tuple[str, int], list[Line]]:
-    """Cells by session, in the order in which they ran; the last session of each kind counts."""
-    found: dict[tuple[str, int], list[Line]] = {}
-    for text in path.read_bytes().splitlines():
-        line = msgspec.json.decode(text, type=Line)
-        of_a_session = line.key["device"] == "emulated" and "slo" in line.key
-        if of_a_session and line.key["policy"] in POLICIES:
-            found.setdefault((line.key["policy"], line.key["round"]), []).append(line)
+def read(path: Path) -> dict[tuple[str, int, int], list[Line]]:
+    """Cells by policy, round and session, in the order in which they ran. A kept cell that comes
+    after one that follows it in `CELLS` was measured again, in a session of its own."""
+    found: dict[tuple[str, int, int], list[Line]] = {}
+    for line in (*_lines(path.with_suffix(f".discarded{path.suffix}"), False), *_lines(path, True)):
+        key = line.key
+        if key["device"] != "emulated" or "slo" not in key or key["policy"] not in POLICIES:
+            continue
+        session = 0
+        while cells := found.get((key["policy"], key["round"], session)):
+            if CELLS.index(cells[-1].key["cell"]) < CELLS.index(key["cell"]):
+                break
+            session += 1
+        found.setdefault((key["policy"], key["round"], session), []).append(line)
     return found
 
 
+def _lines(path: Path, kept: bool) -> Iterator[Line]:
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        line = msgspec.json.decode(text, type=Line)
+        line.kept = kept
+        yield line
+
+
 def pairs(path: Path) -> list[Pair]:
-    """Every heavy cell."""
+    """Every cell."""
     found = []
-    for (policy, number), cells in sorted(read(path).items()):
+    for (policy, number, _), cells in sorted(read(path).items()):
         for which, cell in enumerate(cells):
-            if cell.key["cell"] == "heavy":
+            if cell.kept:
                 simulated = simulate(cells[: which + 1], which, policy)
-                found.append(Pair(policy, "heavy", number, measured(cell), simulated))
+                found.append(Pair(policy, cell.key["cell"], number, measured(cell), simulated))
     return found
 
 
@@ -160,17 +192,19 @@ def main() -> None:
     parser.add_argument("--rounds-file", type=Path, default=report.OUT / "colocation.rounds.jsonl")
     options = parser.parse_args()
     found = pairs(options.rounds_file)
-    table = Table("policy", "round", "attained measured", "simulated", "BE tok/s measured", "sim.")
+    table = Table(
+        "policy", "load", "round", "attained measured", "simulated", "BE tok/s measured", "sim."
+    )
     for p in found:
         table.add_row(
-            *(p.policy, str(p.number), f"{p.measured[0]:.1%}", f"{p.simulated[0]:.1%}"),
+            *(p.policy, p.cell, str(p.number), f"{p.measured[0]:.1%}", f"{p.simulated[0]:.1%}"),
             *(f"{p.measured[1]:.0f}", f"{p.simulated[1]:.0f}"),
         )
     Console().print(table)
     rows = []
-    for policy in dict.fromkeys(p.policy for p in found):
-        mine = [p for p in found if p.policy == policy]
-        row: dict[str, str | float] = {"device": "emulated", "load": "heavy", "policy": policy}
+    for policy, load in dict.fromkeys((p.policy, p.cell) for p in found):
+        mine = [p for p in found if (p.policy, p.cell) == (policy, load)]
+        row: dict[str, str | float] = {"device": "emulated", "load": load, "policy": policy}
         for name, part in (("measured", "measured"), ("simulated", "simulated")):
             values = [getattr(p, part) for p in mine]
             row[f"attained_offered_{name}"] = statistics.fmean(v[0] for v in values)

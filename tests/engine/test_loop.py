@@ -174,6 +174,25 @@ def test_be_leaves_the_device_for_ls_and_its_written_blocks_are_not_copied_again
     check_no_leak(engine)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_be_requests_that_wait_are_predicted_again_once_lengths_are_known(depth):
+    engine = make_engine(depth=depth, host_blocks=100)
+    for i in range(40):
+        limit = 14 if i < 8 else 30 if i % 2 else 10
+        engine.submit(submit(f"be{i}", [i + 1] * 5, "BE", max_tokens=limit))
+    collector = Collector()
+    while len(collector.finished) < 7:
+        collector.take(engine.step())
+    waiting = list(engine.jobs.at(ServiceClass.BE, Stage.WAITING))
+    assert {j.predicted_tokens for j in waiting} == {35, 15}  # their limits
+    while len(collector.finished) < 8:
+        collector.take(engine.step())
+    waiting = list(engine.jobs.at(ServiceClass.BE, Stage.WAITING))
+    assert {j.predicted_tokens for j in waiting} == {19, 15}
+    run(engine, collector)
+    check_no_leak(engine)
+
+
 @pytest.mark.parametrize("host_blocks", [12, 40])
 def test_the_oldest_be_request_ends_beside_endless_ls(host_blocks):
     """More LS than the device can hold, for ever: it is preempted and resumed, BE goes on."""

@@ -25,20 +25,18 @@ ON_DEVICE = {"rows_in_flight": 0, "host_busy_share": 0, "host_tokens_per_s": 0}
 
 def test_lengths_start_with_a_prior_and_become_a_quantile():
     lengths = OutputLengths(window=20, min_samples=5)
-    assert lengths.predict("a", 10_000) == PRIOR_TOKENS
-    assert lengths.predict("a", 7) == 7
+    assert lengths.expected("a") == PRIOR_TOKENS
     for tokens in range(1, 11):
         lengths.observe("a", tokens)
-    assert lengths.predict("a", 10_000) == 10
-    assert lengths.predict("a", 4) == 4
-    assert lengths.predict("b", 10_000) == PRIOR_TOKENS
+    assert lengths.expected("a") == 10
+    assert lengths.expected("b") == PRIOR_TOKENS
 
 
 def test_lengths_forget_what_is_outside_the_window():
     lengths = OutputLengths(window=10, min_samples=5)
     for tokens in [900] * 10 + [3] * 10:
         lengths.observe("a", tokens)
-    assert lengths.predict("a", 10_000) == 3
+    assert lengths.expected("a") == 3
 
 
 def test_rows_in_flight_bind_when_the_host_is_idle():

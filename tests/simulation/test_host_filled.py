@@ -14,17 +14,20 @@ SMALL = hardware("gpu-emulated", "smollm2-135m")
 
 
 def forever(*lengths):
-    """Requests of (prompt, cached prefix) without end."""
-    for prompt, cached in itertools.cycle(lengths):
-        yield Arrival(0.0, BE, prompt, 600, "batch", cached)
+    """Requests of (prompt, how many have the same one) without end."""
+    numbers = itertools.count()
+    for prompt, choices in itertools.cycle(lengths):
+        name = next(numbers)
+        for _ in range(choices):
+            yield Arrival(0.0, BE, prompt, 600, "batch", prompt=name)
 
 
 @pytest.mark.parametrize(
     "lengths",
     [
-        ((800, 0),),
-        ((1400, 0), *[(1400, 1392)] * 7),  # one prompt with n=8: its prefix is found seven times
-        ((24, 0),),
+        ((800, 1),),
+        ((1400, 8),),  # one prompt with n=8: its prefix is found seven times
+        ((24, 1),),
     ],
 )
 def test_the_host_is_not_left_empty_while_requests_wait(lengths):

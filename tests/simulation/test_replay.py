@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.scheduling.jobs import ServiceClass
-from omniserve_agent.simulation.experiment import Experiment, Setting, node_for
+from omniserve_agent.simulation.experiment import Experiment, Setting
 from omniserve_agent.simulation.hardware import hardware
 from omniserve_agent.simulation.replay import would_attain
 from omniserve_agent.simulation.workload import Arrival
@@ -43,12 +43,3 @@ def test_one_that_is_let_in_is_judged():
     done = Experiment(MACHINE, SETTING, [alone], let_in=alone)
     done.run()
     assert done.let_in_attained
-
-
-def test_a_cached_prefix_is_neither_computed_nor_held():
-    node = node_for(MACHINE, SETTING)
-    node.submit(Arrival(0.0, BE, 1000, 4, "batch", cached_tokens=992))
-    while node.runs:
-        node.step(node.now_s + 1.0)
-        assert MACHINE.device_blocks - node.device_free <= 1
-    assert node.be_prefill_tokens == 8

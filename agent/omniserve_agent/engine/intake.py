@@ -21,6 +21,7 @@ from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.error_budgets import Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
 from omniserve_agent.scheduling.lengths import OutputLengths
+from omniserve_agent.scheduling.predictions import predicted_tokens
 
 WAITING_STAGES = (Stage.WAITING, Stage.SWAPPED)
 
@@ -155,7 +156,7 @@ class Intake:
         limit = self.limits.max_request_tokens[submit.service_class]
         tokens = [*submit.prompt, *submit.emitted]
         max_total = min(len(submit.prompt) + submit.max_tokens, limit)
-        expected = self.lengths.predict(submit.service, submit.max_tokens)
+        expected = self.lengths.expected(submit.service)
         job = Job(
             handle=arrival,
             service=submit.service,
@@ -164,7 +165,8 @@ class Intake:
             arrival=arrival,
             tokens=len(tokens),
             max_total_tokens=max_total,
-            predicted_tokens=min(max(len(submit.prompt) + expected, len(tokens) + 1), max_total),
+            predicted_tokens=predicted_tokens(len(submit.prompt), expected, len(tokens), max_total),
+            prompt_tokens=len(submit.prompt),
             deadlines=_deadlines(submit, now_s),
             objective=Objective(submit.objective_percent / 100, submit.objective_window_s),
             prompt=_prompt_name(submit, self.block_tokens),

@@ -43,6 +43,7 @@ from omniserve_agent.scheduling.jobs import JobIndex, Stage, Tier
 from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.plan import Plan, Policy, Room
+from omniserve_agent.scheduling.predictions import predict_again
 
 WRITE_THROUGH_BLOCKS = 8  # per iteration: bounds how long a copy can hold up the loop
 
@@ -358,10 +359,15 @@ class Engine:
         request.cached_tokens = 0
         self.residency.register(request)
         if reason is not None:
-            self.lengths.observe(request.submit.service, request.output_tokens)
+            self._observe_length(request)
             self.services[request.submit.service].finished += 1
             self._judge(request)
             self._end(request)
+
+    def _observe_length(self, request: Request) -> None:
+        service = request.submit.service
+        if self.lengths.observe(service, request.output_tokens):
+            predict_again(self.jobs, service, self.lengths.expected(service))
 
     def _judge(self, request: Request) -> None:
         """By its own times, where nobody sees the request's tokens delivered."""

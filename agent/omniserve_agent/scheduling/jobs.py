@@ -63,6 +63,7 @@ class Job:
     tokens: int  # prompt and output tokens so far
     max_total_tokens: int  # where its output ends at the latest
     predicted_tokens: int  # where its output is expected to end
+    prompt_tokens: int = 0  # of `tokens`; 0: all that it comes with
     computed: int = 0  # tokens whose KV exists
     stage: Stage = Stage.WAITING
     device_blocks: int = 0
@@ -77,6 +78,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.rank = (-self.priority, self.arrival)
+        self.prompt_tokens = self.prompt_tokens or self.tokens
 
     @property
     def remaining(self) -> int:

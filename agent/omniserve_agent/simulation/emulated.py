@@ -1,7 +1,7 @@
 """Devices to emulate: a profile's figures for a model of the same shape. Pure.
 
 `emulated:NAME` names a profile of this package, `emulated:PATH.json` a file. Only here a model's
-`noise`, its `seed` and `link_gbps` count.
+`noise` and its `seed` count.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
 from omniserve_agent.simulation.figures import Figures, Limits, Seen, figures_of
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
-from omniserve_agent.simulation.node import Node, Run
+from omniserve_agent.simulation.node import Node
 from omniserve_agent.simulation.overflow import CpuEngine
+from omniserve_agent.simulation.runs import Run
 from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
@@ -37,6 +38,7 @@ class Setting:
     tokens_per_hop: float = 1.0
     sweeps: bool = True
     same_iteration_joins: bool = True
+    depth: int = 0  # iterations launched ahead; 1: as the engine on CUDA
     layer_major: bool = True  # prompts may be computed for the host; else on the device only
     error_budget: bool = True
     be_device_residency: bool = True
@@ -98,6 +100,7 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
         setting.seed,
         tokens_per_hop=setting.tokens_per_hop,
         same_iteration_joins=setting.same_iteration_joins,
+        depth=setting.depth,
         slo=(setting.ttft_slo_s, setting.tpot_slo_s),
     )
 

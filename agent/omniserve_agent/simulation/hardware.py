@@ -17,6 +17,7 @@ import msgspec
 
 from omniserve_agent.scheduling.latency import FEATURES, Curve, LatencyModel
 from omniserve_agent.simulation.profile_file import (
+    LINK_GBPS,
     HostEntry,
     LatencyEntry,
     ModelEntry,
@@ -88,6 +89,7 @@ class Hardware:
     max_device_rows: int = 512
     join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
+    copy_bytes_per_s: float = LINK_GBPS / 8 * 1e9  # KV from the host to the device
     engines: int = 1  # how many such engines the whole machine holds
     measured_on: str = ""  # a device in words; empty: not by `omniserve-agent profile`
 
@@ -112,6 +114,7 @@ class Device:
     flops: float
     all_reduce_s: float  # of few rows; 0 for one device
     link_bytes_per_s: float  # between the devices
+    host_link_bytes_per_s: float  # between one of them and its host, each way
     tile_rows: int
     fixed_s: float  # of an iteration: launch, sampling, the loop
 
@@ -155,6 +158,7 @@ def hardware(
         network = network_gbps * 1e9 / 8 / entry.engines
         hosts += [_host(data.cpu_host, profile, entry.engines, network)] * cpu_hosts
     found = Hardware(profile, shape, latency, blocks, tuple(hosts), engines=entry.engines)
+    found = replace(found, copy_bytes_per_s=_copy_rate(data, entry))
     limits = {name: getattr(entry, name) for name in LIMITS if getattr(entry, name) is not None}
     return replace(found, measured_on=data.measured_on, **limits)
 
@@ -198,6 +202,13 @@ def _device(data: ProfileFile, entry: ModelEntry, shape: ModelShape) -> tuple[La
     if blocks < 1:
         raise HardwareError("model", f"{shape.name} leaves no room for KV on {device}")
     return derived(shape, device), blocks
+
+
+def _copy_rate(data: ProfileFile, entry: ModelEntry) -> float:
+    """Of KV between the tiers: every device has its share of it behind a link of its own."""
+    if data.device is None or entry.devices is None:
+        return entry.link_gbps * 1e9 / 8
+    return entry.devices * data.device.host_link_bytes_per_s
 
 
 def _measured(shape: ModelShape, data: LatencyEntry) -> LatencyModel:

@@ -1,9 +1,12 @@
 """One engine in virtual time: carries plans out as the real loop does, with counts for contents.
 
 The policies, the exhaustion rules, deadlines and output-length estimates are the engine's own; what
-is modelled is the device (a latency model with noise), the hosts (`hosts.py`) and the rows between
-them (`flights.py`). Not modelled: the copies between the tiers, which the engine makes in the
-background. A prefix that is found costs neither time nor blocks.
+is modelled is the device (a latency model with noise), the hosts (`hosts.py`), the rows between
+them (`flights.py`) and where KV lies (`residency.py`).
+
+With depth 1 (the engine's on CUDA) an iteration is planned when the one before it begins: counts
+advance as it is launched, its tokens come out at its end, and a row of a request that turns out to
+have ended meanwhile is discarded.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omniserve_agent.scheduling.deadlines import Deadlines
-from omniserve_agent.scheduling.exhaustion import Relief, Victim, victim
 from omniserve_agent.scheduling.jobs import (
     DEVICE_STAGES,
     Job,
@@ -22,31 +24,34 @@ from omniserve_agent.scheduling.jobs import (
     ServiceClass,
     Stage,
     Tier,
-    blocks_for,
 )
 from omniserve_agent.scheduling.latency import Work, pairs
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Plan, Policy, Room
+from omniserve_agent.scheduling.predictions import predict_again, predicted_tokens
 from omniserve_agent.simulation.flights import Flights
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.hosts import Hosts
+from omniserve_agent.simulation.residency import Residency
+from omniserve_agent.simulation.runs import Run
 from omniserve_agent.simulation.workload import Arrival
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 STALL_S = 0.005  # an engine that can launch nothing looks again so much later
 
 
-@dataclass(slots=True, eq=False)
-class Run:
-    """A request in the simulator."""
+@dataclass(slots=True)
+class Launched:
+    """An iteration that runs, or will once the one before it has ended."""
 
-    job: Job
-    arrival: Arrival
-    host: int = 0
-    staged_left: int = 0  # row-layers of its layer-major prefill still to compute
-    first_token_s: float | None = None
-    last_token_s: float = 0.0
-    output_tokens: int = 0
+    plan: Plan
+    work: Work
+    sampled: list[Run]  # on the device: a token of each comes out
+    finished: list[Run]  # prefills for the host: the same
+    entries: list[Run]  # rows that start a token at layer 0
+    sweeps: bool
+    step_bytes: float  # of host KV, read for a join
+    copy_s: float  # before it, the device waits for copies
 
 
 @dataclass
@@ -58,6 +63,7 @@ class Node:
     seed: int
     tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
     same_iteration_joins: bool = True
+    depth: int = 0  # iterations launched ahead: 0 or 1
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
     min_shares: Mapping[str, int] = field(default_factory=dict)  # percent promised to BE services
     now_s: float = 0.0
@@ -70,24 +76,22 @@ class Node:
     jobs: JobIndex = field(default_factory=JobIndex)
     ended: list[Run] = field(default_factory=list)
     lengths: OutputLengths = field(default_factory=OutputLengths)
-    recomputed: int = 0
     _arrivals: int = 0
+    _ahead: Launched | None = None
 
     def __post_init__(self) -> None:
         self.hosts = Hosts(self.hardware.hosts, self.hardware.model)
         self.flights = Flights(self.hardware.slots + 1, self.hardware.latency.layers, self.hosts)
         self.random = np.random.default_rng((self.seed, 3))
-        self.device_free = self.hardware.device_blocks
-        self.host_free = self.hardware.host_blocks
-        self._host_load = [0] * len(self.hardware.hosts)
+        self.kv = Residency(self.hardware, self.jobs, self.runs, self.flights)
 
     # ---- requests --------------------------------------------------------------------------
 
     def job_for(self, arrival: Arrival) -> Job:
         """What the policies see of a request."""
         self._arrivals += 1
-        expected = self.lengths.predict(arrival.service, 1024)
-        most = arrival.prompt_tokens + arrival.output_tokens
+        prompt, expected = arrival.prompt_tokens, self.lengths.expected(arrival.service)
+        most = prompt + (arrival.max_tokens or arrival.output_tokens)
         deadlines = None
         if arrival.service_class is LS:
             deadlines = Deadlines(arrival.arrival_s, *self.slo)
@@ -97,10 +101,11 @@ class Node:
             service_class=arrival.service_class,
             priority=0,
             arrival=self._arrivals,
-            tokens=arrival.prompt_tokens,
+            tokens=prompt,
             max_total_tokens=most,
-            predicted_tokens=arrival.prompt_tokens + expected,
+            predicted_tokens=predicted_tokens(prompt, expected, prompt, most),
             deadlines=deadlines,
+            prompt=arrival.prompt,
             min_share_percent=self.min_shares.get(arrival.service, 0) if deadlines is None else 0,
         )
 
@@ -120,59 +125,92 @@ class Node:
     # ---- one iteration ---------------------------------------------------------------------
 
     def step(self, next_arrival_s: float) -> tuple[Job, ...]:
-        """One iteration; waiting requests that the policy gives to the CPU-only engine."""
+        """One iteration; waiting requests that the policy gives to the CPU-only engine.
+
+        With depth 1 it is planned and launched, and the one before it runs: none at first.
+        """
         plan = self.policy.plan(self.jobs, self._room(), self.now_s)
-        for move in plan.moves:
-            self._move(move.job, move.to)
-        for admission in plan.admissions:
-            self._admit(admission.job, admission.tier)
-        work, chunks = self._device_work(plan)
-        self._enter(plan)
-        finished, rows = self._staged_work(plan, work)
-        if not (chunks or rows or self.flights.count):
+        launched = self._launch(plan)
+        due = launched
+        if self.depth:
+            due, self._ahead = self._ahead, launched
+        if due is not None:
+            self._pass(due, next_arrival_s)
+        elif launched is None:
             self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
             return plan.overflow
-        self._pass(plan, work, chunks, finished, next_arrival_s)
+        self.kv.write_through()
         return plan.overflow
+
+    def _launch(self, plan: Plan) -> Launched | None:
+        """Carry a plan out, up to what an iteration computes; None: nothing."""
+        for move in plan.moves:
+            self.kv.move(move.job, move.to)
+        for admission in plan.admissions:
+            self.kv.admit(admission.job, admission.tier)
+        copy_s = self.kv.take_copy_s()
+        work, chunks = self._device_work(plan)
+        entries = self._entries(plan)
+        finished, rows = self._staged_work(plan, work)
+        hopping, latency = self.jobs.count(BE, Stage.HOPPING), self.hardware.latency
+        if not (chunks or rows or hopping):
+            return None
+        has_ls = any(job.service_class is LS for job, _ in chunks)
+        sweeps = plan.sweeps and not has_ls and len(chunks) <= hopping
+        step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
+        sampled = self._advance(chunks, finished)
+        return Launched(plan, work, sampled, finished, entries, sweeps, step_bytes, copy_s)
+
+    def _advance(self, chunks: list[tuple[Job, int]], finished: list[Run]) -> list[Run]:
+        """What is certain once an iteration is launched: counts, not tokens. Who gets one."""
+        sampled = []
+        for job, rows in chunks:
+            job.computed += rows
+            if job.computed == job.tokens:
+                if job.stage is Stage.PREFILL:
+                    self.jobs.move(job, Stage.DECODE)
+                sampled.append(self.runs[job.handle])
+        for run in finished:
+            run.job.computed = run.job.tokens
+            self.jobs.move(run.job, Stage.BOUNDARY)
+        for run in (*sampled, *finished):
+            run.pending += 1
+            run.job.tokens += 1
+            run.job.held = run.job.stage is Stage.BOUNDARY or run.waits
+        return sampled
 
     def _room(self) -> Room:
         return Room(
-            max(0, self.device_free),
-            max(0, self.host_free),
-            self.hardware.slots - self.flights.count,
+            self.kv.device.free,
+            self.kv.host.free,
+            self.hardware.slots - self.jobs.count(BE, Stage.HOPPING),
         )
 
-    def _pass(
-        self,
-        plan: Plan,
-        work: Work,
-        chunks: list[tuple[Job, int]],
-        finished: list[Run],
-        next_arrival_s: float,
-    ) -> None:
+    def _pass(self, launched: Launched, next_arrival_s: float) -> None:
         """Time passes; tokens come out."""
-        has_ls = any(job.service_class is LS for job, _ in chunks)
+        plan, work = launched.plan, launched.work
+        self.now_s += launched.copy_s
+        self._enter(launched.entries)
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
             seconds, landed = self._waiting_pass(work, noise)
-        elif plan.sweeps and not has_ls and len(chunks) <= self.flights.count:
+        elif launched.sweeps:
             seconds, landed = self._sweep(plan, work, noise, next_arrival_s)
         else:
-            seconds, landed = self._piggyback_pass(plan, work, noise)
+            seconds, landed = self._piggyback_pass(launched, noise)
         self.now_s += seconds
         self.busy_s += seconds
         self.iterations += 1
-        self._deliver(chunks, finished, landed)
+        self._deliver(launched, landed)
 
-    def _piggyback_pass(self, plan: Plan, work: Work, noise: float) -> tuple[float, list[int]]:
+    def _piggyback_pass(self, launched: Launched, noise: float) -> tuple[float, list[int]]:
         """Rows whose attention is back join; nobody waits."""
-        latency = self.hardware.latency
+        latency, work = self.hardware.latency, launched.work
         guess_s = latency.predict(work) * noise
-        due = self.flights.due(self.now_s, guess_s, plan.join_rows)
+        due = self.flights.due(self.now_s, guess_s, launched.plan.join_rows)
         work.joined_rows = self.flights.joined(due).tolist()
         if latency.host:  # as the engine tells it
-            step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
-            work.host_kv_bytes = step_bytes * len(due)
+            work.host_kv_bytes = launched.step_bytes * len(due)
         work.logit_rows += int(work.joined_rows[-1])
         seconds = latency.predict(work) * noise
         # Between a row's leaving and the pick of the same layer lies the device's attention.
@@ -218,26 +256,20 @@ class Node:
             for handle in landed:
                 self._book(self.runs[handle].job, work, batch=self.hardware.latency.layers)
 
-    def _deliver(
-        self, chunks: list[tuple[Job, int]], finished: list[Run], landed: list[int]
-    ) -> None:
-        for job, rows in chunks:
-            job.computed += rows
-            if job.computed == job.tokens:
-                if job.stage is Stage.PREFILL:
-                    self.jobs.move(job, Stage.DECODE)
-                self._token(self.runs[job.handle], 1)
-        for run in finished:
-            run.job.computed = run.job.tokens
-            self.jobs.move(run.job, Stage.BOUNDARY)
-            self._token(run, 1)
+    def _deliver(self, launched: Launched, landed: list[int]) -> None:
+        for run in (*launched.sampled, *launched.finished):
+            job = run.job
+            if job.stage is not Stage.DONE:
+                run.pending -= 1
+                job.held = run.pending > 0 and (run.waits or not job.device_blocks)
+                self._token(run, 1)
         for handle in landed:
             run = self.runs[handle]
             self.jobs.move(run.job, Stage.BOUNDARY)
-            left = run.job.max_total_tokens - run.job.tokens
-            tokens = min(self._hop_tokens(), left)
+            tokens = min(self._hop_tokens(), run.arrival.output_tokens - run.output_tokens)
             self.be_host_tokens += tokens
             run.job.computed += tokens
+            run.job.tokens += tokens
             self._token(run, tokens)
 
     def _hop_tokens(self) -> int:
@@ -246,7 +278,6 @@ class Node:
 
     def _token(self, run: Run, tokens: int) -> None:
         job = run.job
-        job.tokens += tokens
         run.output_tokens += tokens
         run.last_token_s = self.now_s
         if run.first_token_s is None:
@@ -255,10 +286,12 @@ class Node:
             job.deadlines.emitted(self.now_s, tokens)
         if job.service_class is BE:
             self.be_tokens += tokens
-        if job.tokens >= job.max_total_tokens:
-            self._release(job)
+        self.kv.published(job)
+        if run.output_tokens >= run.arrival.output_tokens:
+            self.kv.release(job)
             self.jobs.move(job, Stage.DONE)
-            self.lengths.observe(job.service, run.output_tokens)
+            if self.lengths.observe(job.service, run.output_tokens):
+                predict_again(self.jobs, job.service, self.lengths.expected(job.service))
             if job.deadlines is not None:
                 attained = job.deadlines.attained(self.now_s)
                 self.policy.judged(job.service, attained, self.now_s)
@@ -271,16 +304,13 @@ class Node:
         grown = []
         for chunk in plan.device:
             job = chunk.job
-            if job.stage is Stage.DECODE:
-                rows = 1
-            elif job.stage is Stage.PREFILL:
-                rows = min(chunk.rows, job.tokens - job.computed)
-            else:
+            if job.held or job.stage not in DEVICE_STAGES:
                 continue
+            rows = min(chunk.rows, job.tokens - job.computed)
             tokens = job.computed + rows
             if rows <= 0:
                 continue
-            if tokens <= job.device_blocks * BLOCK_TOKENS or self._grow(Tier.DEVICE, job, tokens):
+            if tokens <= job.device_blocks * BLOCK_TOKENS or self.kv.grow(Tier.DEVICE, job, tokens):
                 grown.append((job, rows))
         chunks = [(job, rows) for job, rows in grown if job.stage in DEVICE_STAGES]
         work = Work(
@@ -297,34 +327,36 @@ class Node:
                 self.be_prefill_tokens += rows
         return work, chunks
 
-    def _enter(self, plan: Plan) -> None:
-        handles: list[int] = []
-        hosts: list[int] = []
-        tokens: list[int] = []
+    def _entries(self, plan: Plan) -> list[Run]:
+        """Rows that start a token, each in a slot."""
+        found = []
         for job in plan.entries:
-            if job.stage is not Stage.BOUNDARY or self.flights.count + len(handles) >= (
-                self.hardware.slots
-            ):
+            free = self.jobs.count(BE, Stage.HOPPING) < self.hardware.slots
+            if not free or job.stage is not Stage.BOUNDARY or job.held:
                 continue
-            if self._grow(Tier.HOST, job, job.computed + 1):
+            if self.kv.grow(Tier.HOST, job, job.computed + 1):
                 self.jobs.move(job, Stage.HOPPING)
-                handles.append(job.handle)
-                hosts.append(self.runs[job.handle].host)
-                tokens.append(job.tokens)
-        if handles:
-            self.flights.enter(handles, hosts, tokens, self.now_s)
+                found.append(self.runs[job.handle])
+        return found
+
+    def _enter(self, entries: list[Run]) -> None:
+        """Those that did not have to give way since are on their way to the host."""
+        runs = [run for run in entries if run.job.stage is Stage.HOPPING]
+        if runs:
+            handles, hosts = [run.job.handle for run in runs], [run.host for run in runs]
+            self.flights.enter(handles, hosts, [run.job.tokens for run in runs], self.now_s)
 
     def _staged_work(self, plan: Plan, work: Work) -> tuple[list[Run], int]:
         """Draw from the pool in the plan's order; prefills that end, and rows that ran."""
         pool, finished, drawn = plan.prefill_row_layers, [], 0
         layers = self.hardware.latency.layers
         for job in plan.staged:
-            if job.stage is not Stage.STAGED or pool <= 0:
-                continue
             run = self.runs[job.handle]
+            if job.stage is not Stage.STAGED or pool <= 0 or run.pending:
+                continue
             rows = job.tokens - job.computed
             if run.staged_left == 0:
-                if not self._grow(Tier.HOST, job, job.tokens + 1):
+                if not self.kv.grow(Tier.HOST, job, job.tokens + 1):
                     continue
                 run.staged_left = rows * layers
             take = min(pool, run.staged_left)
@@ -342,114 +374,3 @@ class Node:
                 work.logit_rows += 1
                 self.be_prefill_tokens += rows
         return finished, drawn
-
-    # ---- KV --------------------------------------------------------------------------------
-
-    def _admit(self, job: Job, tier: Tier) -> None:
-        if job.stage is Stage.SWAPPED:
-            if self._grow(Tier.DEVICE, job, job.tokens + 1):
-                self._drop(Tier.HOST, job)
-                self._settle(Tier.DEVICE, job)
-            return
-        if job.stage is not Stage.WAITING:
-            return
-        if self._grow(tier, job, job.tokens + 1):
-            job.computed = self.runs[job.handle].arrival.cached_tokens
-            self._settle(tier, job)
-
-    def _move(self, job: Job, to: Tier) -> None:
-        if to is Tier.DEVICE and job.stage is Stage.BOUNDARY:
-            if self._extend(Tier.DEVICE, job, job.computed + 1):
-                self._settle(Tier.DEVICE, job)
-        elif to is Tier.HOST and job.stage in DEVICE_STAGES:
-            self._demote(job)
-
-    def _demote(self, job: Job) -> None:
-        if not self._grow(Tier.HOST, job, job.computed + 1):
-            self._recompute(job)
-            return
-        self._drop(Tier.DEVICE, job)
-        self._settle(Tier.HOST, job)
-
-    def _grow(self, tier: Tier, job: Job, tokens: int) -> bool:
-        while not self._extend(tier, job, tokens):
-            chosen = victim(self.jobs, tier, job)
-            if chosen is None or not self._relieve(chosen) or chosen.job is job:
-                return False
-        return True
-
-    def _extend(self, tier: Tier, job: Job, tokens: int) -> bool:
-        held = job.device_blocks if tier is Tier.DEVICE else job.host_blocks
-        if tokens <= held * BLOCK_TOKENS:
-            return True
-        own = tokens - self.runs[job.handle].arrival.cached_tokens
-        missing = max(0, blocks_for(own, BLOCK_TOKENS) - held)
-        free = self.device_free if tier is Tier.DEVICE else self.host_free
-        if missing > free:
-            return False
-        if tier is Tier.DEVICE:
-            job.device_blocks += missing
-            self.device_free -= missing
-        else:
-            if held == 0 and missing:
-                self._choose_host(job)
-            job.host_blocks += missing
-            self.host_free -= missing
-        return True
-
-    def _choose_host(self, job: Job) -> None:
-        """The host with the most free KV per read rate, so that all finish together."""
-        pools = self.hardware.hosts
-        run = self.runs[job.handle]
-        run.host = min(
-            range(len(pools)), key=lambda h: self._host_load[h] / pools[h].read_bytes_per_s
-        )
-        self._host_load[run.host] += job.predicted_tokens
-
-    def _drop(self, tier: Tier, job: Job) -> None:
-        if tier is Tier.DEVICE:
-            self.device_free += job.device_blocks
-            job.device_blocks = 0
-        elif job.host_blocks:
-            self.host_free += job.host_blocks
-            job.host_blocks = 0
-            self._host_load[self.runs[job.handle].host] -= job.predicted_tokens
-
-    def _release(self, job: Job) -> None:
-        self._drop(Tier.DEVICE, job)
-        self._drop(Tier.HOST, job)
-
-    def _recompute(self, job: Job) -> bool:
-        self.recomputed += 1
-        if job.stage is Stage.HOPPING:
-            self.flights.leave({job.handle})
-        self._release(job)
-        self.runs[job.handle].staged_left = 0
-        job.computed = 0
-        self.jobs.move(job, Stage.WAITING)
-        return True
-
-    def _relieve(self, chosen: Victim) -> bool:
-        job = chosen.job
-        if chosen.relief is Relief.DEMOTE:
-            self._demote(job)
-        elif chosen.relief is Relief.DROP_COPY:
-            self._drop(Tier.HOST, job)
-        elif chosen.relief is Relief.SWAP:
-            if not job.computed or not self._grow(Tier.HOST, job, job.computed):
-                return self._recompute(job)
-            self._drop(Tier.DEVICE, job)
-            self.jobs.move(job, Stage.SWAPPED)
-        else:
-            return self._recompute(job)
-        return True
-
-    def _settle(self, tier: Tier, job: Job) -> None:
-        at_end = job.remaining <= 1
-        if tier is Tier.DEVICE:
-            self._drop(Tier.HOST, job)
-            stage = Stage.DECODE if at_end else Stage.PREFILL
-        else:
-            stage = Stage.BOUNDARY if at_end else Stage.STAGED
-        self.runs[job.handle].staged_left = 0
-        self.jobs.move(job, stage)

@@ -37,6 +37,7 @@ class DeviceEntry(_Entry, frozen=True):
     link_bytes_per_s: Positive
     tile_rows: Count
     fixed_s: NotNegative
+    host_link_bytes_per_s: Positive = LINK_GBPS / 8 * 1e9
 
 
 class HostEntry(_Entry, frozen=True):
@@ -101,7 +102,7 @@ class ModelEntry(_Entry, frozen=True):
     join_rows: Count | None = None
     noise: NotNegative = 0.0  # of an emulated iteration's time, standard deviation
     seed: int = 0
-    link_gbps: Positive = LINK_GBPS  # Gbit/s between an emulated device and its host
+    link_gbps: Positive = LINK_GBPS  # Gbit/s between a measured or emulated device and its host
 
     def __post_init__(self) -> None:
         if self.latency is not None and self.device_blocks is None:

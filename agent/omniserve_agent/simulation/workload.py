@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from omniserve_agent.scheduling.jobs import ServiceClass
 
+USUAL_MAX_TOKENS = 1024  # of BE in a trace, which does not say it
 COLUMNS = ("arrival_s", "class", "prompt_tokens", "output_tokens")
 
 
@@ -24,7 +25,8 @@ class Arrival:
     prompt_tokens: int
     output_tokens: int
     service: str = ""
-    cached_tokens: int = 0  # of its prompt, found in the prefix cache: neither computed nor held
+    max_tokens: int | None = None  # what it was limited to; None: to just what it outputs
+    prompt: int | None = None  # names its whole prompt where others have the same one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def backlog(seed: int, work: Workload) -> Iterator[Arrival]:
     while True:
         prompts, outputs = work.prompt.draw(random, 256), work.output.draw(random, 256)
         for p, o in zip(prompts, outputs, strict=True):
-            yield Arrival(0.0, ServiceClass.BE, int(p), int(o), work.name)
+            yield Arrival(0.0, ServiceClass.BE, int(p), int(o), work.name, work.output.most)
 
 
 def read_trace(path: Path) -> list[Arrival]:
@@ -136,10 +138,12 @@ def _arrival(path: Path, line: int, row: dict[str, str]) -> Arrival:
 
     if row["class"] not in tuple(ServiceClass):
         raise ValueError(f"{path}:{line}: class is {row['class']!r}; write LS or BE")
+    output = int(number("output_tokens", int, 1))
     return Arrival(
         number("arrival_s", float, 0),
         ServiceClass(row["class"]),
         int(number("prompt_tokens", int, 1)),
-        int(number("output_tokens", int, 1)),
+        output,
         row.get("service") or "",
+        max(output, USUAL_MAX_TOKENS) if row["class"] == ServiceClass.BE else None,
     )

@@ -1,0 +1,29 @@
+"""A request in the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omniserve_agent.scheduling.jobs import Job
+from omniserve_agent.simulation.workload import Arrival
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """What the policies see of a request, and what became of it so far."""
+
+    job: Job
+    arrival: Arrival
+    host: int = 0
+    host_load: int = 0  # tokens that its host was chosen for
+    copied_tokens: int = 0  # of its KV on the device, the host has so much
+    staged_left: int = 0  # row-layers of its layer-major prefill still to compute
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    output_tokens: int = 0
+    pending: int = 0  # rows launched whose token has not come out yet
+
+    @property
+    def waits(self) -> bool:
+        """Whether the token on its way back is the last there can be: no row may follow."""
+        return self.job.tokens >= self.job.max_total_tokens
