@@ -310,6 +310,7 @@ static int64_t count_tiles(const os_attend_args *args) {
 int os_attend_check(const os_attend_args *args) {
   if (check_args(args)) return OS_EINVAL;
   const int64_t tiles = count_tiles(args);
+  if (tiles == 0) return OS_OK;
   if (os_check_range("rows", tiles * args->arena->config.kv_heads, 0, INT32_MAX / 4))
     return OS_EINVAL;
   return reserve_rows(args->arena, tiles);
