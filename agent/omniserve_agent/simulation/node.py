@@ -77,6 +77,7 @@ class Node:
     ended: list[Run] = field(default_factory=list)
     lengths: OutputLengths = field(default_factory=OutputLengths)
     _arrivals: int = 0
+    _joined: list[float] = field(default_factory=list)  # at each layer, of the newest that is known
     _ahead: Launched | None = None
 
     def __post_init__(self) -> None:
@@ -129,10 +130,12 @@ class Node:
 
         With depth 1 it is planned and launched, and the one before it runs: none at first.
         """
-        plan = self.policy.plan(self.jobs, self._room(), self.now_s)
+        begins_s = self.now_s + self._expected_s(self._ahead)
+        plan = self.policy.plan(self.jobs, self._room(), begins_s)
         launched = self._launch(plan)
         due = launched
         if self.depth:
+            self._expect_deadlines(launched, begins_s + self._expected_s(launched))
             due, self._ahead = self._ahead, launched
         if due is not None:
             self._pass(due, next_arrival_s)
@@ -142,6 +145,15 @@ class Node:
         self.kv.write_through()
         return plan.overflow
 
+    def _expected_s(self, launched: Launched | None) -> float:
+        return self.policy.expects(launched.work) if launched is not None and self.depth else 0.0
+
+    def _expect_deadlines(self, launched: Launched | None, ends_s: float) -> None:
+        """The next plan is made before these tokens are there, and is for those after them."""
+        for run in launched.sampled if launched is not None else ():
+            if run.job.deadlines is not None:
+                run.job.deadlines.launched(ends_s)
+
     def _launch(self, plan: Plan) -> Launched | None:
         """Carry a plan out, up to what an iteration computes; None: nothing."""
         for move in plan.moves:
@@ -150,6 +162,7 @@ class Node:
             self.kv.admit(admission.job, admission.tier)
         copy_s = self.kv.take_copy_s()
         work, chunks = self._device_work(plan)
+        work.lanes, work.joined_rows = plan.join_rows, self._joined  # until it is known
         entries = self._entries(plan)
         finished, rows = self._staged_work(plan, work)
         hopping, latency = self.jobs.count(BE, Stage.HOPPING), self.hardware.latency
@@ -190,6 +203,7 @@ class Node:
         """Time passes; tokens come out."""
         plan, work = launched.plan, launched.work
         self.now_s += launched.copy_s
+        work.joined_rows = []
         self._enter(launched.entries)
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
@@ -208,7 +222,7 @@ class Node:
         latency, work = self.hardware.latency, launched.work
         guess_s = latency.predict(work) * noise
         due = self.flights.due(self.now_s, guess_s, launched.plan.join_rows)
-        work.joined_rows = self.flights.joined(due).tolist()
+        work.joined_rows = self._joined = self.flights.joined(due).tolist()
         if latency.host:  # as the engine tells it
             work.host_kv_bytes = launched.step_bytes * len(due)
         work.logit_rows += int(work.joined_rows[-1])
@@ -283,7 +297,7 @@ class Node:
         if run.first_token_s is None:
             run.first_token_s = self.now_s
         if job.deadlines is not None:
-            job.deadlines.emitted(self.now_s, tokens)
+            job.deadlines.emitted(self.now_s, tokens, run.pending)
         if job.service_class is BE:
             self.be_tokens += tokens
         self.kv.published(job)
