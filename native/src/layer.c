@@ -72,7 +72,7 @@ static os_pick joins_of(os_layer_args *args) {
 int os_layer(os_exchange *x, os_layer_args *args) {
   if (check_layer_args(x, args)) return OS_EINVAL;
   const bool attends = args->device.segments_count > 0, picks = args->max_join_rows > 0;
-  const os_pick joins = joins_of(args);
+  const os_pick joins = picks ? joins_of(args) : (os_pick){0};
   args->tail_rows = 0;
   int status = attends ? os_attend_check(&args->device) : OS_OK;
   if (status == OS_OK && picks) status = os_pick_check(x, &joins);
