@@ -88,7 +88,7 @@ class _Stats(msgspec.Struct):
 
 
 class _Engine(msgspec.Struct):
-    stats: _Stats
+    stats: _Stats | None  # none before its first report
 
 
 class _Service(msgspec.Struct):
@@ -102,7 +102,13 @@ class _Status(msgspec.Struct):
 
     @property
     def be_tokens(self) -> int:
+        """Output tokens of `batch` since start."""
         return next(s.outputTokens for s in self.services if s.name == "batch")
+
+    @property
+    def engine(self) -> _Stats:
+        """The only engine's; all 0 before its first report."""
+        return self.engines[0].stats or _Stats(0, 0, 0)
 
 
 @dataclass
@@ -141,7 +147,7 @@ class Client:
             before, since_s = await self._status(), time.perf_counter()
             tpots = await self._ls(generator) if ls else await self._wait()
             after, until_s = await self._status(), time.perf_counter()
-        then, now = before.engines[0].stats, after.engines[0].stats
+        then, now = before.engine, after.engine
         tokens = after.be_tokens - before.be_tokens
         return Turn(
             be_tokens_per_s=tokens / (until_s - since_s),
@@ -197,7 +203,7 @@ class Client:
 
     async def _none_left(self) -> None:
         async with asyncio.timeout(TIMEOUT_S):
-            while (await self._status()).engines[0].stats.offloaded_requests:
+            while (await self._status()).engine.offloaded_requests:
                 await asyncio.sleep(IDLE_POLL_S)
 
     async def _status(self) -> _Status:
