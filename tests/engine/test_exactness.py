@@ -1,6 +1,7 @@
 """Greedy float32 output equals transformers' `generate`, wherever a row's attention ran."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,20 @@ def test_mixed_classes(name, path, tiny_model_dir, reference_generate):
         hops = sum(len(w[1]) - 1 for k, w in wanted.items() if k.startswith("BE"))
         assert figures.host_rows == hops * engine.layers
         check_no_leaks(engine)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_first_request_of_an_engine_may_be_a_long_prompt_for_the_host(
+    path, tiny_model_dir, reference_generate, monkeypatch
+):
+    """Iterations then have no row at any layer, and no sweep to wait for one."""
+    model_dir, prompt = tiny_model_dir(TINY_MODELS[0]), prompts(6)[-1]
+    with engine_for(model_dir, be_device_residency=False, **path) as engine:
+        plan = type(engine.policy).plan
+        monkeypatch.setattr(type(engine.policy), "plan", lambda *a: replace(plan(*a), sweeps=False))
+        got = generate(engine, [submit("be", prompt, "BE", max_tokens=TOKENS)])
+        assert engine.counts.iterations > TOKENS
+        check_same("be", got["be"], *reference_generate(model_dir, prompt, TOKENS))
 
 
 @pytest.mark.parametrize("path", PATHS)

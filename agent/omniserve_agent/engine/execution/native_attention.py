@@ -47,6 +47,8 @@ class NativeBatchAttention:
             workers=helpers,
             exchange=exchange,
         )
+        o, x = buffers.o.stride(0), buffers.x.stride(0)
+        self._call.set_strides(0, 0, 0, o, x)  # rows may join where none was computed
         self.positions = torch.from_numpy(self._call.positions)
         self._tail = 0
         self._device_rows = self._number = 0
