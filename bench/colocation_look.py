@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
-import msgspec
 
+import statusz
 from spread import spread
 from streams import Stream, StreamError, prompts, stream
 
@@ -19,29 +19,6 @@ BE_STREAMS = 8
 BE_OUTPUT_TOKENS = 2000  # longer than a round: they end by being cancelled
 LS_OUTPUT_TOKENS = 128
 BE_TIMEOUT_S = 120.0
-
-
-class _Stats(msgspec.Struct):
-    offloaded_requests: int
-
-
-class _Engine(msgspec.Struct):
-    stats: _Stats
-
-
-class _Service(msgspec.Struct):
-    name: str
-    outputTokens: int  # noqa: N815, the name on the wire
-
-
-class _Status(msgspec.Struct):
-    services: list[_Service]
-    engines: list[_Engine]
-
-    @property
-    def be_tokens(self) -> int:
-        """Output tokens of `batch` since start."""
-        return next(s.outputTokens for s in self.services if s.name == "batch")
 
 
 def first_look(
@@ -80,17 +57,17 @@ class _Look:
         return prompts(self._generator, count, self._tokens, self._vocabulary)
 
     async def _beside_be(self, session: aiohttp.ClientSession) -> None:
-        before, since_s = await self._status(session), time.perf_counter()
+        before, since_s = await statusz.read(session, self._url), time.perf_counter()
         await asyncio.sleep(2)
-        after = await self._status(session)
+        after = await statusz.read(session, self._url)
         seconds = time.perf_counter() - since_s
         self._be_alone_tokens_per_s.append((after.be_tokens - before.be_tokens) / seconds)
-        before, since_s = await self._status(session), time.perf_counter()
+        before, since_s = await statusz.read(session, self._url), time.perf_counter()
         self._beside.append(await self._ls(session))
-        after = await self._status(session)
+        after = await statusz.read(session, self._url)
         seconds = time.perf_counter() - since_s
         self._be_tokens_per_s.append((after.be_tokens - before.be_tokens) / seconds)
-        self._offloaded.append(after.engines[0].stats.offloaded_requests)
+        self._offloaded.append(after.engine.offloaded_requests)
 
     @contextlib.asynccontextmanager
     async def _be_running(self, session: aiohttp.ClientSession) -> AsyncIterator[None]:
@@ -123,12 +100,8 @@ class _Look:
 
     async def _none_left(self, session: aiohttp.ClientSession) -> None:
         async with asyncio.timeout(BE_TIMEOUT_S):
-            while (await self._status(session)).engines[0].stats.offloaded_requests:
+            while (await statusz.read(session, self._url)).engine.offloaded_requests:
                 await asyncio.sleep(0.2)
-
-    async def _status(self, session: aiohttp.ClientSession) -> _Status:
-        async with session.get(f"{self._url}/statusz") as response:
-            return msgspec.json.decode(await response.read(), type=_Status)
 
     def _report(self) -> dict[str, Any]:
         alone = [s.tpot_ms for s in self._alone]

@@ -95,8 +95,8 @@ def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
     slo, rates = contents["slo"], contents["rates"]
     lines = [
         f"device {run.device.name}: {run.device.note}",
-        f"SLO: TTFT {slo['ttft_ms']:.0f} ms, TPOT {slo['tpot_ms']:.1f} ms; ls_alone attains 99 % "
-        f"up to {contents['highest_rate']:.2f} requests/s; "
+        f"SLO: TTFT {slo['ttft_ms']:.0f} ms, TPOT {slo['tpot_ms']:.1f} ms; ls_alone attains "
+        f"{run.device.objective:.0%} up to {contents['highest_rate']:.2f} requests/s; "
         + ", ".join(f"{load} {rate:.2f}/s" for load, rate in rates.items()),
     ]
     figures = Table(*COLUMNS)

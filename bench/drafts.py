@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 import report
+import statusz
 from awake import awake
 from servers import Server, ServerError, omniserve, running
 from spread import spread
@@ -81,36 +81,6 @@ def stories() -> Iterator[str]:
 KINDS = {"copy": copies, "free": stories}
 
 
-class _Stats(msgspec.Struct):
-    offloaded_requests: int
-    accepted_drafts: int
-    rejected_drafts: int
-
-
-class _Engine(msgspec.Struct):
-    stats: _Stats | None  # none before its first report
-
-
-class _Service(msgspec.Struct):
-    name: str
-    outputTokens: int  # noqa: N815, the name on the wire
-
-
-class _Status(msgspec.Struct):
-    services: list[_Service]
-    engines: list[_Engine]
-
-    @property
-    def be_tokens(self) -> int:
-        """Output tokens of `batch` since start."""
-        return next(s.outputTokens for s in self.services if s.name == "batch")
-
-    @property
-    def engine(self) -> _Stats:
-        """The only engine's; all 0 before its first report."""
-        return self.engines[0].stats or _Stats(0, 0, 0)
-
-
 @dataclass
 class Turn:
     """What one side did in one turn."""
@@ -144,9 +114,9 @@ class Client:
         self._outputs = {}
         async with self._backlog(KINDS[kind]()):
             await asyncio.sleep(self._options.settle)
-            before, since_s = await self._status(), time.perf_counter()
+            before, since_s = await statusz.read(self._session, self._url), time.perf_counter()
             tpots = await self._ls(generator) if ls else await self._wait()
-            after, until_s = await self._status(), time.perf_counter()
+            after, until_s = await statusz.read(self._session, self._url), time.perf_counter()
         then, now = before.engine, after.engine
         tokens = after.be_tokens - before.be_tokens
         return Turn(
@@ -203,12 +173,8 @@ class Client:
 
     async def _none_left(self) -> None:
         async with asyncio.timeout(TIMEOUT_S):
-            while (await self._status()).engine.offloaded_requests:
+            while (await statusz.read(self._session, self._url)).engine.offloaded_requests:
                 await asyncio.sleep(IDLE_POLL_S)
-
-    async def _status(self) -> _Status:
-        async with self._session.get(f"{self._url}/statusz") as response:
-            return msgspec.json.decode(await response.read(), type=_Status)
 
 
 async def take_turn(

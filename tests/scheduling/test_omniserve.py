@@ -375,15 +375,15 @@ def test_the_first_keeps_its_place_through_an_iteration_without_slack():
 
 
 def test_a_prompt_that_may_come_and_could_hardly_attain_does_not_stop_be():
+    """On the average it takes 102 ms; with the margin it would be late on an idle device."""
     policy = unspent()
-    policy.correction.factors["prefill"] = 1.0
-    seen = job(1, LS, Stage.WAITING, tokens=100, deadlines=Deadlines(99.0, 0.1025, 0.1))
-    policy.costs.margin = 1.0
+    for number in range(200):
+        policy.observed(Work(device_rows=8), 0.015 if number % 10 == 0 else 0.010)
+    seen = job(1, LS, Stage.WAITING, tokens=100, deadlines=Deadlines(99.0, 0.110, 0.1))
     policy.arrived(seen)
-    policy.error_budget.widening = 1.5
-    rows = [job(400 + n, BE, Stage.DECODE) for n in range(4)]
+    rows = [job(400 + n, BE, Stage.DECODE) for n in range(30)]
     answer = plan(decoding(2, 100.0, 0.100), *rows, policy=policy)
-    assert [c.job.handle for c in answer.device] == [2, 400, 401, 402, 403]
+    assert len(answer.device) == 31
 
 
 NOW_S = 100.0

@@ -152,15 +152,7 @@ class Engine:
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
-            promised = bool(self.jobs.promised)
-            drawing = iteration.staged if promised else ()
-            left = [staged.row_layers_left(self.layers) for staged in drawing]
-            launched = self.executor.launch(iteration)
-            launched.work.lanes = plan.join_rows
-            self._expect_reads(launched.work)
-            if promised:
-                self._book(iteration, left, launched.work)
-            self._advance(iteration, launched)
+            launched = self._launch(iteration, plan.join_rows)
             self._expect_deadlines(iteration, begins_s + self._expected_s(launched))
             self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
@@ -169,6 +161,18 @@ class Engine:
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
         events, self._first_events, self._events = self._first_events + self._events, [], []
         return events
+
+    def _launch(self, iteration: Iteration, lanes: int) -> Launched:
+        promised = bool(self.jobs.promised)
+        drawing = iteration.staged if promised else ()
+        left = [staged.row_layers_left(self.layers) for staged in drawing]
+        launched = self.executor.launch(iteration)
+        launched.work.lanes = lanes
+        self._expect_reads(launched.work)
+        if promised:
+            self._book(iteration, left, launched.work)
+        self._advance(iteration, launched)
+        return launched
 
     def _ends_s(self) -> float:
         """When what is under way is expected to be done."""
