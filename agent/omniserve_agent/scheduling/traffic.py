@@ -15,8 +15,8 @@ from math import inf
 
 KEPT = 128  # requests
 SILENT_S = 300.0  # without a request: nothing is kept ready for the service any more
-# Shares of the device that LS fills, from where on BE gets less than its slack, and none of it. With
-# 2 % left, LS attained 1 to 2.5 points less at 8 % of the KV (simulated).
+# Shares of the device that LS fills, from where on BE gets less than its slack, and none.
+# With 2 % left, LS attained 1 to 2.5 points less at 8 % of the KV (simulated).
 KV_BAND = (0.45, 0.75)
 ROW_BAND = (0.75, 0.95)
 
