@@ -32,9 +32,9 @@ from colocation_setup import (
     PolicyRow,
     with_model,
 )
-from colocation_store import Key, Store, digest
 from colocation_traces import LsRequest, ls_trace
 from servers import ServerError
+from store import Key, Store, digest
 
 CALL_AGAIN = 75  # exit code: sessions are left that did not fit the limit
 START_S, CELL_EXTRA_S = 22.0, 5.0  # estimates, for the limit
@@ -127,7 +127,9 @@ class Limit:
 class Benchmark:
     """Runs what is missing of a plan."""
 
-    def __init__(self, plan: Plan, store: Store, limit: Limit, console: Console) -> None:
+    def __init__(
+        self, plan: Plan, store: Store[CellFigures], limit: Limit, console: Console
+    ) -> None:
         self.plan, self.store, self.limit, self.console = plan, store, limit, console
 
     # ---- calibration -----------------------------------------------------------------------
@@ -334,7 +336,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     options, console = _options(), Console(width=150)
     plan = _plan(options)
-    store = Store(report.OUT / "colocation.rounds.jsonl")
+    store = Store(report.OUT / "colocation.rounds.jsonl", CellFigures)
     benchmark = Benchmark(plan, store, Limit(options.limit_s), console)
     try:
         calibration = benchmark.calibrate()

@@ -2,7 +2,8 @@
 
 Settings are those of the paper (paper.md): Yi-34B and Llama-2-70B on 4 A100 with 0 to 4 CPU-only
 hosts, ShareGPT-like LS, LongBench-v2-like and DailyMails-like BE without end. Every policy sees the
-same requests. Results: bench/out/paper.json, plots beside it, tables on the terminal.
+same requests. Results: bench/out/paper.json, plots beside it, tables on the terminal. Finished runs
+are kept in bench/out/paper.rows.jsonl: what is cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +36,7 @@ from omniserve_agent.simulation.workload import (
     backlog,
     latency_sensitive,
 )
+from store import Store, digest_of_files
 
 Origin = dict[str, Any]  # commit, command, date, seed, seconds; None: not known
 SLOS = {"yi-34b": (2.0, 0.2), "llama-2-70b": (3.0, 0.25)}
@@ -114,7 +117,8 @@ def run(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     """One case's row of paper.json; of `static_headroom` with the headroom that suits it best."""
     tried = HEADROOMS if case.policy == "static_headroom" else [case.policy]
     rows = [_run(case, name, seconds, seed) for name in tried]
-    return max(rows, key=_as_an_operator_sees_it)
+    best = max(rows, key=_as_an_operator_sees_it)
+    return {key: None if value != value else value for key, value in best.items()}  # JSON's NaN
 
 
 def _as_an_operator_sees_it(row: dict[str, Any]) -> tuple[float, float]:
@@ -152,20 +156,31 @@ def _run(case: Case, policy: str, seconds: float, seed: int) -> dict[str, Any]:
     return {"device": machine.name, "load": case.part, **row}
 
 
+def code() -> str:
+    """Names what the figures depend on beside the case: any change of the agent begins anew."""
+    return digest_of_files([report.ROOT / "agent/omniserve_agent", Path(__file__)])
+
+
 def run_all(
     wanted: list[Case], seconds: float, seed: int, console: Console, jobs: int
 ) -> list[dict[str, Any]]:
-    """These cases, on all cores, with progress."""
-    rows: dict[int, dict[str, Any]] = {}
+    """These cases, on all cores, with progress; those that are kept are not run again."""
+    store = Store(report.OUT / "paper.rows.jsonl", dict[str, Any])
+    same = {"seconds": seconds, "seed": seed, "code": code()}
+    keys = [asdict(case) | same for case in wanted]
+    missing = [i for i, key in enumerate(keys) if store.find(key) is None]
     with Progress(console=console) as progress, ProcessPoolExecutor(jobs) as pool:
-        task = progress.add_task("simulating", total=len(wanted))
-        pending = {pool.submit(run, case, seconds, seed): i for i, case in enumerate(wanted)}
-        for done in as_completed(pending):
-            rows[pending[done]] = done.result()
-            progress.advance(task)
-            if not console.is_terminal and len(rows) % TOLD_EVERY == 0:
-                console.print(f"simulated: {len(rows)} of {len(wanted)} runs")
-    return [rows[i] for i in range(len(wanted))]
+        task = progress.add_task("simulating", total=len(keys), completed=len(keys) - len(missing))
+        pending = {pool.submit(run, wanted[i], seconds, seed): keys[i] for i in missing}
+        try:
+            for at, done in enumerate(as_completed(pending), len(keys) - len(missing) + 1):
+                store.add(pending[done], done.result())
+                progress.advance(task)
+                if not console.is_terminal and at % TOLD_EVERY == 0:
+                    console.print(f"simulated: {at} of {len(keys)} runs")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [row for key in keys if (row := store.find(key)) is not None]
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -45,8 +45,9 @@ def _picture(part: str, key: str, label: str, rows: list[Row], folder: Path) -> 
         mine = [r for r in rows if (r["model"], r["be_workload"]) == (model, be)]
         for policy in dict.fromkeys(r["policy"] for r in mine):
             line = sorted((r for r in mine if r["policy"] == policy), key=lambda r: r[key])
-            x = [r[key] for r in line]
-            axes[0][column].plot(x, [100 * r["attained_offered"] for r in line], "o-", label=policy)
+            x, share = [r[key] for r in line], [r["attained_offered"] for r in line]
+            percent = [None if one is None else 100 * one for one in share]
+            axes[0][column].plot(x, percent, "o-", label=policy)
             axes[1][column].plot(x, [r["be_tokens_per_s"] for r in line], "o-", label=policy)
         axes[0][column].set(title=f"{model}, {be}", ylim=(-3, 103))
         axes[1][column].set(xlabel=label, ylim=(0, None))

@@ -54,8 +54,8 @@ PAPER = {
 
 
 def pairs(rows: Iterable[Row], against: str = "static_headroom") -> list[tuple[Row, Row]]:
-    """omniserve's rows, each with the rival's of the same setting."""
-    rows = list(rows)
+    """omniserve's rows, each with the rival's of the same setting; where no LS came, none."""
+    rows = [r for r in rows if r["attained_offered"] is not None]
     rivals = {tuple(r[k] for k in KEYS): r for r in rows if r["policy"] == against}
     own = [r for r in rows if r["policy"] == "omniserve"]
     return [(r, rivals[key]) for r in own if (key := tuple(r[k] for k in KEYS)) in rivals]

@@ -12,8 +12,8 @@ from colocation_figures import (
     row,
 )
 from colocation_setup import EMULATED
-from colocation_store import Store
 from colocation_traces import LONG_EVERY, be_backlog, ls_trace
+from store import Store, digest_of_files
 
 SLO = Slo(100.0, 10.0)
 
@@ -107,21 +107,23 @@ def test_ratios_are_paired_over_rounds():
 def test_finished_cells_survive_and_a_torn_line_does_not(tmp_path):
     path = tmp_path / "out" / "cells.jsonl"
     first, second = {"policy": "a", "round": 0}, {"policy": "a", "round": 1}
-    Store(path).add(first, cell([seen()], 5))
-    path.write_bytes(path.read_bytes() + b'{"key": {"policy"')
-    store = Store(path)
+    Store(path, CellFigures).add(first, cell([seen()], 5))
+    path.write_bytes(path.read_bytes() + b'\n{"key": {"policy"')
+    store = Store(path, CellFigures)
     assert store.find(dict(reversed(first.items()))) == cell([seen()], 5)
     assert store.find(second) is None
+    store.add(second, cell([]))
+    assert Store(path, CellFigures).find(second) == cell([])
 
 
 def test_cells_that_do_not_count_are_kept_apart_and_counted(tmp_path):
     path, key = tmp_path / "cells.jsonl", {"policy": "a", "round": 0}
-    store = Store(path)
+    store = Store(path, CellFigures)
     store.discard(key, cell([seen()]))
     store.discard(key, cell([seen()]))
     assert (store.find(key), store.discarded(key)) == (None, 2)
-    assert Store(path).discarded(dict(reversed(key.items()))) == 2
-    assert Store(path).discarded({"policy": "b", "round": 0}) == 0
+    assert Store(path, CellFigures).discarded(dict(reversed(key.items()))) == 2
+    assert Store(path, CellFigures).discarded({"policy": "b", "round": 0}) == 0
 
 
 def test_traces_are_seeded_and_follow_the_sizes():
@@ -141,3 +143,13 @@ def test_the_backlog_begins_in_the_middle_and_has_long_prompts():
     assert sum(r.choices > 1 for r in first) == 40 // LONG_EVERY
     assert min(r.output for r in first if r.choices == 1) < sizes.be_output[0]
     assert all(r.output >= sizes.be_output[0] for r in later if r.choices == 1)
+
+
+def test_a_change_in_any_file_under_a_folder_is_another_digest(tmp_path):
+    (tmp_path / "data" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "data" / "a.toml").write_text("1")
+    before = digest_of_files([tmp_path])
+    (tmp_path / "data" / "__pycache__" / "a.pyc").write_text("1")
+    assert digest_of_files([tmp_path]) == before
+    (tmp_path / "data" / "a.toml").write_text("2")
+    assert digest_of_files([tmp_path]) != before
