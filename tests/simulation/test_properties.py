@@ -17,6 +17,7 @@ LS, BE = ServiceClass.LS, ServiceClass.BE
 SMALL = replace(
     hardware("h200-16core", "llama-3-8b"), device_blocks=260, slots=6, max_device_rows=16, noise=0.1
 )
+REMOTE = replace(hardware("h200-16core", "llama-3-8b", 2, 10.0), device_blocks=260, slots=6)
 STEPS = 30_000
 SAME = {1: 40, 2: 700}  # prompts that several have: their tokens
 NEVER_ENDS = ("ls_alone",)  # BE, by design
@@ -62,11 +63,11 @@ class Watched:
         return getattr(self._inner, name)
 
 
-def run(policy, arrivals, seed=1, depth=0):
+def run(policy, arrivals, seed=1, depth=0, hardware=SMALL):
     """The node after all that can end has ended, and what happened in order."""
     setting = Setting(policy=policy, ls_prefill_rows=512, be_prefill_rows=256)
-    machine = machine_for(SMALL, setting)
-    node = Node(SMALL, Watched(policies.make(policy, machine), machine.caps), seed, depth=depth)
+    machine = machine_for(hardware, setting)
+    node = Node(hardware, Watched(policies.make(policy, machine), machine.caps), seed, depth=depth)
     arrivals = [replace(a, prompt_tokens=SAME.get(a.prompt, a.prompt_tokens)) for a in arrivals]
     pending = sorted(arrivals, key=lambda one: one.arrival_s, reverse=True)
     for _ in range(STEPS):
@@ -103,7 +104,9 @@ def check_memory(node):
     for one in node.runs.values():
         assert one.job.tokens == one.arrival.prompt_tokens + one.output_tokens + one.pending
         assert one.pending <= node.depth
-        assert one.pending or not one.job.held
+        assert one.pending or one.crossing or not one.job.held
+        assert one.job.held or not one.crossing
+        assert not (one.crossing and one.job.stage is Stage.HOPPING)
     for job in jobs:
         held = job.device_blocks if job.stage in DEVICE_STAGES else job.host_blocks
         if job.stage in (*DEVICE_STAGES, *HOST_STAGES):
@@ -115,7 +118,18 @@ def check_memory(node):
 @settings(max_examples=12, deadline=None)
 @given(arrivals=ARRIVALS)
 def test_no_request_is_lost_and_no_limit_is_broken(depth, policy, arrivals):
-    node = run(policy, arrivals, depth=depth)
+    check_ends(policy, arrivals, run(policy, arrivals, depth=depth))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("policy", ["omniserve", "static_headroom", "synchronous_offload"])
+@settings(max_examples=6, deadline=None)
+@given(arrivals=ARRIVALS)
+def test_nor_where_kv_crosses_a_network(depth, policy, arrivals):
+    check_ends(policy, arrivals, run(policy, arrivals, depth=depth, hardware=REMOTE))
+
+
+def check_ends(policy, arrivals, node):
     ended = [one for one in node.ended if policy not in NEVER_ENDS or is_ls(one)]
     wanted = [a for a in arrivals if policy not in NEVER_ENDS or a.service_class is LS]
     assert len(ended) == len(wanted)

@@ -118,6 +118,7 @@ class Flights:
             joined.append(float(len(here)))
             self.joins += len(here)
             self.hosts.busy_s += host_s
+            self.hosts.cross(self._host[here])
             self._layer[here] += 1
             self._ready[here] = start_s + seconds
             if layer + 1 == self.layers:
@@ -134,5 +135,6 @@ class Flights:
         """A device that waits brings every row to its end."""
         landed = [int(handle) for handle in self._handle[: self.count]]
         self.joins += self.count * self.layers
+        self.hosts.cross(self._host[: self.count], self.layers)
         self.count = 0
         return landed

@@ -60,9 +60,14 @@ class ModelShape:
         return 4 * self.layers * self.kv_heads * self.head_size
 
     @property
-    def hop_bytes(self) -> int:
-        """q, k, v and o of one row at one layer: what crosses to a host and back."""
-        return 4 * (self.q_heads + self.kv_heads) * self.head_size
+    def hop_bytes_there(self) -> int:
+        """q, k and v of one row at one layer: what crosses to a host."""
+        return 2 * (self.q_heads + 2 * self.kv_heads) * self.head_size
+
+    @property
+    def hop_bytes_back(self) -> int:
+        """o of one row at one layer: what comes back."""
+        return 2 * self.q_heads * self.head_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class HostPool:
     read_bytes_per_s: float
     kv_bytes: float
     flops: float  # 0: not known
-    link_bytes_per_s: float | None = None
+    link_bytes_per_s: float | None = None  # each way
     link_latency_s: float = 20e-6
 
 
@@ -89,7 +94,7 @@ class Hardware:
     max_device_rows: int = 512
     join_rows: int = 128
     noise: float = 0.03  # of an iteration's time, standard deviation
-    copy_bytes_per_s: float = LINK_GBPS / 8 * 1e9  # KV from the host to the device
+    copy_bytes_per_s: float = LINK_GBPS / 8 * 1e9  # KV between device and own host, each way
     engines: int = 1  # how many such engines the whole machine holds
     measured_on: str = ""  # a device in words; empty: not by `omniserve-agent profile`
 

@@ -1,4 +1,7 @@
-"""Host attention in virtual time: every host serves its rows in the order of their submission."""
+"""Host attention in virtual time: every host serves its rows in the order of their submission.
+
+q, k and v of rows for a remote host cross its link, and o comes back over it (`links.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniserve_agent.simulation.hardware import HostPool, ModelShape
+from omniserve_agent.simulation.links import Floats, Link, in_order
 
-Floats = NDArray[np.float64]
 ITEM_S = 3e-6  # of one row: rings, wake-up, the kernel's own start
-
-
-def in_order(free_s: float, submitted_s: Floats, service_s: Floats) -> Floats:
-    """Completion times of one server that is free at `free_s`: c_k = max(c_k-1, s_k) + w_k."""
-    work = np.cumsum(service_s)
-    starts = np.maximum.accumulate(np.maximum(submitted_s, free_s) - (work - service_s))
-    return starts + work
 
 
 @dataclass
 class Hosts:
-    """All hosts of an engine, and until when each is busy."""
+    """All hosts of an engine, until when each is busy, and the links to and from each."""
 
     pools: tuple[HostPool, ...]
     shape: ModelShape
+    copy_bytes_per_s: float  # of KV between the device and its own host, each way
     busy_s: float = 0.0  # summed over hosts
+    there: list[Link] = field(init=False)
+    back: list[Link] = field(init=False)
     _free_s: list[float] = field(init=False)
-    _link_free_s: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self._free_s = [0.0] * len(self.pools)
-        self._link_free_s = [0.0] * len(self.pools)
+        self.there = [Link(self._link_rate(pool)) for pool in self.pools]
+        self.back = [Link(self._link_rate(pool)) for pool in self.pools]
+
+    def _link_rate(self, pool: HostPool) -> float:
+        network = pool.link_bytes_per_s
+        return self.copy_bytes_per_s if network is None else min(network, self.copy_bytes_per_s)
 
     def submit(self, host: NDArray[np.int64], at_s: Floats, tokens: Floats) -> Floats:
         """When the attention of rows of `tokens` tokens at one layer, sent at `at_s`, is back."""
@@ -49,14 +52,14 @@ class Hosts:
         service = tokens * kv_bytes / pool.read_bytes_per_s + ITEM_S
         arrived = at_s
         if pool.link_bytes_per_s is not None:
-            crossing = np.full_like(at_s, self.shape.hop_bytes / pool.link_bytes_per_s)
-            sent = in_order(self._link_free_s[number], at_s, crossing)
-            self._link_free_s[number] = float(sent[-1])
-            arrived = sent + pool.link_latency_s
+            arrived = self.there[number].rows(at_s, self.shape.hop_bytes_there)
+            arrived = arrived + pool.link_latency_s
         done = in_order(self._free_s[number], arrived, service)
         self._free_s[number] = float(done[-1])
         self.busy_s += float(service.sum())
-        return done if pool.link_bytes_per_s is None else done + pool.link_latency_s
+        if pool.link_bytes_per_s is None:
+            return done
+        return self.back[number].rows(done, self.shape.hop_bytes_back) + pool.link_latency_s
 
     def layer_s(self, host: NDArray[np.int64], tokens: Floats) -> float:
         """How long the slowest host takes for one layer of these rows, all there at once."""
@@ -71,7 +74,16 @@ class Hosts:
                 continue
             seconds = float(tokens[mine].sum()) * kv_bytes / pool.read_bytes_per_s + rows * ITEM_S
             if pool.link_bytes_per_s is not None:
+                most = max(self.shape.hop_bytes_there, self.shape.hop_bytes_back)
                 seconds += 2 * pool.link_latency_s
-                seconds = max(seconds, rows * self.shape.hop_bytes / pool.link_bytes_per_s)
+                seconds = max(seconds, rows * most / self.there[number].bytes_per_s)
             longest = max(longest, seconds)
         return longest
+
+    def cross(self, host: NDArray[np.int64], layers: int = 1) -> None:
+        """Rows for which a device waited (`layer_s`) had the links to themselves meanwhile."""
+        for number, pool in enumerate(self.pools):
+            if pool.link_bytes_per_s is not None:
+                rows = layers * int(np.count_nonzero(host == number))
+                self.there[number].give_way(rows, self.shape.hop_bytes_there)
+                self.back[number].give_way(rows, self.shape.hop_bytes_back)

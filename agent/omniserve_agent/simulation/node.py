@@ -48,6 +48,7 @@ class Launched:
     work: Work
     sampled: list[Run]  # on the device: a token of each comes out
     finished: list[Run]  # prefills for the host: the same
+    drawn: list[tuple[Run, float, float]]  # prompts for the host: tokens of KV to it, and from it
     entries: list[Run]  # rows that start a token at layer 0
     sweeps: bool
     step_bytes: float  # of host KV, read for a join
@@ -81,10 +82,11 @@ class Node:
     _ahead: Launched | None = None
 
     def __post_init__(self) -> None:
-        self.hosts = Hosts(self.hardware.hosts, self.hardware.model)
-        self.flights = Flights(self.hardware.slots + 1, self.hardware.latency.layers, self.hosts)
+        hardware = self.hardware
+        self.hosts = Hosts(hardware.hosts, hardware.model, hardware.copy_bytes_per_s)
+        self.flights = Flights(hardware.slots + 1, hardware.latency.layers, self.hosts)
         self.random = np.random.default_rng((self.seed, 3))
-        self.kv = Residency(self.hardware, self.jobs, self.runs, self.flights)
+        self.kv = Residency(hardware, self.jobs, self.runs, self.flights)
 
     # ---- requests --------------------------------------------------------------------------
 
@@ -130,6 +132,7 @@ class Node:
 
         With depth 1 it is planned and launched, and the one before it runs: none at first.
         """
+        self.kv.transfers.advance(self.now_s)
         begins_s = self.now_s + self._expected_s(self._ahead)
         plan = self.policy.plan(self.jobs, self._room(), begins_s)
         launched = self._launch(plan)
@@ -142,7 +145,7 @@ class Node:
         elif launched is None:
             self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
             return plan.overflow
-        self.kv.write_through()
+        self.kv.write_through(self.now_s)
         return plan.overflow
 
     def _expected_s(self, launched: Launched | None) -> float:
@@ -164,15 +167,15 @@ class Node:
         work, chunks = self._device_work(plan)
         work.lanes, work.joined_rows = plan.join_rows, self._joined  # until it is known
         entries = self._entries(plan)
-        finished, rows = self._staged_work(plan, work)
+        finished, drawn = self._staged_work(plan, work)
         hopping, latency = self.jobs.count(BE, Stage.HOPPING), self.hardware.latency
-        if not (chunks or rows or hopping):
+        if not (chunks or drawn or hopping):
             return None
         has_ls = any(job.service_class is LS for job, _ in chunks)
         sweeps = plan.sweeps and not has_ls and len(chunks) <= hopping
         step_bytes = self.jobs.offloaded_mean * self.hardware.model.kv_bytes / latency.layers
         sampled = self._advance(chunks, finished)
-        return Launched(plan, work, sampled, finished, entries, sweeps, step_bytes, copy_s)
+        return Launched(plan, work, sampled, finished, drawn, entries, sweeps, step_bytes, copy_s)
 
     def _advance(self, chunks: list[tuple[Job, int]], finished: list[Run]) -> list[Run]:
         """What is certain once an iteration is launched: counts, not tokens. Who gets one."""
@@ -189,7 +192,7 @@ class Node:
         for run in (*sampled, *finished):
             run.pending += 1
             run.job.tokens += 1
-            run.job.held = run.job.stage is Stage.BOUNDARY or run.waits
+            run.job.held = run.held
         return sampled
 
     def _room(self) -> Room:
@@ -204,6 +207,7 @@ class Node:
         plan, work = launched.plan, launched.work
         self.now_s += launched.copy_s
         work.joined_rows = []
+        self._stage(launched)
         self._enter(launched.entries)
         noise = float(np.exp(self.random.normal(0.0, self.hardware.noise)))
         if plan.waits_for_host:
@@ -275,7 +279,7 @@ class Node:
             job = run.job
             if job.stage is not Stage.DONE:
                 run.pending -= 1
-                job.held = run.pending > 0 and (run.waits or not job.device_blocks)
+                job.held = run.held
                 self._token(run, 1)
         for handle in landed:
             run = self.runs[handle]
@@ -360,31 +364,50 @@ class Node:
             handles, hosts = [run.job.handle for run in runs], [run.host for run in runs]
             self.flights.enter(handles, hosts, [run.job.tokens for run in runs], self.now_s)
 
-    def _staged_work(self, plan: Plan, work: Work) -> tuple[list[Run], int]:
-        """Draw from the pool in the plan's order; prefills that end, and rows that ran."""
-        pool, finished, drawn = plan.prefill_row_layers, [], 0
+    def _staged_work(
+        self, plan: Plan, work: Work
+    ) -> tuple[list[Run], list[tuple[Run, float, float]]]:
+        """Draw from the pool in the plan's order; prefills that end, and what was drawn."""
+        pool, finished, drawn = plan.prefill_row_layers, [], []
         layers = self.hardware.latency.layers
         for job in plan.staged:
             run = self.runs[job.handle]
-            if job.stage is not Stage.STAGED or pool <= 0 or run.pending:
+            if job.stage is not Stage.STAGED or pool <= 0 or not self._may_draw(run):
                 continue
             rows = job.tokens - job.computed
-            if run.staged_left == 0:
-                if not self.kv.grow(Tier.HOST, job, job.tokens + 1):
-                    continue
-                run.staged_left = rows * layers
+            run.staged_left = run.staged_left or rows * layers
             take = min(pool, run.staged_left)
-            chunk = min(rows, STAGED_CHUNK_ROWS)
-            work.chunk_rows += [chunk] * (take // chunk)
-            if take % chunk:
-                work.chunk_rows.append(take % chunk)
-            work.staged_pairs += int(pairs(job.computed, rows) * layers * take / (rows * layers))
-            self._book(job, work, staged=take)
+            self._draw(job, rows, take, work)
+            drawn.append((run, take / layers, job.computed * take / (rows * layers)))
             pool -= take
-            drawn += take
             run.staged_left -= take
             if run.staged_left == 0:
                 finished.append(run)
                 work.logit_rows += 1
                 self.be_prefill_tokens += rows
         return finished, drawn
+
+    def _may_draw(self, run: Run) -> bool:
+        """Whether its token is known, its KV on the host has room, and the link to it too."""
+        if run.held or self.kv.transfers.full(run):
+            return False
+        return run.staged_left > 0 or self.kv.grow(Tier.HOST, run.job, run.job.tokens + 1)
+
+    def _draw(self, job: Job, rows: int, take: int, work: Work) -> None:
+        """So many row-layers of a prompt of which `rows` tokens are still to compute."""
+        chunk = min(rows, STAGED_CHUNK_ROWS)
+        work.chunk_rows += [chunk] * (take // chunk)
+        if take % chunk:
+            work.chunk_rows.append(take % chunk)
+        work.staged_pairs += int(pairs(job.computed, rows) * take / rows)
+        self._book(job, work, staged=take)
+
+    def _stage(self, launched: Launched) -> None:
+        """KV of prompts for the host crosses while later layers are computed; what they found
+        there comes. Their rows hop once all of it is across."""
+        for run, stored, loaded in launched.drawn:
+            if run.job.host_blocks:  # it has not given way since
+                self.kv.transfers.store(run, stored)
+                self.kv.transfers.load(run, loaded)
+        for run in launched.finished:
+            self.kv.transfers.wait_until_stored(run)

@@ -1,7 +1,8 @@
 """Where requests keep their KV in the simulator: `engine/kv/residency.py` by counts.
 
 Copies to the host run beside the device's work, as the engine writes filled blocks through; for
-copies to the device it waits, as long as the link takes (`Hardware.copy_bytes_per_s`).
+copies from its own host the device waits, as long as its link takes (`Hardware.copy_bytes_per_s`).
+KV to and from remote hosts crosses their links: the request alone waits for it (`transfers.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from omniserve_agent.simulation.flights import Flights
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.runs import Run
 from omniserve_agent.simulation.tier_blocks import TierBlocks
+from omniserve_agent.simulation.transfers import Transfers
 
 WRITE_THROUGH_BLOCKS = 8  # per iteration, as `engine/loop.py`
 
@@ -38,12 +40,14 @@ class Residency:
     recomputed: int = 0
     device: TierBlocks = field(init=False)
     host: TierBlocks = field(init=False)
+    transfers: Transfers = field(init=False)
     _copy_s: float = 0.0
     _host_load: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.device = TierBlocks(self.hardware.device_blocks)
         self.host = TierBlocks(self.hardware.host_blocks)
+        self.transfers = Transfers(self.flights.hosts, self.hardware.model.kv_bytes)
         self._host_load = [0] * len(self.hardware.hosts)
 
     def take_copy_s(self) -> float:
@@ -106,12 +110,15 @@ class Residency:
         job.host_blocks += blocks
 
     def _choose_host(self, job: Job) -> None:
-        """The host with the most free KV per read rate, so that all finish together."""
+        """The host with the most free KV per read rate, so that all finish together; of LS that
+        gives way, the device's own."""
         pools = self.hardware.hosts
         run = self.runs[job.handle]
-        run.host = min(
-            range(len(pools)), key=lambda h: self._host_load[h] / pools[h].read_bytes_per_s
-        )
+        run.host = 0
+        if job.service_class is ServiceClass.BE:
+            run.host = min(
+                range(len(pools)), key=lambda h: self._host_load[h] / pools[h].read_bytes_per_s
+            )
         run.host_load = job.predicted_tokens
         self._host_load[run.host] += run.host_load
 
@@ -148,7 +155,9 @@ class Residency:
         if not self.grow(Tier.HOST, job, job.computed + 1):
             self._drop_from_device(job)
             return
+        self._copy_out(job, job.computed)
         self._drop(Tier.DEVICE, job)
+        self.transfers.wait_until_stored(self.runs[job.handle])
         self._settle(Tier.HOST, job)
         self.moved += 1
 
@@ -157,6 +166,7 @@ class Residency:
             self.release(job)
             self.jobs.move(job, Stage.WAITING)
         elif self.grow(Tier.HOST, job, job.computed):
+            self._copy_out(job, job.computed)
             self._drop(Tier.DEVICE, job)
             self.jobs.move(job, Stage.SWAPPED)
         else:
@@ -167,14 +177,27 @@ class Residency:
         if job.stage in DEVICE_STAGES:
             self._recompute(job)
 
-    def _copy_in(self, job: Job) -> None:
-        link = self.hardware.hosts[self.runs[job.handle].host].link_bytes_per_s
-        rate = self.hardware.copy_bytes_per_s
-        rate = rate if link is None else min(rate, link)
-        self._copy_s += job.computed * self.hardware.model.kv_bytes / rate
+    def _copy_out(self, job: Job, upto: int) -> None:
+        """What its host does not have yet of the first `upto` tokens."""
+        run = self.runs[job.handle]
+        if upto > run.copied_tokens:
+            self.transfers.store(run, upto - run.copied_tokens)
+        run.copied_tokens = upto
 
-    def write_through(self) -> None:
-        """Filled blocks of BE on the device go to free host blocks, a few per iteration."""
+    def _copy_in(self, job: Job) -> None:
+        run = self.runs[job.handle]
+        self.transfers.go_on(run)
+        if self.transfers.is_remote(run):
+            self.transfers.load(run, job.computed)
+            self.transfers.wait_until_loaded(run)
+        else:
+            kv_bytes = job.computed * self.hardware.model.kv_bytes
+            self._copy_s += kv_bytes / self.hardware.copy_bytes_per_s
+
+    def write_through(self, now_s: float) -> None:
+        """Filled blocks of BE on the device go to free host blocks, a few per iteration, while the
+        links have no KV that is waited for."""
+        self.transfers.advance(now_s)
         left = WRITE_THROUGH_BLOCKS
         for job in self.jobs.among(ServiceClass.BE, (Stage.DECODE, Stage.PREFILL)):
             if not left:
@@ -182,12 +205,12 @@ class Residency:
             run = self.runs[job.handle]
             copied = run.copied_tokens // BLOCK_TOKENS
             count = min(job.computed // BLOCK_TOKENS - copied, left)
-            if count <= 0:
+            if count <= 0 or (job.host_blocks and not self.transfers.idle(run)):
                 continue
             upto = (copied + count) * BLOCK_TOKENS
             if not self._extend(Tier.HOST, job, upto):
                 return
-            run.copied_tokens = upto
+            self._copy_out(job, upto)
             self.published(job)
             left -= count
 
@@ -213,9 +236,12 @@ class Residency:
 
     def release(self, job: Job) -> None:
         """Give back what it holds in both tiers."""
-        self.runs[job.handle].staged_left = 0
+        run = self.runs[job.handle]
+        run.staged_left = 0
         self._drop(Tier.DEVICE, job)
         self._drop(Tier.HOST, job)
+        if run.crossing:
+            self.transfers.go_on(run)
 
     def _drop(self, tier: Tier, job: Job) -> None:
         run = self.runs[job.handle]
@@ -226,17 +252,18 @@ class Residency:
         if job.host_blocks:
             self._host_load[run.host] -= run.host_load
         job.host_blocks = run.copied_tokens = 0
+        run.sent_bytes = 0.0
 
     # ---- bookkeeping -----------------------------------------------------------------------
 
     def _settle(self, tier: Tier, job: Job) -> None:
-        at_end = job.remaining <= 1
+        at_end, run = job.remaining <= 1, self.runs[job.handle]
         if tier is Tier.DEVICE:
             stage = Stage.DECODE if at_end else Stage.PREFILL
         else:
             stage = Stage.BOUNDARY if at_end else Stage.STAGED
-            job.held = self.runs[job.handle].pending > 0
-        self.runs[job.handle].staged_left = 0
+            job.held = run.held
+        run.staged_left = 0
         self.jobs.move(job, stage)
 
     def _kv(self, tier: Tier) -> TierBlocks:
