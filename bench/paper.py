@@ -26,7 +26,7 @@ from paper_runs import run_all
 
 Origin = dict[str, Any]  # commit, command, date, seed, seconds
 FURTHER_SEEDS = 2
-TABLE_WIDTH = 190  # columns, where there is no terminal
+TABLE_WIDTH = 220  # columns, where there is no terminal
 
 
 def rows_of(args: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Origin]]:

@@ -15,7 +15,7 @@ SLOS = {"yi-34b": (2.0, 0.2), "llama-2-70b": (3.0, 0.25)}
 RATES = {"yi-34b": (1, 2, 4, 6, 8), "llama-2-70b": (1, 2, 3, 4, 5)}
 OVERLOAD = {"yi-34b": 32, "llama-2-70b": 14}  # requests per second, where admission matters
 PAPER_BE = ("longbench-v2", "dailymails")
-SHARES = (0.25, 0.125, 0.08)  # of the device's KV: what is left where memory is contended
+SHARES = (0.125, 0.08)  # of the device's KV: what is left where memory is contended
 SCARCE = SHARES[-1]
 POLICIES = ("omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload", "ls_alone")
 HOSTS_USED_BY = ("omniserve", "static_headroom", "synchronous_offload")  # CPU-only hosts
@@ -30,6 +30,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "admission on": {"admission": AdmissionMode.REJECT},
     "error budget off": {"error_budget": False},
 }
+# Once as many requests end as begin LS is never idle, so that sweeps change nothing, and what
+# concerns LS alone shows in the ramp.
+STEADY_ABLATIONS = (
+    "as it is",
+    "drafts: 2 guesses, half right",
+    "same-iteration joins off",
+    "no prompts for the host",
+    "residency off",
+    "int8 KV on",
+)
 # Times the usual length: a request on the host lives for many minutes. In the steady parts the
 # first two thirds, until as many end as begin, do not count.
 STEADY, STEADY_ABLATION = "steady", "ablation, steady"
@@ -100,6 +110,8 @@ def _policies(case: Case) -> tuple[str, ...]:
     """Those that the case tells apart: what uses no CPU-only host runs without them alone."""
     if case.cpu_hosts:
         return HOSTS_USED_BY
+    if case.admission == "queue":  # ours alone
+        return POLICIES[:1]
     return POLICIES[:-1] if case.part == STEADY else POLICIES
 
 
@@ -115,10 +127,10 @@ def _of_model(model: str, be: str) -> list[Case]:
 
 
 def _shares(heavy: Case) -> list[Case]:
-    """Less and less device KV; at a quarter CPU hosts bring nothing yet."""
+    """Less and less device KV; CPU hosts where it is least."""
     memory = replace(heavy, part="memory")
     found = [replace(memory, device_share=s) for s in SHARES]
-    return found + [replace(memory, cpu_hosts=4, device_share=s) for s in SHARES[1:]]
+    return [*found, replace(memory, cpu_hosts=4, device_share=SCARCE)]
 
 
 def _where_kv_is_scarce() -> list[Case]:
@@ -135,12 +147,11 @@ def _where_kv_is_scarce() -> list[Case]:
 
 
 def _ablations() -> list[Case]:
-    """In the ramp, without LS, and once as many requests end as begin: there LS is never idle, and
-    what only sweeps do changes nothing."""
+    """In the ramp, without LS, and once as many requests end as begin."""
     rate = RATES["llama-2-70b"][-1]
     base = Case("ablation", "llama-2-70b", "decode-heavy", rate, "omniserve", 4)
     base = replace(base, device_share=SCARCE)
     bases = (base, replace(base, part="ablation, no LS", rate=0.01))
     found = [replace(b, ablation=name) for b in bases for name in ABLATIONS]
-    steady = [name for name in ABLATIONS if name != "sweeps off"]
-    return found + [replace(base, part=STEADY_ABLATION, ablation=name) for name in steady]
+    steady = replace(base, part=STEADY_ABLATION)
+    return found + [replace(steady, ablation=name) for name in STEADY_ABLATIONS]

@@ -57,13 +57,13 @@ def _scarce(part: str, share: float, hosts: Row) -> Row:
 def _of_scarce() -> tuple[Claim, ...]:
     """BE where the device holds little KV; the paper does not have it."""
     settings = {
-        f"{name}_{100 * share:g}": _scarce("memory", share, hosts)
-        for share in (0.125, SCARCE)
-        for name, hosts in (("four_hosts", FOUR), ("local", LOCAL))
+        "four_hosts_8": _scarce("memory", SCARCE, FOUR),
+        "local_8": _scarce("memory", SCARCE, LOCAL),
+        "local_12.5": _scarce("memory", 0.125, LOCAL),
     }
-    settings[f"10gbps_{100 * SCARCE:g}"] = _scarce("scarce network", SCARCE, SLOW)
+    settings["10gbps_8"] = _scarce("scarce network", SCARCE, SLOW)
     for name, hosts in (("four_hosts", FOUR), ("local", LOCAL), ("10gbps", SLOW)):
-        settings[f"steady_{name}_{100 * SCARCE:g}"] = _scarce(STEADY, SCARCE, hosts)
+        settings[f"steady_{name}_8"] = _scarce(STEADY, SCARCE, hosts)
     return tuple(
         Claim(
             f"be_ratio_{name}_percent_of_device_kv",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -40,7 +41,9 @@ PICTURES = {
     "network": Picture("network_gbps", NETWORK, beside={"part": "hosts", "cpu_hosts": 4}),
     "bursty": Picture("arrivals", "LS arrivals", beside={"part": "load"}),
     "admission": Picture("admission", "admission"),
-    "memory": Picture("device_share", "share of the device's KV memory", {"cpu_hosts": 4}),
+    "memory": Picture(
+        "device_share", "share of the device's KV", {"cpu_hosts": 0}, beside={"part": "load"}
+    ),
     "scarce hosts": Picture("cpu_hosts", HOSTS, beside={"part": "memory", "device_share": SCARCE}),
     "scarce network": Picture(
         "network_gbps", NETWORK, beside={"part": "memory", "device_share": SCARCE, "cpu_hosts": 4}
@@ -101,7 +104,7 @@ def _lines(axis: Axes, rows: list[Row], x: str, y: str, times: float) -> None:
     """One per policy; points alone where x is a word."""
     words = isinstance(rows[0][x], str)
     for policy in dict.fromkeys(row["policy"] for row in rows):
-        mine = (row for row in rows if row["policy"] == policy)
+        mine: list[Row] = [row for row in rows if row["policy"] == policy]
         line = sorted(mine, key=lambda row: ORDER.index(row[x]) if words else row[x])
-        values = [None if row[y] is None else times * row[y] for row in line]
+        values = [nan if row[y] is None else times * row[y] for row in line]
         axis.plot([row[x] for row in line], values, "o" if words else "o-", label=policy)

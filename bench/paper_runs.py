@@ -32,15 +32,21 @@ Figures = dict[str, Any]
 PROFILE = "a100x4"
 HEADROOMS = {"static_headroom": 0.5, "static_headroom_quarter": 0.25}  # the better one is kept
 GOOD_ATTAINMENT = 0.99
-REFUSALS_TRIED = 120
+REFUSALS_TRIED = 100
+TRIAL = 3  # times the usual length: a longer run has its headroom chosen by a trial
 TOLD_EVERY = 20  # runs, where there is no terminal
 
 
 def run(case: Case, seconds: float) -> Figures:
     """What comes out of it; of `static_headroom` with the headroom that suits it best."""
-    tried = HEADROOMS if case.policy == "static_headroom" else [case.policy]
-    found = [_run(case, name, case.seconds(seconds)) for name in tried]
-    best = max(found, key=_as_an_operator_sees_it)
+    if case.policy != "static_headroom":
+        best = _run(case, case.policy, case.seconds(seconds))
+    else:
+        trial_s = min(case.seconds(seconds), TRIAL * seconds)
+        found = {name: _run(case, name, trial_s) for name in HEADROOMS}
+        name = max(found, key=lambda name: _as_an_operator_sees_it(found[name]))
+        longer = case.seconds(seconds) > trial_s
+        best = _run(case, name, case.seconds(seconds)) if longer else found[name]
     return {key: None if value != value else value for key, value in best.items()}  # JSON's NaN
 
 
