@@ -65,6 +65,7 @@ class Case:
     ablation: str = ""
     device_share: float = 1.0  # of the device's KV blocks: less makes memory contended
     seed: int = 0
+    tries_refused: bool = False  # lets refused requests in, to see what becomes of them: minutes
 
     def seconds(self, usual: float) -> float:
         """Virtual ones of the run."""
@@ -90,9 +91,9 @@ class Case:
 
 
 def case_of(row: dict[str, Any], seed: int) -> Case:
-    """The run of a row, with another seed."""
+    """The run of a row, with another seed; without what is tried once."""
     fields = {name: row[name] for name in Case.__dataclass_fields__ if name != "be"}
-    return replace(Case(be=row["be_workload"], **fields), seed=seed)
+    return replace(Case(be=row["be_workload"], **fields), seed=seed, tries_refused=False)
 
 
 def cases(seed: int = 0) -> list[Case]:
@@ -103,7 +104,12 @@ def cases(seed: int = 0) -> list[Case]:
         found += [replace(over, admission=mode) for mode in ("off", "reject", "queue")]
     found += _where_kv_is_scarce()
     every = [replace(case, policy=name) for case in found for name in _policies(case)]
+    every = [replace(case, tries_refused=_is_our_reject(case)) for case in every]
     return [replace(case, seed=seed) for case in every + _ablations()]
+
+
+def _is_our_reject(case: Case) -> bool:
+    return case.admission == "reject" and case.policy == "omniserve"
 
 
 def _policies(case: Case) -> tuple[str, ...]:

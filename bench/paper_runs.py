@@ -63,7 +63,7 @@ def _run(case: Case, policy: str, seconds: float) -> Figures:
 
     experiment = Experiment(machine, _setting(case, policy, seconds), arrivals, be())
     figures = _figures(experiment)
-    if case.admission == "reject" and case.policy == "omniserve":
+    if case.tries_refused:
         figures |= _refused(experiment, be)
     return figures | {"seconds": seconds, "headroom": HEADROOMS.get(policy)}
 

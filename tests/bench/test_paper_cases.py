@@ -14,7 +14,8 @@ def test_no_case_comes_twice():
 def test_a_row_names_its_run():
     for case in cases(3):
         again = case_of(case.labels(), 3)
-        assert again.labels() == case.labels()
+        assert again.labels() == case.labels() | {"tries_refused": False}
+    assert sum(case.tries_refused for case in ALL) == 2  # a model each
 
 
 def hosts_of(part, **wanted):

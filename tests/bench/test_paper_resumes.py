@@ -46,7 +46,8 @@ def test_a_run_that_two_parts_ask_for_is_made_once(kept):
 
 def test_refused_requests_are_tried_and_the_share_has_an_interval(kept, monkeypatch):
     monkeypatch.setattr(paper_runs, "REFUSALS_TRIED", 2)
-    (row,) = rows([replace(BASE, policy="omniserve", rate=200, admission="reject")])
+    over = replace(BASE, policy="omniserve", rate=200, admission="reject")
+    (row,) = rows([replace(over, tries_refused=True)])
     assert kept()
     low, high = row["refused_would_attain_interval"]
     assert low <= row["refused_would_attain"] <= high
