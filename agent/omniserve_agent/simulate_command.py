@@ -204,8 +204,8 @@ def runs(machine: Hardware, setting: Setting, load: Load, policies: Iterable[str
             for number, requests in enumerate(load.requests)
         ]
         figures = engines[0].figures([engine.measure() for engine in engines])
-        share = would_attain_on(engines, load.backlog)  # None where admission refused none
-        found.append(replace(figures, refused_would_attain=share))
+        tried = would_attain_on(engines, load.backlog)  # None where admission refused none
+        found.append(replace(figures, refused_would_attain=tried.share if tried else None))
     return found
 
 

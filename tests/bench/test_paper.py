@@ -1,77 +1,32 @@
-"""What `make simulate` says of its rows: who dominates, and where each part comes from."""
+"""What paper.json says of its parts: where each comes from."""
 
-from itertools import product
+import pytest
 
-from rich.console import Console
+from paper import check, head_of, merged
+from support.paper_rows import row
 
-from paper import head_of, parts_of
-from paper_tables import KEYS, dominated, is_dominated, show_dominated, sustained
-
-
-def row(policy, attained, be, part="load", rate=1):
-    settings = dict.fromkeys(KEYS, 1) | {"rate": rate}
-    figures = {"attained_offered": attained, "be_tokens_per_s": be}
-    return settings | figures | {"policy": policy, "part": part}
-
-
-def test_who_has_as_much_of_both_and_clearly_more_of_one_dominates():
-    own = row("omniserve", 0.99, 100.0)
-
-    def better(attained, be):
-        return is_dominated(own, row("static_headroom", attained, be))
-
-    assert better(0.99, 101.5)
-    assert better(0.993, 100.0)
-    assert not better(0.991, 100.5)  # neither is clearly more
-    assert not better(0.98, 200.0)
-    assert not better(1.0, 99.0)
-
-
-def test_settings_and_pairings_are_counted_and_printed():
-    own = product(("load", "slo"), (1, 2))
-    rows = [row("omniserve", 0.99, 100.0, part, rate) for part, rate in own]
-    rows += [row("static_headroom", 1.0, 110.0, "load", 1), row("gpu_only_priority", 1.0, 110.0)]
-    rows += [row("static_headroom", 1.0, 90.0, "load", 2), row("ls_alone", 1.0, 0.0)]
-    rows += [row("synchronous_offload", 0.5, 200.0, "slo", 1)]
-    load, slo, total = dominated(rows)
-    assert load["by"] == {"static_headroom": [1, 2], "gpu_only_priority": [1, 1]}
-    assert (load["by_any"], load["settings"]) == (1, 2)
-    assert (slo["by_any"], slo["settings"]) == (0, 1)
-    assert (total["pairings_dominated"], total["pairings"]) == (2, 4)
-    console = Console(width=160, record=True)
-    show_dominated(console, dominated(rows))
-    said = "dominated by another policy in 1 of 3 settings, 2 of 4 pairings"
-    assert said in console.export_text()
-
-
-def test_tokens_of_prompts_computed_before_do_not_last():
-    """Of DailyMails a prompt token brings a fifth of an output token."""
-    figures = {"be_workload": "dailymails", "be_prefill_tokens_per_s": 1000.0}
-    assert 195 < sustained(row("omniserve", 1.0, 300.0) | figures)["be_tokens_per_s"] < 210
-    assert sustained(row("omniserve", 1.0, 100.0) | figures)["be_tokens_per_s"] == 100.0
-
-
-HEAD = {"commit": "abc", "command": "bench/paper.py", "seed": 0, "seconds": 200.0}
 ROWS = [row("omniserve", 1.0, 1.0, part) for part in ("load", "slo")]
 
 
-def test_parts_keep_the_run_they_come_from():
-    first = HEAD | {"date": "2026-11-27"}
-    second = first | {"commit": "def", "command": "bench/paper.py --only slo"}
-    parts = {"load": first, "slo": second}
-    assert parts_of(HEAD | {"parts": parts, "rows": ROWS}) == parts
-    assert head_of(parts) == {
+def test_the_head_says_what_all_parts_have_in_common():
+    first = {"commit": "abc", "command": "bench/paper.py"}
+    second = {"commit": "def", "command": "bench/paper.py --only slo"}
+    assert head_of({"load": first, "slo": second}) == {
         "commit": "parts of different commits",
         "command": "parts of different commands",
     }
-    assert head_of({"load": first, "slo": first}) == {"commit": "abc", "command": "bench/paper.py"}
+    assert head_of({"load": first, "slo": first}) == first
 
 
-def test_of_files_of_before_the_head_speaks_for_what_it_ran():
-    known = HEAD | {"date": None}
-    assert parts_of(HEAD | {"rows": ROWS}) == {"load": known, "slo": known}
-    only = {"command": "bench/paper.py --only slo"}
-    assert parts_of(HEAD | only | {"rows": ROWS}) == {
-        "load": dict.fromkeys(known),
-        "slo": known | only,
-    }
+def test_a_part_that_is_run_again_takes_the_place_of_all_its_seeds():
+    old = [*ROWS, row("omniserve", 1.0, 1.0, "slo", seed=1)]
+    new = [row("omniserve", 1.0, 2.0, "slo")]
+    assert merged(old, new) == [ROWS[0], *new]
+
+
+def test_a_file_without_seeds_is_refused():
+    check({"parts": {}, "rows": ROWS})
+    old = [{key: value for key, value in ROWS[0].items() if key != "seed"}]
+    for contents in ({"parts": {}, "rows": old}, {"rows": ROWS}):
+        with pytest.raises(SystemExit, match="run all parts once"):
+            check(contents)

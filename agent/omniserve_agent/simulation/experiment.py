@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
+from omniserve_agent.scheduling.draft_length import expected_tokens
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.omniserve import Omniserve
@@ -22,6 +23,7 @@ LS, BE = ServiceClass.LS, ServiceClass.BE
 Held = HeldBack[tuple[Arrival, Job]]
 BACKLOG_REQUESTS = 12  # BE requests kept waiting, so that BE never runs dry
 INT8_SAVES = 1.9  # two-byte KV over int8 with its scales
+DRAFT_HOST_COST = 0.1  # of a hop's time on the host, each guess beside it: the KV is read once
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,12 @@ class Setting:
     warm_up_s: float = 60.0
     seed: int = 0
     admission: AdmissionMode = AdmissionMode.OFF
-    tokens_per_hop: float = 1.0
+    drafts: int = 0  # guessed tokens that a hop verifies
+    acceptance: float = 0.5  # of a guess whose predecessors were right
     sweeps: bool = True
     same_iteration_joins: bool = True
     depth: int = 0  # iterations launched ahead; 1: as the engine on CUDA
-    layer_major: bool = True  # prompts may be computed for the host; else on the device only
+    host_prompts: bool = True  # prompts may be computed for the host; else on the device only
     error_budget: bool = True
     be_device_residency: bool = True
     ls_prefill_rows: int = 2048
@@ -48,6 +51,11 @@ class Setting:
     overflow: bool = True  # whether `static_headroom` has its CPU-only engine
     to_the_end: bool = False  # LS requests that came in time are judged, however late they end
     be_open: int | None = None  # BE requests kept open at once; None: there are always more
+
+    @property
+    def tokens_per_hop(self) -> float:
+        """Of an offloaded row, right guesses included."""
+        return expected_tokens(self.acceptance, self.drafts)
 
 
 def caps_for(hardware: Hardware, setting: Setting) -> Caps:
@@ -62,7 +70,7 @@ def caps_for(hardware: Hardware, setting: Setting) -> Caps:
         ls_prefill_rows=setting.ls_prefill_rows,
         be_prefill_rows=setting.be_prefill_rows,
         be_device_residency=setting.be_device_residency,
-        be_host_admissions=setting.layer_major,
+        be_host_admissions=setting.host_prompts,
         sweeps=setting.sweeps,
     )
 
@@ -81,16 +89,9 @@ def machine_for(hardware: Hardware, setting: Setting) -> policies.Machine:
 def node_for(hardware: Hardware, setting: Setting) -> Node:
     """An engine under the setting's policy."""
     if setting.int8_kv:
-        hosts = tuple(
-            replace(
-                h,
-                read_bytes_per_s=INT8_SAVES * h.read_bytes_per_s,
-                kv_bytes=INT8_SAVES * h.kv_bytes,
-            )
-            for h in hardware.hosts
-        )
-        latency = replace(hardware.latency, host=hardware.latency.host / INT8_SAVES)
-        hardware = replace(hardware, hosts=hosts, latency=latency)
+        hardware = _with_int8_kv(hardware)
+    if setting.drafts:
+        hardware = _with_drafts(hardware, setting.drafts)
     policy = policies.make(setting.policy, machine_for(hardware, setting))
     if isinstance(policy, Omniserve):
         policy.error_budget.enabled = setting.error_budget
@@ -103,6 +104,32 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
         depth=setting.depth,
         slo=(setting.ttft_slo_s, setting.tpot_slo_s),
     )
+
+
+def _with_int8_kv(hardware: Hardware) -> Hardware:
+    """Hosts that hold and read more tokens in as many bytes."""
+    hosts = tuple(
+        replace(
+            h,
+            read_bytes_per_s=INT8_SAVES * h.read_bytes_per_s,
+            kv_bytes=INT8_SAVES * h.kv_bytes,
+        )
+        for h in hardware.hosts
+    )
+    latency = replace(hardware.latency, host=hardware.latency.host / INT8_SAVES)
+    return replace(hardware, hosts=hosts, latency=latency)
+
+
+def _with_drafts(hardware: Hardware, drafts: int) -> Hardware:
+    """A hop of several rows: dearer on the host, and on the device what their arithmetic costs, as
+    if it never hid behind the weights' read. Their q, k, v and o on a network are left out."""
+    rate = 1 / (1 + DRAFT_HOST_COST * drafts)
+    hosts = tuple(replace(h, read_bytes_per_s=rate * h.read_bytes_per_s) for h in hardware.hosts)
+    dense = hardware.latency.dense
+    most = dense.rows[-1]
+    row_s = (dense.at(2 * most) - dense.at(most)) / most  # the last slope
+    latency = replace(hardware.latency, join=hardware.latency.join + drafts * row_s)
+    return replace(hardware, hosts=hosts, latency=latency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +154,6 @@ class Experiment:
     arrivals: Sequence[Arrival]
     backlog: Iterator[Arrival] | None = None
     refused: list[Arrival] = field(default_factory=list)
-    let_in: Arrival | None = None  # admitted whatever admission says
-    let_in_attained: bool = False
 
     def __post_init__(self) -> None:
         setting, machine = self.setting, machine_for(self.hardware, self.setting)
@@ -139,6 +164,8 @@ class Experiment:
         self._pending = list(reversed(self.arrivals))
         self._held: Held = HeldBack(self._gate, lambda one: one[1])
         self._row_seconds = 0.0
+        self._let_in: Arrival | None = None
+        self._let_in_run: Run | None = None
 
     def run(self) -> Figures:
         """Until the setting's time is over; of all engines, for which this one stands."""
@@ -163,6 +190,24 @@ class Experiment:
         while setting.to_the_end and self._undecided():
             self._turn()
         return self._seen(start, end, span_s)
+
+    def run_until(self, at_s: float) -> None:
+        """As `measure` goes on; a request that comes at `at_s` has not been judged yet."""
+        while self._node.now_s < at_s:
+            self._turn()
+
+    def would_attain(self, arrival: Arrival) -> bool:
+        """Admits this one, which is still to come, whatever admission says, and goes on until it
+        has ended or is certain to miss."""
+        self._let_in = arrival
+        while (run := self._let_in_run) is None or not self._decided(run):
+            self._turn()
+        return run.job.stage is Stage.DONE and self._attains(run)
+
+    def ls_output_tokens(self) -> int:
+        """Of LS requests that ended after the warm-up, whenever they had come."""
+        ended = [run for run in self._node.ended if run.job.service_class is LS]
+        return sum(run.output_tokens for run in ended if self.setting.warm_up_s <= run.last_token_s)
 
     def _turn(self) -> None:
         node, pending = self._node, self._pending
@@ -218,7 +263,9 @@ class Experiment:
             node.submit(arrival)
             return
         new = (arrival, node.job_for(arrival))
-        if arrival is self.let_in or self._held.judge(node.jobs, new, node.now_s).admitted:
+        if arrival is self._let_in:
+            self._let_in_run = node.submit(arrival)
+        elif self._held.judge(node.jobs, new, node.now_s).admitted:
             node.submit(arrival)
         elif self._gate.mode is AdmissionMode.QUEUE and self._held.alone(new, node.now_s).admitted:
             self._held.add(new)
@@ -241,7 +288,6 @@ class Experiment:
         open_runs = [run for run in node.runs.values() if run.job.service_class is LS]
         late = [run for run in open_runs if counts(run.arrival) and self._missed(run)]
         overdue = [a for a, _ in self._held if counts(a) and self._overdue(a)]
-        self.let_in_attained = any(r.arrival is self.let_in and self._attains(r) for r in ended)
         return Seen(
             span_s=span_s,
             ttfts=[_ttft(run) for run in ended],
@@ -264,6 +310,9 @@ class Experiment:
     def _attains(self, run: Run) -> bool:
         good = _ttft(run) <= self.setting.ttft_slo_s
         return good and (run.output_tokens < 2 or _tpot(run) <= self.setting.tpot_slo_s)
+
+    def _decided(self, run: Run) -> bool:
+        return run.job.stage is Stage.DONE or self._missed(run)
 
     def _overdue(self, arrival: Arrival) -> bool:
         """Held back for longer than its TTFT."""
