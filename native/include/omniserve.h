@@ -33,6 +33,7 @@ typedef enum {
 } os_status;
 
 enum { OS_BLOCK_TOKENS = 16, OS_MAX_Q_LEN = 8, OS_MAX_GROUP = 16, OS_LAYOUT_VERSION = 2 };
+enum { OS_MAX_NODES = 1024 };
 
 /* The calling thread's last error as one line; never NULL. */
 const char *os_last_error(void);
@@ -53,6 +54,8 @@ typedef struct {
   const int32_t *cores;   /* one core per thread, or NULL: not pinned */
   int32_t spin_ns;        /* how long an idle worker spins before it sleeps */
   int32_t batch_priority; /* 1: SCHED_BATCH, nice 5, long slices, for cores shared with others */
+  int32_t node_count;     /* 0..OS_MAX_NODES; 0: not known */
+  const int32_t *nodes;   /* NUMA nodes of the cores, which what the threads read should lie on */
 } os_workers_config;
 
 typedef struct {
@@ -94,8 +97,22 @@ typedef struct {
 int64_t os_arena_bytes(const os_arena_config *config); /* what create would map, or negative */
 os_arena *os_arena_create(const os_arena_config *config);
 void os_arena_destroy(os_arena *arena);
-/* Touches every page; by the pinned workers where given (NUMA first touch), else by the caller. */
+/* Touches every page; by the pinned workers where given, else by the caller. What had not been touched
+ * comes from the workers' nodes: from the one, or from each of several in turn. Where they are not known or
+ * the system refuses (seccomp in a container), from the node of the thread that touches it. */
 int os_arena_prefault(os_arena *arena, os_workers *workers);
+
+typedef enum { OS_FIRST_TOUCH = 0, OS_PREFERRED = 1, OS_INTERLEAVED = 2 } os_policy;
+
+/* Where the tiles are, for a reader of /proc/self/smaps, and how prefault placed them. */
+typedef struct {
+  const void *tiles;
+  int64_t bytes;
+  int32_t policy;  /* os_policy */
+  int32_t refused; /* errno with which the system refused another policy, or 0 */
+} os_arena_memory;
+
+int os_arena_get_memory(const os_arena *arena, os_arena_memory *out);
 int os_arena_layout(const os_arena *arena, os_layout *out);
 
 /* A sequence: an ordered block table and a valid length. Opened with one reference. */

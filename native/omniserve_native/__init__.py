@@ -21,6 +21,7 @@ from omniserve_native.library import (
     Status,
     isa_name,
 )
+from omniserve_native.memory import ArenaMemory, Policy
 from omniserve_native.workers import Workers, WorkersStats
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_Q_LEN",
     "Arena",
     "ArenaConfig",
+    "ArenaMemory",
     "AttendCall",
     "DType",
     "DenseLayer",
@@ -42,6 +44,7 @@ __all__ = [
     "LayerCall",
     "Layout",
     "NativeError",
+    "Policy",
     "Status",
     "Weight",
     "Workers",

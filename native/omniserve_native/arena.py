@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniserve_native.library import Closing, DType, Pointer, checked, created, ffi, lib, pointer
+from omniserve_native.memory import ArenaMemory, Policy, huge_page_bytes
 from omniserve_native.workers import Workers
 
 
@@ -70,8 +71,15 @@ class Arena(Closing):
         return self._handle
 
     def prefault(self, workers: Workers | None = None) -> None:
-        """Touches every page, by the workers where given."""
+        """Touches every page, by the workers where given; it then comes from their NUMA nodes."""
         checked(lib.os_arena_prefault(self.handle, workers.handle if workers else ffi.NULL))
+
+    def memory(self) -> ArenaMemory:
+        """Where its pages lie. Reads /proc/self/smaps: not while somebody waits."""
+        out = ffi.new("os_arena_memory *")
+        checked(lib.os_arena_get_memory(self.handle, out))
+        huge = huge_page_bytes(int(ffi.cast("uintptr_t", out.tiles)), out.bytes)
+        return ArenaMemory(out.bytes, huge, Policy(out.policy), out.refused)
 
     def layout(self) -> Layout:
         """The layout descriptor."""

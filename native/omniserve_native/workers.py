@@ -22,6 +22,7 @@ class WorkersStats:
 
 class Workers(Closing):
     """Persistent threads that run attention items. `cores`: one per thread, or None: not pinned.
+    `nodes`: the NUMA nodes that the memory they read should lie on; empty: as it is touched.
 
     Raises NativeError when a core may not be used or a thread cannot be started.
     """
@@ -32,6 +33,7 @@ class Workers(Closing):
         cores: Sequence[int] | None = None,
         spin_ns: int = 50_000,
         batch_priority: bool = False,
+        nodes: Sequence[int] = (),
     ) -> None:
         self._handle: Pointer = ffi.NULL
         if cores is not None and len(cores) != count:
@@ -42,6 +44,8 @@ class Workers(Closing):
         pinned = ffi.new("int32_t[]", list(cores)) if cores is not None else ffi.NULL
         config.count, config.cores = count, pinned
         config.spin_ns, config.batch_priority = spin_ns, batch_priority
+        numbers = ffi.new("int32_t[]", list(nodes))
+        config.node_count, config.nodes = len(numbers), numbers
         self._handle = created(lib.os_workers_create(config))
         self.count = count
 

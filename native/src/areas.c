@@ -16,7 +16,7 @@ os_areas os_areas_shape(const os_arena_config *arena, int32_t count, int32_t par
   return areas;
 }
 
-int os_areas_create(os_areas *areas) {
+int os_areas_create(os_areas *areas, const os_nodes *nodes) {
   const size_t count = (size_t)areas->count;
   if (count == 0) return OS_OK;
   areas->left = calloc(count * (size_t)areas->kv_heads, sizeof *areas->left);
@@ -24,6 +24,7 @@ int os_areas_create(os_areas *areas) {
   if (!areas->left || !areas->free) return os_fail(OS_ENOMEM, "could not allocate %zu areas", count);
   areas->partials = os_map(areas->bytes);
   if (!areas->partials) return OS_ENOMEM;
+  os_place(areas->partials, areas->bytes, nodes);
   os_touch(areas->partials, areas->bytes);
   for (int32_t i = 0; i < areas->count; i++) areas->free[i] = i;
   areas->free_count = areas->count;

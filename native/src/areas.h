@@ -17,7 +17,8 @@ typedef struct {
 
 /* The shape alone; a part holds `queries` queries. */
 os_areas os_areas_shape(const os_arena_config *arena, int32_t count, int32_t parts, int32_t queries);
-int os_areas_create(os_areas *areas); /* OS_OK or OS_ENOMEM; destroy it in both cases */
+/* OS_OK or OS_ENOMEM; destroy it in both cases. `nodes`: of the workers, who read and write it. */
+int os_areas_create(os_areas *areas, const os_nodes *nodes);
 void os_areas_destroy(os_areas *areas);
 /* An area whose heads have `parts` parts to come, or OS_NONE. */
 int32_t os_areas_take(os_areas *areas, int32_t parts);

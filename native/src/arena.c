@@ -105,7 +105,19 @@ int os_arena_prefault(os_arena *arena, os_workers *workers) {
   if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
   int32_t chunks = (int32_t)((arena->bytes + PREFAULT_CHUNK - 1) / PREFAULT_CHUNK);
   os_hand *caller = os_workers_count(workers) > 0 ? NULL : &arena->hand;
+  const os_nodes *nodes = os_workers_nodes(workers);
+  if (nodes && nodes->count > 0) arena->placement = os_place(arena->tiles, arena->bytes, nodes);
   return os_parallel_for(workers, chunks, touch_chunk, arena, caller);
+}
+
+int os_arena_get_memory(const os_arena *arena, os_arena_memory *out) {
+  if (!arena) return os_fail(OS_EINVAL, "arena is NULL; it must be an os_arena");
+  if (!out) return os_fail(OS_EINVAL, "out is NULL; it must point at an os_arena_memory");
+  *out = (os_arena_memory){.tiles = arena->tiles,
+                           .bytes = (int64_t)arena->bytes,
+                           .policy = arena->placement.policy,
+                           .refused = arena->placement.refused};
+  return OS_OK;
 }
 
 int os_arena_layout(const os_arena *arena, os_layout *out) {

@@ -41,6 +41,7 @@ struct os_arena {
   os_hand hand;    /* the engine's thread, when it attends itself */
   os_row *rows;    /* os_attend's work list, grown as needed */
   int32_t rows_capacity;
+  os_placement placement; /* of the tiles */
 };
 
 /* What the rows of one call share. */

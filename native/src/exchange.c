@@ -113,9 +113,11 @@ static int allocate(os_exchange *x) {
     return os_fail(OS_ENOMEM, "could not allocate %zu slots", slots);
   memset(x->slots, 0, slots * sizeof *x->slots);
   x->memory = os_map(x->memory_bytes);
-  if (!x->memory || os_areas_create(&x->splits) != OS_OK) return OS_ENOMEM;
-  os_touch(x->memory, x->memory_bytes);
-  return os_areas_create(&x->shares);
+  if (!x->memory) return OS_ENOMEM;
+  os_touch(x->memory, x->memory_bytes); /* here, by the device's thread: it and the device write it */
+  const os_nodes *nodes = os_workers_nodes(x->config.workers);
+  if (os_areas_create(&x->splits, nodes) != OS_OK) return OS_ENOMEM;
+  return os_areas_create(&x->shares, nodes);
 }
 
 static void arrange(os_exchange *x, const slot_bytes *bytes) {

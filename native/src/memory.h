@@ -7,6 +7,7 @@
 
 void *os_map(size_t bytes); /* NULL with the error set (OS_ENOMEM) */
 void os_unmap(void *memory, size_t bytes);
+size_t os_mapped_bytes(size_t bytes); /* what os_map maps for so many */
 /* Has the pages made now, not on first use; what lies there stays. */
 void os_touch(void *memory, size_t bytes);
 

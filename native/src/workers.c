@@ -54,6 +54,7 @@ struct os_workers {
   float *partials;
   size_t partials_bytes;
   _Atomic int32_t *counters;
+  os_nodes nodes;
 };
 
 /* ---- ring -------------------------------------------------------------------------------- */
@@ -278,6 +279,8 @@ os_workers *os_workers_create(const os_workers_config *config) {
   }
   if (os_check_range("count", config->count, 0, 1024)) return NULL;
   if (os_check_range("spin_ns", config->spin_ns, 0, 1000000000)) return NULL;
+  os_nodes nodes;
+  if (os_nodes_read(&nodes, config->node_count, config->nodes)) return NULL;
   if (!os_kernel_get()) return NULL;
   os_workers *w = allocate(config->count);
   if (!w) {
@@ -286,6 +289,7 @@ os_workers *os_workers_create(const os_workers_config *config) {
   }
   w->spin_ns = useful_spin_ns(config);
   w->batch_priority = config->batch_priority != 0;
+  w->nodes = nodes;
   if (start_all(w, config->count, config->cores) == OS_OK) return w;
   os_workers_destroy(w);
   return NULL;
@@ -344,6 +348,7 @@ int os_workers_get_stats(const os_workers *w, os_workers_stats *out) {
 }
 
 int32_t os_workers_count(const os_workers *w) { return w ? w->count : 0; }
+const os_nodes *os_workers_nodes(const os_workers *w) { return w ? &w->nodes : NULL; }
 int32_t os_workers_splits(const os_workers *w) { return w && w->count ? 4 * (w->count + 1) : 0; }
 float *os_workers_partials(os_workers *w) { return w->partials; }
 _Atomic int32_t *os_workers_counters(os_workers *w) { return w->counters; }

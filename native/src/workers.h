@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "nodes.h"
 #include "omniserve.h"
 
 /* A thread that attends: a worker, or the caller itself. */
@@ -28,6 +29,7 @@ typedef struct os_task {
 enum { OS_RING_ENTRIES = 4096, OS_MAX_ITEMS = 65535 };
 
 int32_t os_workers_count(const os_workers *workers);
+const os_nodes *os_workers_nodes(const os_workers *workers); /* NULL where `workers` is */
 
 /* Ring entries free for os_workers_put. Only the engine's thread puts and publishes. */
 int32_t os_workers_space(os_workers *workers);

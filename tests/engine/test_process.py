@@ -127,6 +127,8 @@ def test_serves_refuses_cancels_and_shuts_down(api, tiny_model_dir, reference_ge
         assert (ready.device, ready.dtype) == ("cpu", "float32")
         limit = ready.max_request_tokens[LS]
         assert 0 < limit <= ready.device_kv_tokens
+        assert ready.host_memory.policy == "first_touch"
+        assert 0 < ready.host_memory.bytes <= api.config.host_kv_bytes
 
         api.send(submit("endless", prompt, "BE", max_tokens=400))
         api.send(submit("ls", prompt, max_tokens=8), submit("be", prompt, "BE", max_tokens=8))

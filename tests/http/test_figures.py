@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from omniserve_agent.engine.messages import ServiceClass, Stats, TokenEvent
+from omniserve_agent.engine.messages import HostMemory, ServiceClass, Stats, TokenEvent
 from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
 
@@ -56,6 +56,18 @@ async def test_healthz_and_readyz(engine, service, serving, say):
         backend.ready = engine(say("x")).ready
         assert (await client.get("/readyz"))[0] == 200
         assert backend.submits == []
+
+
+async def test_statusz_shows_where_host_kv_lies(engine, service, serving, say):
+    backend = engine(say("x"))
+    memory = HostMemory(
+        bytes=9 << 20, huge_page_bytes=8 << 20, policy="interleaved", numa_nodes=[0, 1]
+    )
+    backend.ready = msgspec.structs.replace(backend.ready, host_memory=memory)
+    async with serving([service(backend)]) as client:
+        _, report, _ = await client.get("/statusz")
+    shown = report["engines"][0]["limits"]["host_memory"]
+    assert shown == msgspec.to_builtins(memory)
 
 
 async def test_an_emulated_device_is_named_everywhere(engine, service, serving, say):

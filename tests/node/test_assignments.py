@@ -7,7 +7,7 @@ import pytest
 
 from omniserve_agent.node.assignments import assign, cache_salt
 from omniserve_agent.node.capacity import Capacity
-from omniserve_agent.node.devices import Device, holding, pick
+from omniserve_agent.node.devices import Device, Gpu, holding, pick
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.memory import GIB, MIB
 from omniserve_agent.node.plan import PreparedEngine, plan_node
@@ -139,6 +139,10 @@ def test_missing_keys_never_open_a_service(tmp_path, make, given, message):
         api_keys(guarded, tmp_path if given else None)
 
 
+def found(gpus):
+    return [Gpu(free, free, "a GPU", numa_node=1) for free in gpus]
+
+
 @pytest.mark.parametrize(
     ("wanted", "gpus", "engines", "devices"),
     [
@@ -151,7 +155,7 @@ def test_missing_keys_never_open_a_service(tmp_path, make, given, message):
     ],
 )
 def test_devices(wanted, gpus, engines, devices):
-    assert [device.name for device in pick(wanted, gpus, engines)] == devices
+    assert [device.name for device in pick(wanted, found(gpus), engines)] == devices
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
@@ -166,7 +170,7 @@ def test_without_gpus_cuda_is_refused(wanted):
 )
 def test_too_few_gpus_are_refused(wanted, gpus, engines):
     with pytest.raises(NodeError, match=f"--device {wanted}: {engines} engines .*--device cpu"):
-        pick(wanted, gpus, engines)
+        pick(wanted, found(gpus), engines)
 
 
 def prepared(*services, device=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from omniserve_agent.engine.kv.torch_copies import TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.measured import Measured
-from omniserve_agent.engine.messages import EngineConfig, Ready, ServiceClass
+from omniserve_agent.engine.messages import EngineConfig, HostMemory, Ready, ServiceClass
 from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
@@ -99,8 +100,21 @@ def build_engine(
         host_kv_tokens=parts.host_blocks * BLOCK_TOKENS,
         isa=isa,
         load_seconds=time.monotonic() - started_s,
+        host_memory=host_memory(config, parts.host),
     )
     return engine, ready
+
+
+def host_memory(config: EngineConfig, arena: native.Arena) -> HostMemory:
+    """Where host KV lies, once it has been touched."""
+    memory = arena.memory()
+    return HostMemory(
+        bytes=memory.bytes,
+        huge_page_bytes=memory.huge_page_bytes,
+        policy=memory.policy.name.lower(),
+        numa_nodes=config.host_nodes,
+        refused=errno.errorcode.get(memory.refused, ""),
+    )
 
 
 def load(config: EngineConfig, progress: Progress, helpers: native.Workers | None = None) -> Model:
@@ -163,6 +177,7 @@ class Parts:
             cores=config.host_cores or None,
             spin_ns=1000 * config.host_spin_us,
             batch_priority=config.host_batch_priority,
+            nodes=config.host_nodes,
         )
         host = _arena(model, host_blocks, host_type)
         exchange = native.Exchange(_exchange_config(config, model), host, workers)

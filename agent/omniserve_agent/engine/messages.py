@@ -94,6 +94,16 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
     fraction: float
 
 
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the pages of host KV lie."""
+
+    bytes: int
+    huge_page_bytes: int | None  # of them on transparent huge pages; None: the kernel tells nothing
+    policy: str  # first_touch, preferred, interleaved
+    numa_nodes: list[int]  # asked for; empty: the machine has one, or they are not known
+    refused: str = ""  # "EPERM", ...: why the system did not take another policy
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The engine takes requests. Limits in tokens; `max_request_tokens` = prompt + output."""
 
@@ -104,6 +114,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     host_kv_tokens: int
     isa: str
     load_seconds: float
+    host_memory: HostMemory | None = None
 
     @property
     def emulated(self) -> str | None:
@@ -237,6 +248,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     host_kv_bytes: int = 1 << 30
     device_cores: list[int] = []  # empty: not pinned
     host_cores: list[int] = []
+    host_nodes: list[int] = []  # NUMA nodes for host KV; empty: where it is touched first
     host_workers: int = 1
     host_batch_priority: bool = False
     host_spin_us: int = 50

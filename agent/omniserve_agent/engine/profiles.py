@@ -35,6 +35,7 @@ def profile_key(config: EngineConfig, model: Model) -> str:
         "attention": config.attention,
         "device_cores": len(config.device_cores),
         "host_workers": config.host_workers,
+        **({"host_nodes": len(config.host_nodes)} if len(config.host_nodes) > 1 else {}),
         "rows": measured_rows(largest_iteration(config)),
         "isa": isa_name(),
         "torch": torch.__version__,

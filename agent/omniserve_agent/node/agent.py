@@ -19,10 +19,11 @@ from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.http.state import STATE
 from omniserve_agent.node.assignments import Assignment, assign
 from omniserve_agent.node.capacity import Capacity, read_capacity
-from omniserve_agent.node.devices import Device, free_gpu_bytes, holding, pick
+from omniserve_agent.node.devices import Device, holding, list_gpus, pick
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import EngineFailedError, NodeError
 from omniserve_agent.node.listeners import Ports, listening, reserved
+from omniserve_agent.node.locality import cores_line
 from omniserve_agent.node.model_store import PREPARE_COMMAND, ModelStore, model_bytes
 from omniserve_agent.node.plan import (
     NodePlan,
@@ -75,6 +76,8 @@ async def serve(settings: Settings, programs: Programs | None = None) -> None:
         running = [engine for engine in engines if engine.assignment.wanted]
         plan = plan_node(settings, running, wanted.capacity)
         _warn(plan.warnings)
+        for engine, config in zip(running, plan.configs, strict=True):
+            structlog.get_logger().info(cores_line(config), engine=engine.assignment.name)
         held.close()
         with pinned(plan.http_cores):
             await _serve_plan(settings, wanted, engines, plan, programs, ports, came)
@@ -90,9 +93,9 @@ async def _gather(settings: Settings) -> _Wanted:
     keys = {service.key: api_keys(service, settings.secrets_dir) for service in services}
     assignments = assign(services)
     running = [assignment.name for assignment in assignments if assignment.wanted]
-    gpus = await free_gpu_bytes(settings.device) if running else []
+    gpus = await list_gpus(settings.device) if running else []
     devices = pick(settings.device, gpus, len(running))
-    capacity = read_capacity()
+    capacity = read_capacity([device.numa_node for device in devices])
     if devices:
         plan_cores(settings, devices, capacity)
     return _Wanted(assignments, keys, capacity, dict(zip(running, devices, strict=True)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from omniserve_agent.node.cores import usable_cores
+from omniserve_agent.node.topology import FLAT, Topology, read_topology
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,22 @@ class Capacity:
     memory_bytes: int
     memory_limited: bool = False  # by a cgroup: what is below the limit is ours alone
     cpu_name: str = "CPU"
+    topology: Topology = FLAT
 
 
-def read_capacity() -> Capacity:
-    """Affinity mask and quota, cgroup limit and MemTotal: the smaller of each pair."""
+def read_capacity(near: Collection[int | None] = ()) -> Capacity:
+    """Affinity mask and quota, cgroup limit and MemTotal: the smaller of each pair. `near`: the
+    NUMA nodes of the GPUs, whose cores a quota pays first; None: not known."""
+    affinity = os.sched_getaffinity(0)
+    topology = read_topology(affinity)
     total_bytes = psutil.virtual_memory().total
     limit_bytes = min(memory_limits_bytes(), default=total_bytes)
     return Capacity(
-        cores=usable_cores(os.sched_getaffinity(0), quota_cores()),
+        cores=usable_cores(affinity, quota_cores(), topology, near),
         memory_bytes=min(total_bytes, limit_bytes),
         memory_limited=limit_bytes < total_bytes,
         cpu_name=cpu_name(),
+        topology=topology,
     )
 
 

@@ -2,7 +2,8 @@
 
 The device, host attention and the rest (HTTP, detokenising, clients) get disjoint cores, and so do
 engines. Where too few are left to set one aside, HTTP shares the host attention cores, whose
-workers then run at batch priority and spin briefly.
+workers then run at batch priority and spin briefly. Of a physical core one hardware thread is used:
+what waits for memory gains little from a second one, and HTTP may have those of the host cores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.placement import Part, take, together
+from omniserve_agent.node.topology import FLAT, Topology
 
 # With 1000, wake-ups of a thread that needs 60 % of the core are 2.7 to 3.7 ms late at the 99th
 # percentile, with 50 at most 0.4 ms.
@@ -39,6 +42,7 @@ class EngineCores:
     host: tuple[int, ...]
     host_batch_priority: bool
     host_spin_us: int
+    host_nodes: tuple[int, ...] = ()  # NUMA nodes to hold what `host` reads; empty: there is one
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,28 @@ class _Pools:
     http: tuple[int, ...]  # empty: HTTP shares the host cores
 
 
-def usable_cores(affinity: Collection[int], quota_cores: float | None) -> tuple[int, ...]:
-    """The cores this process may keep busy: of its mask, as many as the quota (in cores) pays."""
+def usable_cores(
+    affinity: Collection[int],
+    quota_cores: float | None,
+    topology: Topology = FLAT,
+    near: Collection[int | None] = (),
+) -> tuple[int, ...]:
+    """The cores this process may keep busy: of its mask, as many as the quota (in cores) pays,
+    evenly on the nodes `near` (of its GPUs, where known), physical cores before second threads."""
     cores = sorted(affinity)
-    if quota_cores is None:
+    count = len(cores) if quota_cores is None else max(1, math.floor(quota_cores))
+    if count >= len(cores):
         return tuple(cores)
-    return tuple(cores[: max(1, math.floor(quota_cores))])
+    known = dict.fromkeys(node for node in near if node is not None)
+    homes: list[int | None] = [*known] or [None]
+    picked: list[int] = []
+    for second in (False, True):
+        threads = [core for core in cores if (topology.first(core) != core) is second]
+        free = topology.by_node(threads)
+        some = min(count - len(picked), len(threads))
+        for home, share in zip(homes, _split(tuple(range(some)), len(homes)), strict=True):
+            picked += take(free, len(share), home)
+    return tuple(sorted(picked))
 
 
 def divide(
@@ -72,28 +92,67 @@ def divide(
     cuda: bool,
     wishes: CoreWishes,
     emulated: bool = False,
+    topology: Topology = FLAT,
+    near: Sequence[int | None] = (),
 ) -> Division:
     """Divide `cores` between `engines` engines; raises NodeError with figures where they lack.
+    `near`: by engine the NUMA node of its GPU, where that is known.
 
     The thread of an `emulated` device is one per engine, as a GPU's. It sleeps most of the time and
     still wants its core for itself: with HTTP there, a layer's end was met milliseconds late.
     """
     _check_wishes(cores, wishes)
-    pools = _pools(tuple(cores), engines, cuda or emulated, wishes)
-    shared = _shared_reason(cores, engines, pools, wishes)
-    if shared and not wishes.share and (engines > 1 or len(cores) > 1):
+    threads = _one_of_each_core(tuple(cores), engines, wishes, topology)
+    pools = _pools(threads, engines, cuda or emulated, wishes)
+    shared = _shared_reason(threads, engines, pools, wishes)
+    if shared and not wishes.share and (engines > 1 or len(threads) > 1):
         raise NodeError(f"{shared}; use fewer models, more cores, or --share-cores without SLOs")
-    parts = _share_all(pools, engines) if shared else _slices(pools, engines)
-    crowded = bool(shared) or not pools.http
+    parts, http = _share_all(pools, engines), pools.http
+    if not shared:
+        homes = near or [None] * engines
+        parts, http = together(_slices(pools, engines), http, _named(wishes), topology, homes)
+    hosts = tuple(dict.fromkeys(core for _, host in parts for core in host))
+    if not shared:
+        http += _second_threads(http or hosts, cores, threads, topology)
+    crowded = bool(shared) or not http
     return Division(
-        engines=tuple(_engine(device, host, crowded) for device, host in parts),
-        http=pools.http or pools.host,
+        engines=tuple(_engine(part, crowded, topology) for part in parts),
+        http=http or hosts,
         warnings=(f"{shared}: cores are shared and SLOs are not promised",) if shared else (),
     )
 
 
-def _engine(device: tuple[int, ...], host: tuple[int, ...], crowded: bool) -> EngineCores:
-    return EngineCores(device, host, crowded, SHARED_SPIN_US if crowded else OWN_SPIN_US)
+def _engine(part: Part, crowded: bool, topology: Topology) -> EngineCores:
+    device, host = part
+    spin_us = SHARED_SPIN_US if crowded else OWN_SPIN_US
+    return EngineCores(device, host, crowded, spin_us, topology.memory_nodes(host))
+
+
+def _named(wishes: CoreWishes) -> frozenset[int]:
+    return frozenset((*(wishes.device or ()), *(wishes.host or ())))
+
+
+def _one_of_each_core(
+    cores: tuple[int, ...], engines: int, wishes: CoreWishes, topology: Topology
+) -> tuple[int, ...]:
+    """One hardware thread of each physical core, and what is named; all where that is too few."""
+    named = _named(wishes)
+    busy = {topology.first(core) for core in named}
+    threads = tuple(
+        core
+        for core in cores
+        if core in named or (topology.first(core) == core and core not in busy)
+    )
+    unnamed = [wishes.device, wishes.host].count(None)
+    return threads if len(threads) - len(named) >= unnamed * engines else cores
+
+
+def _second_threads(
+    beside: Collection[int], cores: Sequence[int], used: Collection[int], topology: Topology
+) -> tuple[int, ...]:
+    """The unused hardware threads of the physical cores of `beside`."""
+    firsts = {topology.first(core) for core in beside}
+    return tuple(core for core in cores if core not in used and topology.first(core) in firsts)
 
 
 def _check_wishes(cores: Sequence[int], wishes: CoreWishes) -> None:
@@ -114,8 +173,7 @@ def _check_wishes(cores: Sequence[int], wishes: CoreWishes) -> None:
 
 def _pools(cores: tuple[int, ...], engines: int, cuda: bool, wishes: CoreWishes) -> _Pools:
     """The three pools: device first, then host, then HTTP, in order of core number."""
-    named = {*(wishes.device or ()), *(wishes.host or ())}
-    free = [core for core in cores if core not in named]
+    free = [core for core in cores if core not in _named(wishes)]
     http = free[len(free) - _http_count(len(cores), len(free), engines, cuda) :]
     work = free[: len(free) - len(http)]
     if wishes.device is not None and wishes.host is not None:
@@ -163,11 +221,11 @@ def _shared_reason(
     return f"core {both[0]} is both a device core and a host core" if both else None
 
 
-def _share_all(pools: _Pools, engines: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _share_all(pools: _Pools, engines: int) -> list[Part]:
     return [(pools.device, pools.host)] * engines
 
 
-def _slices(pools: _Pools, engines: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _slices(pools: _Pools, engines: int) -> list[Part]:
     return list(zip(_split(pools.device, engines), _split(pools.host, engines), strict=True))
 
 

@@ -14,13 +14,21 @@ import msgspec
 
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.process import end, spawn
+from omniserve_agent.node.topology import SYSFS, gpu_node
 from omniserve_agent.simulation.emulated import emulated_device, heads_of, profile_name
 
 _PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+def bus_id(index):
+    of = torch.cuda.get_device_properties(index)
+    try:
+        return f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
+    except AttributeError:  # an older torch
+        return ""
 print(json.dumps([
-    (*torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index)) for index in range(count)
+    (*torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index), bus_id(index))
+    for index in range(count)
 ]))
 """
 _PROBE_S = 120.0
@@ -32,6 +40,8 @@ class Gpu(msgspec.Struct, frozen=True, array_like=True):
     free_bytes: int
     total_bytes: int
     name: str
+    pci_bus_id: str = ""
+    numa_node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Device:
     name: str
     free_bytes: int | None = None
     kv_bytes: int | None = None  # of an emulated device: KV of its model, as the profile has it
+    numa_node: int | None = None  # of a GPU, where the machine tells it
 
     @property
     def cuda(self) -> bool:
@@ -53,22 +64,25 @@ class Device:
         return profile_name(self.name) is not None
 
 
-def pick(wanted: str, gpus_free_bytes: Sequence[int], engines: int) -> tuple[Device, ...]:
+def pick(wanted: str, found: Sequence[Gpu], engines: int) -> tuple[Device, ...]:
     """One device per engine; NodeError where GPUs lack. A CPU device is divided by cores, and of an
     emulated one there is any number."""
     if profile_name(wanted) is not None:
         return (Device(wanted),) * engines
-    if wanted == "cpu" or (wanted == "auto" and not gpus_free_bytes):
+    if wanted == "cpu" or (wanted == "auto" and not found):
         return (Device("cpu"),) * engines
-    gpus = [Device(f"cuda:{index}", free) for index, free in enumerate(gpus_free_bytes)]
+    gpus = [
+        Device(f"cuda:{index}", gpu.free_bytes, numa_node=gpu.numa_node)
+        for index, gpu in enumerate(found)
+    ]
     if wanted.startswith("cuda:"):
         gpus = [gpu for gpu in gpus if gpu.name == f"cuda:{int(wanted[5:])}"]
-    if not gpus_free_bytes and engines:
+    if not found and engines:
         raise NodeError(f"--device {wanted}: no CUDA device was found here; use auto or cpu")
     if len(gpus) < engines:
         raise NodeError(
             f"--device {wanted}: {engines} engines (one per distinct spec.model) need a GPU each "
-            f"and {len(gpus)} of the {len(gpus_free_bytes)} found can be used; "
+            f"and {len(gpus)} of the {len(found)} found can be used; "
             "use fewer models or --device cpu"
         )
     return tuple(gpus[:engines])
@@ -85,12 +99,9 @@ def holding(device: Device, model_dir: Path) -> Device:
         raise NodeError(f"--device {device.name}: {error}") from error
 
 
-async def free_gpu_bytes(wanted: str, device_files: Path = Path("/dev")) -> list[int]:
-    """Free bytes of each usable GPU; empty without the driver's files or where none is wanted."""
-    return [gpu.free_bytes for gpu in await list_gpus(wanted, device_files)]
-
-
-async def list_gpus(wanted: str, device_files: Path = Path("/dev")) -> list[Gpu]:
+async def list_gpus(
+    wanted: str, device_files: Path = Path("/dev"), sysfs: Path = SYSFS
+) -> list[Gpu]:
     """Each usable GPU; empty without the driver's files or where none is wanted."""
     if wanted == "cpu" or profile_name(wanted) is not None:
         return []
@@ -99,7 +110,10 @@ async def list_gpus(wanted: str, device_files: Path = Path("/dev")) -> list[Gpu]
     process = await spawn([sys.executable, "-c", _PROBE], stdout=PIPE)
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _PROBE_S)
-        return msgspec.json.decode(output, type=list[Gpu])
+        gpus = msgspec.json.decode(output, type=list[Gpu])
+        return [
+            msgspec.structs.replace(gpu, numa_node=gpu_node(gpu.pci_bus_id, sysfs)) for gpu in gpus
+        ]
     except (TimeoutError, msgspec.DecodeError) as error:
         if wanted == "auto":
             return []

@@ -64,7 +64,15 @@ def plan_cores(settings: Settings, devices: Sequence[Device], capacity: Capacity
     )
     cuda = any(device.cuda for device in devices)
     emulated = any(device.emulated for device in devices)
-    return divide(capacity.cores, len(devices), cuda=cuda, wishes=wishes, emulated=emulated)
+    return divide(
+        capacity.cores,
+        len(devices),
+        cuda=cuda,
+        wishes=wishes,
+        emulated=emulated,
+        topology=capacity.topology,
+        near=[device.numa_node for device in devices],
+    )
 
 
 def engine_config(
@@ -82,6 +90,7 @@ def engine_config(
         host_kv_bytes=memory.host_kv_bytes,
         device_cores=list(cores.device),
         host_cores=list(cores.host),
+        host_nodes=list(cores.host_nodes),
         host_workers=len(cores.host),
         host_batch_priority=cores.host_batch_priority,
         host_spin_us=cores.host_spin_us,

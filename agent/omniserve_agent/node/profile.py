@@ -15,7 +15,7 @@ from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node.assignments import Assignment, EngineKey
 from omniserve_agent.node.capacity import read_capacity
-from omniserve_agent.node.devices import free_gpu_bytes, holding, pick
+from omniserve_agent.node.devices import holding, list_gpus, pick
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.model_store import ModelStore, model_bytes
 from omniserve_agent.node.plan import PreparedEngine, plan_node, wanted_dtype
@@ -77,7 +77,7 @@ async def _last_line(process: Process, progress: Progress) -> _Line:
 
 
 async def _engine_config(settings: Settings, uri: str, progress: Progress) -> EngineConfig:
-    (device,) = pick(settings.device, await free_gpu_bytes(settings.device), 1)
+    (device,) = pick(settings.device, await list_gpus(settings.device), 1)
     store = ModelStore(settings.cache_dir, settings.allowed_packages, settings.model_roots)
     model_dir = await store.prepare(uri, progress)
     device = holding(device, model_dir)
@@ -85,4 +85,4 @@ async def _engine_config(settings: Settings, uri: str, progress: Progress) -> En
     assignment = Assignment("profile", key, ())
     size = model_bytes(model_dir, wanted_dtype(settings, assignment))
     engine = PreparedEngine(assignment, model_dir, size, device)
-    return plan_node(settings, [engine], read_capacity()).configs[0]
+    return plan_node(settings, [engine], read_capacity([device.numa_node])).configs[0]

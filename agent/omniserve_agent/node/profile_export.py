@@ -12,6 +12,7 @@ import msgspec
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.profile import Profiled
+from omniserve_agent.node.topology import listed
 from omniserve_agent.scheduling.latency import FEATURES, LatencyModel
 from omniserve_agent.simulation.emulated import device_label, shape_of
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, ModelShape
@@ -42,6 +43,8 @@ def profile_of(uri: str, profiled: Profiled) -> ProfileFile:
     latency = replace(measured.latency, host=widening * measured.latency.host)
     entry = _entry(config, shape_of(described), latency, widening)
     cores = f"cores: {len(config.device_cores)} device, {config.host_workers} host"
+    if config.host_nodes:
+        cores += f" on NUMA node {listed(config.host_nodes)}"
     return ProfileFile(
         local_host=host,
         models={name: entry},

@@ -20,6 +20,7 @@ from omniserve_agent.engine.messages import EngineConfig, Failed, FromEngine, Re
 from omniserve_agent.node.backoff import Backoff, RestartPolicy, Starts, Watchdog
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.engine_link import EngineLink
+from omniserve_agent.node.locality import memory_line
 from omniserve_agent.node.process import end, ended_how, spawn
 
 ENGINE_COMMAND = (sys.executable, "-m", "omniserve_agent.engine")
@@ -165,6 +166,9 @@ class Supervisor:
         if isinstance(message, Ready):
             life.ready_at = life.heard_at
             self._was_ready = True
+            if message.host_memory is not None:
+                line = memory_line(message.host_memory)
+                structlog.get_logger().info(line, engine=self.client.name)
         elif isinstance(message, Failed):
             life.error, life.permanent = message.message, message.permanent
         self.client.receive(message)

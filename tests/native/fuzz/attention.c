@@ -121,11 +121,15 @@ int64_t play_exchange(player *p) {
 
 static int64_t create_workers(player *p) {
   const int32_t cores[] = {near_int(p, 0, 1), near_int(p, 0, 1)};
+  const int32_t nodes[] = {near_int(p, 0, OS_MAX_NODES - 1), 0};
   const os_workers_config config = {.count = near_int(p, 0, 2),
                                     .cores = below(p, 2) ? cores : NULL,
                                     .spin_ns = near_int(p, 0, 1000),
-                                    .batch_priority = below(p, 2)};
+                                    .batch_priority = below(p, 2),
+                                    .node_count = near_int(p, 0, 2),
+                                    .nodes = below(p, 8) ? nodes : NULL};
   if (config.count > 2 && config.count <= 1024) return OS_OK; /* right, and slow */
+  if (config.node_count > 2 && config.node_count <= OS_MAX_NODES) return OS_OK; /* there are two */
   os_workers *made = os_workers_create(below(p, 32) ? &config : NULL);
   const int64_t answer = answer_of(made);
   os_workers_destroy(made);

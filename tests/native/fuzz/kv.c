@@ -22,9 +22,16 @@ static int64_t set_blocks(player *p, os_arena *arena, int32_t seq) {
   return os_seq_set_blocks(arena, seq, first, count, below(p, 16) ? blocks : NULL);
 }
 
+static int64_t describe(os_arena *arena, bool given) {
+  os_layout layout;
+  os_arena_memory memory;
+  const int answer = os_arena_layout(arena, given ? &layout : NULL);
+  CHECK(os_arena_get_memory(arena, given ? &memory : NULL) == answer);
+  return answer;
+}
+
 int64_t play_sequence(player *p) {
   os_arena *arena = some_arena(p);
-  os_layout layout;
   const int32_t seq = some_seq(p);
   switch (below(p, 8)) {
     case 0: return os_seq_open(arena);
@@ -34,7 +41,7 @@ int64_t play_sequence(player *p) {
     case 4: return os_seq_truncate(arena, seq, near(p, 0, TOKENS));
     case 5: return os_seq_length(arena, seq);
     case 6: return os_arena_prefault(arena, some_workers(p));
-    default: return os_arena_layout(arena, below(p, 8) ? &layout : NULL);
+    default: return describe(arena, below(p, 8));
   }
 }
 

@@ -18,7 +18,7 @@ static void open_all(player *p) {
     CHECK(p->arenas[i] && os_seq_open(p->arenas[i]) == 0);
     CHECK(os_seq_set_blocks(p->arenas[i], 0, 0, BLOCKS, (int32_t[]){5, 4, 3, 2, 1, 0}) == OS_OK);
   }
-  p->workers = os_workers_create(&(os_workers_config){.count = 1});
+  p->workers = os_workers_create(&(os_workers_config){.count = 1, .node_count = 1, .nodes = (int32_t[]){0}});
   CHECK(p->workers);
   p->exchange = os_exchange_create(&(os_exchange_config){.arena = p->arenas[1],
                                                          .workers = p->workers,

@@ -1,10 +1,13 @@
 """The node divided: devices, cores, host KV."""
 
+from dataclasses import replace
+
 import pytest
 
 from omniserve_agent.node.capacity import Capacity
 from omniserve_agent.node.cluster.shares import FoundDevice, share_out
 from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.topology import Topology
 from omniserve_agent.settings import Settings
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -43,6 +46,16 @@ def test_gpus_share_the_host_cores():
 def test_an_engine_gets_its_devices_own_host_cores_first():
     shares = share_out(settings(), GPUS, capacity())
     assert set(shares.cores("cuda:1", 6, ()).host) == set(shares.division.engines[1].host)
+
+
+def test_cores_beyond_the_devices_own_come_from_its_numa_node():
+    topology = Topology({core: core // 32 for core in range(64)}, {}, 2)
+    gpus = [FoundDevice(f"cuda:{n}", "a GPU", GIB, GIB, numa_node=n // 2) for n in range(4)]
+    shares = share_out(settings(), gpus, replace(capacity(64), topology=topology))
+    assert [part.host_nodes for part in shares.division.engines] == [(0,), (0,), (1,), (1,)]
+    cores = shares.cores("cuda:2", 20, ())  # 14 of them its own
+    assert set(topology.by_node(cores.host)) == {1}
+    assert cores.host_nodes == (1,)
 
 
 def test_more_host_cores_than_are_free_is_an_error():

@@ -174,8 +174,9 @@ async def serve_node(
     Raises NodeError for what cannot be done here at all.
     """
     review_environment()
-    patience, capacity = patience or Patience(), read_capacity()
-    shares = await _shares(settings, capacity)
+    patience, gpus = patience or Patience(), await _gpus(settings)
+    capacity = read_capacity([gpu.numa_node for gpu in gpus])
+    shares = share_out(settings.engine, gpus, capacity)
     for warning in shares.division.warnings:
         structlog.get_logger().warning(warning)
     context = zmq.asyncio.Context()
@@ -193,20 +194,20 @@ async def serve_node(
             context.destroy(linger=0)
 
 
-async def _shares(settings: NodeSettings, capacity: Capacity) -> Shares:
-    """The devices that are here and what each gets."""
+async def _gpus(settings: NodeSettings) -> list[FoundDevice]:
+    """Those that are here and wanted; NodeError where there is none and one is wanted."""
     wanted = settings.engine.device
     if wanted.startswith("emulated:"):
         raise NodeError(f"--device {wanted}: for experiments with `serve`; use auto, cpu or cuda")
     found = [
-        FoundDevice(f"cuda:{index}", gpu.name, gpu.total_bytes, gpu.free_bytes)
+        FoundDevice(f"cuda:{index}", gpu.name, gpu.total_bytes, gpu.free_bytes, gpu.numa_node)
         for index, gpu in enumerate(await list_gpus(wanted))
     ]
     if wanted.startswith("cuda:"):
         found = [device for device in found if device.id == f"cuda:{int(wanted[5:])}"]
     if wanted.startswith("cuda") and not found:
         raise NodeError(f"--device {wanted}: no such CUDA device was found here; use auto or cpu")
-    return share_out(settings.engine, found, capacity)
+    return found
 
 
 def _tools(

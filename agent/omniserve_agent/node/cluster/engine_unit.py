@@ -26,6 +26,7 @@ from omniserve_agent.node.cores import EngineCores
 from omniserve_agent.node.devices import Device
 from omniserve_agent.node.engine_client import EngineClient
 from omniserve_agent.node.errors import NodeError
+from omniserve_agent.node.locality import cores_line
 from omniserve_agent.node.memory import EngineDemand
 from omniserve_agent.node.model_store import Progress, model_bytes, model_layers
 from omniserve_agent.node.plan import PreparedEngine, engine_config, wanted_dtype
@@ -163,7 +164,9 @@ class EngineUnit:
         sizes = self._tools.memory.reserve(device, self._demand(self.weights_bytes))
         gpu = Device(self._device.id, self._device.free_bytes)
         engine = PreparedEngine(named, model_dir, self.weights_bytes, gpu)
-        return engine_config(self._tools.settings, engine, self.cores, sizes)
+        config = engine_config(self._tools.settings, engine, self.cores, sizes)
+        structlog.get_logger().info(cores_line(config), engine=self.client.name)
+        return config
 
     async def _acquire(self, step: Progress) -> Path:
         """The model, with the hub's token where one is assigned."""

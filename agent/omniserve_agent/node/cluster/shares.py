@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omniserve_agent.node.capacity import Capacity
 from omniserve_agent.node.cluster.assigned import Room
@@ -18,6 +18,7 @@ from omniserve_agent.node.memory import (
     MIB,
     in_mib,
 )
+from omniserve_agent.node.topology import FLAT, Topology
 from omniserve_agent.settings import Settings
 
 
@@ -29,6 +30,7 @@ class FoundDevice:
     kind: str
     memory_bytes: int
     free_bytes: int | None = None  # None: the CPU
+    numa_node: int | None = None  # of a GPU, where the machine tells it
 
     @property
     def cuda(self) -> bool:
@@ -43,6 +45,7 @@ class Shares:
     devices: tuple[FoundDevice, ...]
     division: Division
     host_kv_bytes: int
+    topology: Topology = FLAT
 
     @property
     def host_cores(self) -> tuple[int, ...]:
@@ -60,16 +63,19 @@ class Shares:
         return self.devices[self._index(device_id)]
 
     def cores(self, device_id: str, host_cores: int, taken: Collection[int]) -> EngineCores:
-        """The device's own cores and `host_cores` of those not `taken`, its own part first.
+        """The device's own cores and `host_cores` of those not `taken`: its own part first, then
+        those on the same NUMA nodes.
 
         NodeError where too few are free, which a diff has ruled out before.
         """
         own = self.division.engines[self._index(device_id)]
-        free = [core for core in (*own.host, *self.host_cores) if core not in taken]
+        nodes = {self.topology.node(core) for core in own.host}
+        others = sorted(self.host_cores, key=lambda core: self.topology.node(core) not in nodes)
+        free = [core for core in (*own.host, *others) if core not in taken]
         picked = tuple(sorted(list(dict.fromkeys(free))[:host_cores]))
         if len(picked) < host_cores:
             raise NodeError(f"{host_cores} host cores are assigned and {len(picked)} are free")
-        return EngineCores(own.device, picked, own.host_batch_priority, own.host_spin_us)
+        return replace(own, host=picked, host_nodes=self.topology.memory_nodes(picked))
 
     def _index(self, device_id: str) -> int:
         return [device.id for device in self.devices].index(device_id)
@@ -83,13 +89,20 @@ def share_out(settings: Settings, gpus: Sequence[FoundDevice], capacity: Capacit
         host=settings.host_cores.cores if settings.host_cores else None,
         share=settings.share_cores,
     )
-    division = divide(capacity.cores, count, cuda=bool(gpus), wishes=wishes)
+    division = divide(
+        capacity.cores,
+        count,
+        cuda=bool(gpus),
+        wishes=wishes,
+        topology=capacity.topology,
+        near=[gpu.numa_node for gpu in gpus] or [None],
+    )
     free_bytes = capacity.memory_bytes - _process_bytes(settings, len(gpus))
     host_kv_bytes = _host_kv_bytes(settings, free_bytes, capacity, cuda=bool(gpus))
     if gpus:
-        return Shares(tuple(gpus), division, host_kv_bytes)
+        return Shares(tuple(gpus), division, host_kv_bytes, capacity.topology)
     cpu = FoundDevice("cpu", capacity.cpu_name, max(0, free_bytes - host_kv_bytes))
-    return Shares((cpu,), division, host_kv_bytes)
+    return Shares((cpu,), division, host_kv_bytes, capacity.topology)
 
 
 def _process_bytes(settings: Settings, gpus: int) -> int:
