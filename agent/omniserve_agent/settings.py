@@ -20,6 +20,7 @@ _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40
 _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "int8")
 POLICIES = tuple(policies.POLICIES)
 ADMISSION_MODES = tuple(str(mode) for mode in AdmissionMode)
 DRAFTS = ("off", "prompt_lookup")

@@ -20,6 +20,7 @@ from omniserve_native.library import (
     NativeError,
     Status,
     isa_name,
+    library_file,
 )
 from omniserve_native.workers import Workers, WorkersStats
 
@@ -48,4 +49,5 @@ __all__ = [
     "WorkersStats",
     "dense_supported",
     "isa_name",
+    "library_file",
 ]

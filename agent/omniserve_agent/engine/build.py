@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import msgspec
 import torch
 
 import omniserve_native as native
@@ -29,6 +28,7 @@ from omniserve_agent.engine.kv.arena_copies import ArenaCopies
 from omniserve_agent.engine.kv.blocks import BlockPool
 from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.engine.kv.host_store import ArenaStore
+from omniserve_agent.engine.kv.sizes import block_bytes, host_kv_type, token_bytes
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
@@ -39,7 +39,12 @@ from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
-from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
+from omniserve_agent.engine.profiles import (
+    load_profile,
+    measured_engine,
+    profile_key,
+    save_profile,
+)
 from omniserve_agent.engine.profiling import (
     Observation,
     base_model,
@@ -61,7 +66,6 @@ from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
-PROFILE_DEVICE_BLOCKS, PROFILE_HOST_BLOCKS = 256, 1024
 PROFILE_REQUESTS, PROFILE_STEPS = 12, 20_000
 HOST_READ_BYTES_PER_S = 10e9  # per worker, where the profile could not measure it
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
@@ -371,18 +375,11 @@ def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
 ) -> Measured:
     """Measure the device: curves of the dense modules, then seeded mixes in a small engine."""
-    base = base_model(model, progress, largest_iteration(config))
-    block = block_bytes(model, NATIVE_DTYPES[model.dtype])
-    small = msgspec.structs.replace(
-        config,
-        device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block),
-        host_kv_bytes=min(config.host_kv_bytes, PROFILE_HOST_BLOCKS * block),
-        pipeline_depth=0,
-        drafts="off",
-    )
+    small = measured_engine(config, model)
+    base = base_model(model, progress, largest_iteration(small))
     parts = Parts.of(small, model, None)
     parts.helpers = helpers
-    engine = parts.engine(None)
+    engine = parts.engine(None, NoDrafts())
     try:
         seen = _mixed_load_seen(engine, progress)
         engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
@@ -446,22 +443,6 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         scale=model.config.head_size**-0.5,
         host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
     )
-
-
-def host_kv_type(config: EngineConfig, model: Model) -> native.DType:
-    """How host KV is stored."""
-    return native.DType.I8 if config.kv_cache_dtype == "int8" else NATIVE_DTYPES[model.dtype]
-
-
-def token_bytes(config: EngineConfig, model: Model) -> float:
-    """Bytes of one token's host KV over all layers."""
-    return block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
-
-
-def block_bytes(model: Model, kv_type: native.DType) -> int:
-    """Bytes of one block over all layers."""
-    shape = model.config
-    return 2 * shape.layers * shape.kv_heads * BLOCK_TOKENS * kv_type.head_bytes(shape.head_size)
 
 
 def _blocks(tier: str, size_bytes: int, model: Model, kv_type: native.DType) -> int:
