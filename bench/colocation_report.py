@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from colocation_figures import (
     be_ratio,
     row,
 )
-from colocation_setup import Device
+from colocation_setup import ABLATIONS, Device
 
 OURS, ALONE = "omniserve", "ls_alone"
 POINTS, RATIO = "attainment_points", "be_tokens_ratio"
@@ -76,7 +76,13 @@ def rows_and_ratios(run: Run) -> dict[str, Any]:
             for load, policy, cells in run.pairs()
         ],
         "ratios": list(_ratios(run)),
+        "notes": _notes({policy for _, policy, _ in run.pairs()}),
     }
+
+
+def _notes(policies: Collection[str]) -> dict[str, str]:
+    """What must be known of a row, by its policy."""
+    return {row.name: row.note for row in ABLATIONS if row.note and row.name in policies}
 
 
 def _ratios(run: Run) -> Iterator[dict[str, Any]]:
@@ -113,6 +119,7 @@ def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
         f"ls_alone attains {contents['objective']:.0%} (the objective) up to "
         f"{contents['highest_rate']:.2f} requests/s; "
         + ", ".join(f"{load} {rate:.2f}/s" for load, rate in rates.items()),
+        *(f"{policy}: {note}" for policy, note in contents["notes"].items()),
     ]
     figures = Table(*COLUMNS)
     points = {(r["load"], r["policy"]): r for r in contents["ratios"] if r["metric"] == POINTS}

@@ -37,6 +37,7 @@ def engine_settings(
     policy: flags.Policy = "omniserve",
     admission: flags.Admission = "reject",
     drafts: flags.Drafts = "off",
+    without: flags.Without = None,
 ) -> Settings:
     """What the engines are told; a command adds what is its own."""
     return Settings(
@@ -61,6 +62,7 @@ def engine_settings(
         policy=policy,
         admission=admission,
         drafts=drafts,
+        without=tuple(without or ()),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from omniserve_agent.engine.messages import SWITCHABLE as SWITCHABLE
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.simulation.emulated import check_profile, profile_name
@@ -71,6 +72,7 @@ class Settings:
     policy: str = "omniserve"
     admission: str = "reject"
     drafts: str = "off"
+    without: tuple[str, ...] = ()
     be_retries: int = 3
     drain_grace_s: float = 30.0
     cors_origins: tuple[str, ...] = ()

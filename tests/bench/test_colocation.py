@@ -15,8 +15,9 @@ from colocation_figures import (
     row,
 )
 from colocation_report import Run, rows_and_ratios, table
-from colocation_setup import CPU, CUDA, EMULATED, POLICY_ROWS
+from colocation_setup import ABLATIONS, CPU, CUDA, EMULATED, POLICY_ROWS
 from colocation_traces import LONG_EVERY, be_backlog, ls_trace
+from omniserve_agent import cli
 from store import Store, digest_of_files
 
 SLO = Slo(100.0, 10.0)
@@ -217,3 +218,29 @@ def test_the_factor_and_the_objective_of_the_device_are_told():
     head, _ = table(run, contents)
     assert "3 times ls_alone's median" in head
     assert "90% (the objective)" in head
+
+
+@pytest.mark.parametrize("row", [*POLICY_ROWS, *ABLATIONS], ids=lambda row: row.name)
+def test_every_row_is_a_server_that_can_be_started(row, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    assert cli.main(["serve", "-f", "services.yaml", *EMULATED.flags, *row.flags]) == 0
+    assert seen
+
+
+def test_what_the_issue_names_can_be_switched():
+    names = " ".join(row.name for row in ABLATIONS)
+    for feature in (
+        *("drafts", "sweeps", "same-iteration joins", "layer-major prefill", "residency"),
+        *("int8 KV", "admission", "error budget"),
+    ):
+        assert feature in names
+
+
+def test_what_must_be_known_of_a_row_is_told_where_it_is():
+    good = cell([seen(ttft_ms=10, tpot_ms=10)] * 100)
+    cells = {("heavy", name): [cell([seen()], 100)] for name in ("omniserve", "omniserve + drafts")}
+    run = Run(EMULATED, calibrate(good, {2.0: good}), cells, 0)
+    contents = rows_and_ratios(run)
+    assert list(contents["notes"]) == ["omniserve + drafts"]
+    assert "omniserve + drafts: random prompts" in table(run, contents)[0]

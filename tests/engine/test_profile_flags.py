@@ -25,6 +25,7 @@ FLAGS = (
     *("--device-cores", CORE, "--host-cores", CORE, "--share-cores"),
     *("--device-kv", "32Mi", "--host-kv", "32Mi", "--slots", "16", "--max-device-rows", "24"),
     *("--join-lanes", "4", "--ls-prefill-rows", "24", "--be-prefill-rows", "12"),
+    *("--without", "sweeps"),
 )
 
 
@@ -104,7 +105,9 @@ def of_profile(model_dir, monkeypatch, tmp_path):
     ids=str,
 )
 def test_the_same_flags_make_the_same_engine(of_a_server, of_profile, model, flags):
-    assert of_profile(*flags) == of_a_server(**model)
+    config = of_profile(*flags)
+    assert config == of_a_server(**model)
+    assert config.without == ["sweeps"]
 
 
 def test_what_a_server_measured_is_found(of_a_server, of_profile, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_the_key_names_what_a_profile_depends_on(key, config):
         {"model_dir": "y"},
         {"policy": "omniserve", "admission": "reject"},
         {"be_device_residency": False},
-        {"max_waiting": 9},
+        {"max_waiting": 9, "without": ["sweeps"]},
         {"device_kv_bytes": 8 << 30},  # far more than is measured
         {"profile_dir": "z", "to_engine": "ipc://a"},
     ],

@@ -61,6 +61,7 @@ from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import fit
+from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps, Policy
 from omniserve_agent.simulation.emulated import profile_name
 
@@ -200,6 +201,8 @@ class Parts:
             return FixedCaps(self.caps()), None
         machine = machine_of(self.config, self.model, measured, self.caps())
         policy = policies.make(self.config.policy, machine)
+        if isinstance(policy, Omniserve):
+            policy.error_budget.enabled = "error-budget" not in self.config.without
         mode = AdmissionMode(self.config.admission)
         return policy, policies.gate_for(policy, machine, mode)
 
@@ -301,6 +304,8 @@ class Parts:
             ls_prefill_rows=config.ls_prefill_rows,
             be_prefill_rows=config.be_prefill_rows,
             be_device_residency=config.be_device_residency,
+            be_host_admissions="host-prompts" not in config.without,
+            sweeps="sweeps" not in config.without,
         )
 
     def _limits(self) -> IntakeLimits:
@@ -442,6 +447,7 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         dtype=NATIVE_DTYPES[model.dtype],
         scale=model.config.head_size**-0.5,
         host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
+        later_joins="same-iteration-joins" in config.without,
     )
 
 

@@ -31,6 +31,7 @@ UNMEASURED: dict[str, object] = {
     "be_device_residency": True,
     "max_waiting": 256,
     "pipeline_depth": 0,
+    "without": [],
     "policy": "fixed_caps",
     "admission": "off",
     "profile_dir": "",
