@@ -166,9 +166,9 @@ typedef struct {
   int32_t host_residual; /* 1: slots hold the residual here; 0: the device keeps it by slot index */
   int32_t split_tokens;  /* KV is split into ranges of at least this many tokens, only when items
                             are fewer than twice the workers; 0 = default (256) */
+  float scale;
   int32_t later_joins;   /* 1: a hop is not picked in the iteration that submitted it, unless that
                             waits; for experiments */
-  float scale;
 } os_exchange_config;
 
 typedef struct {
