@@ -2,8 +2,9 @@
 
 First `ls_alone` is run over a range of rates: SLOs and loads follow from it (design.md, section 9).
 Then policies take turns, round by round; a server keeps its BE backlog over the loads of a round.
-Finished cells are kept in bench/out/colocation.rounds.jsonl and skipped by the next call. Results:
-bench/out/colocation.json, plots and a table.
+Finished cells are kept in bench/out/colocation.rounds.jsonl and skipped by the next call, until the
+code that they depend on changes. Results: bench/out/colocation.json (of the emulated device; else
+colocation_cpu.json, colocation_cuda.json), plots and a table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.console import Console
 
 import report
 from colocation_client import CellFigures
+from colocation_code import code
 from colocation_figures import Calibration, be_rate, calibrate
 from colocation_report import Run, rows_and_ratios, table
 from colocation_session import LS_WARM_S, Cell, Session
@@ -86,6 +88,7 @@ class Plan:
     calibration_s: float
     be_alone_s: float
     seed: int
+    code: str
     commit: str
 
     def key(self, row: PolicyRow, name: str, rate: float, seconds: float, number: int) -> Key:
@@ -109,7 +112,7 @@ class Plan:
             "round": number,
             "seed": self.seed,
             "settings": digest(settings, overflow),
-            "commit": self.commit,
+            "code": self.code,
         }
 
 
@@ -210,6 +213,7 @@ class Benchmark:
 
     def _cell(self, key: Key, trace: Sequence[LsRequest]) -> Cell:
         def done(figures: CellFigures) -> None:
+            figures.commit = self.plan.commit
             last = self.store.discarded(key) == ATTEMPTS - 1
             again = figures.stolen_share > MOST_STOLEN and not last
             (self.store.discard if again else self.store.add)(key, figures)
@@ -284,6 +288,11 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
     return Run(plan.device, calibration, cells, plan.seed)
 
 
+def result_name(device: Device) -> str:
+    """Of the result file: design.md, section 10, names that of the comparison with bars."""
+    return "colocation" if device.name == "emulated" else f"colocation_{device.name}"
+
+
 def _stretches(device: Device) -> list[Stretch]:
     return [replace(s, seconds=device.patience * s.seconds) if s.name == HEAVY else s for s in FULL]
 
@@ -298,7 +307,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         rows = [POLICY_ROWS[0], *rows]
     if options.quick:
         device = replace(device, rates=device.rates[2:7:2])
-        return Plan(device, rows[:4], (), QUICK, 1, 6.0, 10.0, options.seed, report.commit())
+        return Plan(
+            device, rows[:4], (), QUICK, 1, 6.0, 10.0, options.seed, code(), report.commit()
+        )
     return Plan(
         device,
         rows,
@@ -308,6 +319,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         device.patience * CALIBRATION_S,
         30.0,
         options.seed,
+        code(),
         report.commit(),
     )
 
@@ -349,7 +361,7 @@ def main() -> int:
     run = _collect(benchmark, calibration)
     contents = rows_and_ratios(run)
     console.print(*table(run, contents))
-    report.write("colocation", contents, seed=plan.seed)
+    console.print(f"written: {report.write(result_name(plan.device), contents, seed=plan.seed)}")
     _plot(contents, console)
     return 0 if complete else CALL_AGAIN
 

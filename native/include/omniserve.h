@@ -184,6 +184,8 @@ typedef struct {
   int32_t split_tokens;  /* KV is split into ranges of at least this many tokens, only when items
                             are fewer than twice the workers; 0 = default (256) */
   float scale;
+  int32_t later_joins;   /* 1: a hop is not picked in the iteration that submitted it, unless that
+                            waits; for experiments */
 } os_exchange_config;
 
 typedef struct {

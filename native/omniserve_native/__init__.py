@@ -20,6 +20,7 @@ from omniserve_native.library import (
     NativeError,
     Status,
     isa_name,
+    library_file,
 )
 from omniserve_native.memory import ArenaMemory, Policy
 from omniserve_native.workers import Workers, WorkersStats
@@ -51,4 +52,5 @@ __all__ = [
     "WorkersStats",
     "dense_supported",
     "isa_name",
+    "library_file",
 ]

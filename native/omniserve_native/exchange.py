@@ -17,7 +17,8 @@ Int32s = npt.NDArray[np.int32]
 @dataclass(frozen=True, slots=True)
 class ExchangeConfig:
     """Shape of an exchange. `split_tokens` 0 is the library's default; `host_residual` False: the
-    device keeps residuals by slot index."""
+    device keeps residuals by slot index; `later_joins`: no hop joins in the iteration in which it
+    left, unless that waits."""
 
     slots: int
     q_heads: int
@@ -26,6 +27,7 @@ class ExchangeConfig:
     scale: float
     host_residual: bool = True
     split_tokens: int = 0
+    later_joins: bool = False
 
     def native(self, arena: Arena, workers: Workers) -> Pointer:
         """The `os_exchange_config *`."""

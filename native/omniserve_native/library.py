@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import IntEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -104,6 +105,11 @@ def isa_name() -> str:
     """ISA path in use; see OMNISERVE_ISA. Raises NativeError when that cannot be had."""
     name: bytes = ffi.string(created(lib.os_isa_name()))
     return name.decode()
+
+
+def library_file() -> Path:
+    """The compiled library: what it holds is what runs."""
+    return Path(_omniserve.__file__)
 
 
 def pointer(address: int) -> Pointer:

@@ -257,6 +257,11 @@ static void count_pick(os_exchange *x, const slot *s, int64_t iteration) {
   if (s->iteration == iteration) x->stats.same_iteration++;
 }
 
+/* Whether it came back in the iteration in which it left, and may not join there. */
+static bool too_early(const os_exchange *x, const slot *s, const os_pick *p) {
+  return x->config.later_joins && p->wait_ns == 0 && s->iteration == p->iteration;
+}
+
 int os_pick_run(os_exchange *x, const os_pick *p) {
   *p->rows = 0;
   if (p->max_rows == 0) return 0;
@@ -269,7 +274,7 @@ int os_pick_run(os_exchange *x, const os_pick *p) {
   for (int32_t index = x->lines[p->layer].first, next; index != OS_NONE; index = next) {
     slot *s = &x->slots[index];
     next = s->next;
-    if (s->state != SLOT_READY) continue;
+    if (s->state != SLOT_READY || too_early(x, s, p)) continue;
     if (*p->rows + s->row.q_len > p->max_rows) break; /* those behind it must not overtake */
     write_rows(&o, s->o, s->row.q_len);
     if (p->residual) write_rows(&residual, s->residual, s->row.q_len);

@@ -1,7 +1,10 @@
-"""The co-location benchmark's arithmetic and its memory of finished cells."""
+"""The co-location benchmark's arithmetic, its memory of finished cells and what it writes."""
 
 import pytest
 
+import colocation
+import colocation_code
+import report
 from colocation_client import CellFigures, LsResult
 from colocation_figures import (
     Slo,
@@ -11,8 +14,10 @@ from colocation_figures import (
     not_rising,
     row,
 )
-from colocation_setup import EMULATED
+from colocation_report import Run, rows_and_ratios, table
+from colocation_setup import ABLATIONS, CPU, CUDA, EMULATED, POLICY_ROWS
 from colocation_traces import LONG_EVERY, be_backlog, ls_trace
+from omniserve_agent import cli
 from store import Store, digest_of_files
 
 SLO = Slo(100.0, 10.0)
@@ -55,6 +60,7 @@ def test_a_row_counts_refusals_as_offered():
     assert (made["refused_share"], made["failed_share"]) == (0.25, 0.25)
     assert (made["be_tokens_per_s"], made["ceiling"]) == (10.0, "prefill")
     assert (made["tpot_ms_p50"], made["tpot_ms_p99"]) == (5, 20)
+    assert made["commits"] == [""]
 
 
 def test_the_slo_and_the_highest_rate_fit_each_other():
@@ -153,3 +159,88 @@ def test_a_change_in_any_file_under_a_folder_is_another_digest(tmp_path):
     assert digest_of_files([tmp_path]) == before
     (tmp_path / "data" / "a.toml").write_text("2")
     assert digest_of_files([tmp_path]) != before
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """The files that a cell depends on, and one of documentation."""
+    names = ("agent/omniserve_agent/a.py", "native/src/a.c", "native/omniserve_native/build.py")
+    for name in (*names, "native/include/a.h", "docs/a.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("agent/omniserve_agent/a.py", True),
+        ("native/src/a.c", True),
+        ("native/include/a.h", True),
+        ("native/omniserve_native/build.py", True),
+        ("docs/a.md", False),
+    ],
+)
+def test_a_cell_is_measured_again_where_its_code_changes(tree, changed, again):
+    def key():
+        plan = colocation.Plan(
+            EMULATED, (), (), (), 1, 1.0, 1.0, 0, colocation_code.code(), "a-dirty"
+        )
+        return plan.key(POLICY_ROWS[0], "heavy", 1.0, 2.0, 0)
+
+    before = key()
+    assert key() == before
+    (tree / changed).write_text("after")
+    assert (key() != before) is again
+
+
+def test_files_of_the_benchmark_that_shape_a_cell_exist():
+    for name in colocation_code.SHAPING:
+        assert (report.ROOT / "bench" / name).is_file(), name
+
+
+def test_each_device_has_a_result_file_of_its_own():
+    names = [colocation.result_name(device) for device in (EMULATED, CPU, CUDA)]
+    assert names == ["colocation", "colocation_cpu", "colocation_cuda"]
+
+
+def test_the_factor_and_the_objective_of_the_device_are_told():
+    good = cell([seen(ttft_ms=10, tpot_ms=10)] * 100)
+    calibration = calibrate(good, {2.0: good}, CPU.tpot_factor, CPU.objective)
+    measured = cell([seen()], 100)
+    measured.commit = "abc"
+    run = Run(CPU, calibration, {("heavy", "omniserve"): [measured]}, 0)
+    contents = rows_and_ratios(run)
+    assert (contents["slo"]["tpot_factor"], contents["slo"]["ttft_factor"]) == (3.0, 3.0)
+    assert contents["objective"] == 0.9
+    assert contents["rows"][0]["commits"] == ["abc"]
+    head, _ = table(run, contents)
+    assert "3 times ls_alone's median" in head
+    assert "90% (the objective)" in head
+
+
+@pytest.mark.parametrize("row", [*POLICY_ROWS, *ABLATIONS], ids=lambda row: row.name)
+def test_every_row_is_a_server_that_can_be_started(row, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    assert cli.main(["serve", "-f", "services.yaml", *EMULATED.flags, *row.flags]) == 0
+    assert seen
+
+
+def test_what_the_issue_names_can_be_switched():
+    names = " ".join(row.name for row in ABLATIONS)
+    for feature in (
+        *("drafts", "sweeps", "same-iteration joins", "layer-major prefill", "residency"),
+        *("int8 KV", "admission", "error budget"),
+    ):
+        assert feature in names
+
+
+def test_what_must_be_known_of_a_row_is_told_where_it_is():
+    good = cell([seen(ttft_ms=10, tpot_ms=10)] * 100)
+    cells = {("heavy", name): [cell([seen()], 100)] for name in ("omniserve", "omniserve + drafts")}
+    run = Run(EMULATED, calibrate(good, {2.0: good}), cells, 0)
+    contents = rows_and_ratios(run)
+    assert list(contents["notes"]) == ["omniserve + drafts"]
+    assert "omniserve + drafts: random prompts" in table(run, contents)[0]

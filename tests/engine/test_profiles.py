@@ -20,6 +20,7 @@ from omniserve_agent.scheduling import latency
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import FEATURES, Curve, LatencyModel
 from omniserve_agent.scheduling.omniserve import Omniserve
+from omniserve_native import library_file
 from support.fake_engine import make_engine, submit
 from support.real_engine import check_same, engine_for, generate
 from support.tiny_models import TINY_MODELS
@@ -67,17 +68,80 @@ def test_the_first_start_profiles_and_the_next_one_does_not(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_key_names_what_a_profile_depends_on(tiny_model_dir):
+@pytest.fixture
+def key(tiny_model_dir):
+    """`key(**config)`: of the profile of a tiny model's engine."""
     with engine_for(tiny_model_dir(TINY_MODELS[0])) as engine:
-        config = EngineConfig(model_dir="x", device_cores=[0])
         model = engine.executor.model
-        key = profile_key(config, model)
-        assert profile_key(EngineConfig(model_dir="y", device_cores=[1]), model) == key
-        assert profile_key(EngineConfig(model_dir="x", device_cores=[0, 1]), model) != key
-        further = EngineConfig(model_dir="x", device_cores=[0], ls_prefill_rows=512)
-        assert profile_key(further, model) != key
-        other = replace(model, config=replace(model.config, hidden_size=1))
-        assert profile_key(config, other) != key
+    base = {"model_dir": "x", "device_cores": [0], "host_cores": [1]}
+    return lambda of=model, **config: profile_key(EngineConfig(**(base | config)), of)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"device_cores": [1]},
+        {"device_cores": [0, 1]},
+        {"host_cores": [2]},
+        {"host_workers": 2},
+        {"host_spin_us": 1000},
+        {"host_batch_priority": True},
+        {"kv_cache_dtype": "int8"},
+        {"attention": "torch"},
+        {"slots": 8},
+        {"max_device_rows": 160},
+        {"join_lanes": 4},
+        {"ls_prefill_rows": 512},
+        {"be_prefill_rows": 256},
+        {"drafts": "prompt_lookup"},
+        {"device_kv_bytes": 1 << 20},
+        {"host_kv_bytes": 1 << 20},
+    ],
+    ids=str,
+)
+def test_the_key_names_what_a_profile_depends_on(key, config):
+    assert key(**config) != key()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_dir": "y"},
+        {"policy": "omniserve", "admission": "reject"},
+        {"be_device_residency": False},
+        {"max_waiting": 9, "without": ["sweeps"]},
+        {"device_kv_bytes": 8 << 30},  # far more than is measured
+        {"profile_dir": "z", "to_engine": "ipc://a"},
+    ],
+    ids=str,
+)
+def test_and_nothing_else(key, config):
+    assert key(**config) == key()
+
+
+def test_the_key_names_the_model(key, tiny_model_dir):
+    with engine_for(tiny_model_dir(TINY_MODELS[0]), max_model_len=100) as engine:
+        shorter = engine.executor.model
+    wider = replace(shorter, config=replace(shorter.config, hidden_size=1))
+    assert len({key(), key(shorter), key(wider)}) == 3
+
+
+@pytest.mark.parametrize("which", ["library", "kernel.so", "loop.py"])
+def test_the_key_names_the_code(key, monkeypatch, tmp_path, which):
+    """Another build of the native library, another fit or another engine: measured again."""
+    files = [tmp_path / name for name in ("library", "kernel.so", "loop.py")]
+    for file in files:
+        file.write_text("before")
+    monkeypatch.setattr(profiles, "_code", lambda: files)
+    before = key()
+    assert key() == before
+    (tmp_path / which).write_text("after")
+    assert key() != before
+
+
+def test_the_code_is_the_engine_the_fit_and_the_native_library():
+    names = {path.name for path in profiles._code()}
+    assert {library_file().name, "latency.py", "layer_loop.py", "profiling.py"} <= names
 
 
 def test_a_profile_of_another_format_is_measured_anew(tiny_model_dir, monkeypatch):

@@ -182,6 +182,21 @@ def test_same_iteration_joins_are_counted(client: Client) -> None:
     assert (stats.picked, stats.same_iteration) == (2, 1)
 
 
+def test_joins_may_be_kept_for_later_iterations(arena: Arena, workers: Workers) -> None:
+    config = ExchangeConfig(4, Q_HEADS, HIDDEN, DType.F32, SCALE, later_joins=True)
+    with Exchange(config, arena, workers) as exchange:
+        client = Client(exchange)
+        slot = client.open()
+        exchange.begin(slot, 0, 1)
+        client.submit(0, [slot], [1], iteration=4)
+        while not exchange.stats().ready:
+            pass
+        assert client.pick(0, wait_s=0, iteration=4).slots == []
+        assert client.pick(0, wait_s=0, iteration=5).slots == [slot]
+        client.submit(1, [slot], [1], iteration=5)
+        assert client.pick(1, iteration=5).slots == [slot]  # an iteration that waits has them
+
+
 def test_a_slot_closed_in_flight_comes_back_stale(client: Client, workers: Workers) -> None:
     kept, dropped = client.open(), client.open()
     workers.pause()

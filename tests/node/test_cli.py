@@ -117,6 +117,18 @@ def test_flags_win_over_the_environment(settings, monkeypatch, tmp_path):
     assert len(result.model_roots) == 2
 
 
+def test_what_an_experiment_goes_without(settings, capsys):
+    arguments = ["--without", "sweeps", "--without", "error-budget"]
+    assert cli.main(["serve", "-f", "a.yaml", *arguments]) == 0
+    assert settings[0].without == ("sweeps", "error-budget")
+    assert cli.main(["serve", "-f", "a.yaml", "--without", "sleep"]) == 2
+    line = one_line(capsys)
+    assert "--without: 'sleep'" in line
+    assert "same-iteration-joins" in line
+    assert cli.main(["serve", "--help"]) == 0
+    assert "--without" not in capsys.readouterr().out  # of no use to whoever serves
+
+
 def test_defaults(settings, monkeypatch):
     monkeypatch.delenv("OMNISERVE_CACHE_DIR", raising=False)
     assert cli.main(["serve", "-f", "a.yaml"]) == 0

@@ -13,6 +13,7 @@ from omniserve_agent import cli
 from omniserve_agent.engine.measured import Measured
 from omniserve_agent.engine.messages import EngineConfig
 from omniserve_agent.node import profile as node
+from omniserve_agent.node.assignments import EngineKey
 from omniserve_agent.node.errors import NodeError
 from omniserve_agent.node.profile_export import profile_of
 from omniserve_agent.profile_command import draw, show
@@ -38,8 +39,8 @@ def child(*lines):
 
 @pytest.fixture
 def run(monkeypatch):
-    async def config(settings, uri, progress):
-        return {"model_dir": uri}
+    async def config(settings, key, progress):
+        return {"model_dir": key.uri}
 
     monkeypatch.setattr(node, "_engine_config", config)
 
@@ -47,7 +48,7 @@ def run(monkeypatch):
         steps = []
         found = node.profile(
             Settings(files=()),
-            "file:///model",
+            EngineKey("file:///model", None, "auto", "auto", None, None, None),
             lambda stage, fraction: steps.append((stage, fraction)),
             fresh=False,
             command=child(*lines),

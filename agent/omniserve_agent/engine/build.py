@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import msgspec
 import torch
 
 import omniserve_native as native
@@ -30,6 +29,7 @@ from omniserve_agent.engine.kv.arena_copies import ArenaCopies
 from omniserve_agent.engine.kv.blocks import BlockPool
 from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.engine.kv.host_store import ArenaStore
+from omniserve_agent.engine.kv.sizes import block_bytes, host_kv_type, token_bytes
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.kv.torch_copies import TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
@@ -40,7 +40,12 @@ from omniserve_agent.engine.model.errors import ModelError
 from omniserve_agent.engine.model.model import Model
 from omniserve_agent.engine.model.native_layers import is_native
 from omniserve_agent.engine.model.weights import load_model
-from omniserve_agent.engine.profiles import load_profile, profile_key, save_profile
+from omniserve_agent.engine.profiles import (
+    load_profile,
+    measured_engine,
+    profile_key,
+    save_profile,
+)
 from omniserve_agent.engine.profiling import (
     Observation,
     base_model,
@@ -57,12 +62,12 @@ from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.latency import fit
+from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps, Policy
 from omniserve_agent.simulation.emulated import profile_name
 
 BLOCK_TOKENS = native.BLOCK_TOKENS
 MIN_BLOCKS = 4
-PROFILE_DEVICE_BLOCKS, PROFILE_HOST_BLOCKS = 256, 1024
 PROFILE_REQUESTS, PROFILE_STEPS = 12, 20_000
 HOST_READ_BYTES_PER_S = 10e9  # per worker, where the profile could not measure it
 HELPER_SPIN_NS = 100_000  # the device thread comes back with the next product within this time
@@ -211,6 +216,8 @@ class Parts:
             return FixedCaps(self.caps()), None
         machine = machine_of(self.config, self.model, measured, self.caps())
         policy = policies.make(self.config.policy, machine)
+        if isinstance(policy, Omniserve):
+            policy.error_budget.enabled = "error-budget" not in self.config.without
         mode = AdmissionMode(self.config.admission)
         return policy, policies.gate_for(policy, machine, mode)
 
@@ -312,6 +319,8 @@ class Parts:
             ls_prefill_rows=config.ls_prefill_rows,
             be_prefill_rows=config.be_prefill_rows,
             be_device_residency=config.be_device_residency,
+            be_host_admissions="host-prompts" not in config.without,
+            sweeps="sweeps" not in config.without,
         )
 
     def _limits(self) -> IntakeLimits:
@@ -386,18 +395,11 @@ def profile(
     config: EngineConfig, model: Model, helpers: native.Workers | None, progress: Progress
 ) -> Measured:
     """Measure the device: curves of the dense modules, then seeded mixes in a small engine."""
-    base = base_model(model, progress, largest_iteration(config))
-    block = block_bytes(model, NATIVE_DTYPES[model.dtype])
-    small = msgspec.structs.replace(
-        config,
-        device_kv_bytes=min(config.device_kv_bytes, PROFILE_DEVICE_BLOCKS * block),
-        host_kv_bytes=min(config.host_kv_bytes, PROFILE_HOST_BLOCKS * block),
-        pipeline_depth=0,
-        drafts="off",
-    )
+    small = measured_engine(config, model)
+    base = base_model(model, progress, largest_iteration(small))
     parts = Parts.of(small, model, None)
     parts.helpers = helpers
-    engine = parts.engine(None)
+    engine = parts.engine(None, NoDrafts())
     try:
         seen = _mixed_load_seen(engine, progress)
         engine.policy = FixedCaps(replace(parts.caps(), be_device_residency=False))
@@ -460,23 +462,8 @@ def _exchange_config(config: EngineConfig, model: Model) -> native.ExchangeConfi
         dtype=NATIVE_DTYPES[model.dtype],
         scale=model.config.head_size**-0.5,
         host_residual=_native_attention(config) or isinstance(model, EmulatedModel),
+        later_joins="same-iteration-joins" in config.without,
     )
-
-
-def host_kv_type(config: EngineConfig, model: Model) -> native.DType:
-    """How host KV is stored."""
-    return native.DType.I8 if config.kv_cache_dtype == "int8" else NATIVE_DTYPES[model.dtype]
-
-
-def token_bytes(config: EngineConfig, model: Model) -> float:
-    """Bytes of one token's host KV over all layers."""
-    return block_bytes(model, host_kv_type(config, model)) / BLOCK_TOKENS
-
-
-def block_bytes(model: Model, kv_type: native.DType) -> int:
-    """Bytes of one block over all layers."""
-    shape = model.config
-    return 2 * shape.layers * shape.kv_heads * BLOCK_TOKENS * kv_type.head_bytes(shape.head_size)
 
 
 def _blocks(tier: str, size_bytes: int, model: Model, kv_type: native.DType) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from omniserve_agent.engine.messages import EngineConfig
+from omniserve_agent.engine.messages import SWITCHABLE, EngineConfig
 from omniserve_agent.scheduling.admission import AdmissionMode
 from omniserve_agent.scheduling.policies import POLICIES
 from omniserve_agent.simulation.emulated import check_profile, profile_name
@@ -64,3 +64,6 @@ def _bad_choices(config: EngineConfig) -> Iterator[str]:
         value = getattr(config, name)
         if value not in values:
             yield f"{name} is {value!r}; use {', '.join(str(one) for one in values)}"
+    for feature in config.without:
+        if feature not in SWITCHABLE:
+            yield f"without has {feature!r}; use some of {', '.join(SWITCHABLE)}"

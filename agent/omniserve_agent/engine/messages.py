@@ -235,6 +235,10 @@ class Explained(msgspec.Struct, frozen=True, tag="explained"):
 FromEngine = Loading | Ready | Outputs | Refused | Failed | Stats | Explained
 
 
+# What an engine can go without, to show what it is worth.
+SWITCHABLE = ("sweeps", "same-iteration-joins", "host-prompts", "error-budget")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine process is told at start, as JSON on its command line's `--config`."""
 
@@ -264,6 +268,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     admission: str = "off"  # off, reject, queue: LS requests that are predicted to miss
     profile_dir: str = ""  # where latency profiles are kept; empty: not kept
     drafts: str = "off"  # off, prompt_lookup: guessed tokens behind offloaded rows
+    without: list[str] = []  # of SWITCHABLE
     to_engine: str = ""  # ZeroMQ endpoints
     from_engine: str = ""
     stats_interval_s: float = 0.5

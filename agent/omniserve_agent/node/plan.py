@@ -105,6 +105,7 @@ def engine_config(
         admission=settings.admission,
         profile_dir=str(settings.cache_dir / "profiles"),
         drafts=settings.drafts,
+        without=list(settings.without),
     )
 
 

@@ -43,14 +43,14 @@ class _Line(msgspec.Struct):
 
 async def profile(
     settings: Settings,
-    uri: str,
+    key: EngineKey,
     progress: Progress,
     *,
     fresh: bool,
     command: Sequence[str] = COMMAND,
 ) -> Profiled:
-    """The model `uri` on this machine's device. Raises NodeError."""
-    config = await _engine_config(settings, uri, progress)
+    """The engine of `key` on this machine's device, as if there were no other. Raises NodeError."""
+    config = await _engine_config(settings, key, progress)
     program = [*command, "--config", msgspec.json.encode(config).decode()]
     process = await spawn([*program, *(["--fresh"] if fresh else [])], stdout=PIPE)
     try:
@@ -59,7 +59,7 @@ async def profile(
     finally:
         await end(process)
     if last.profile is None:
-        raise NodeError(f"profiling {uri}: {last.error or ended_how(code)}")
+        raise NodeError(f"profiling {key.uri}: {last.error or ended_how(code)}")
     return Profiled(config, last.profile)
 
 
@@ -76,12 +76,11 @@ async def _last_line(process: Process, progress: Progress) -> _Line:
     return last
 
 
-async def _engine_config(settings: Settings, uri: str, progress: Progress) -> EngineConfig:
+async def _engine_config(settings: Settings, key: EngineKey, progress: Progress) -> EngineConfig:
     (device,) = pick(settings.device, await list_gpus(settings.device), 1)
     store = ModelStore(settings.cache_dir, settings.allowed_packages, settings.model_roots)
-    model_dir = await store.prepare(uri, progress)
+    model_dir = await store.prepare(key.uri, progress)
     device = holding(device, model_dir)
-    key = EngineKey(uri, None, settings.dtype, "auto", None, None, None)
     assignment = Assignment("profile", key, ())
     size = model_bytes(model_dir, wanted_dtype(settings, assignment))
     engine = PreparedEngine(assignment, model_dir, size, device)

@@ -35,6 +35,7 @@ class FixedCaps(Unlearning):
                 join_rows=caps.join_rows,
                 entries=caps.join_rows,
                 be_host_admissions=caps.be_host_admissions,
+                sweeps=caps.sweeps,
             ),
         )
 
