@@ -63,7 +63,7 @@ void os_attend_item(const os_attention *attention, const os_row *row, int32_t he
                     int32_t ranges, const os_split *split, os_hand *hand);
 /* A prefix of `blocks` blocks that `count` rows have in common, all of it before their own tokens: one
  * pass over its KV of one head. The partial has the rows' queries in order; it lies in the hand. At most
- * OS_SHARED_QUERIES queries. */
+ * the kernel's shared_queries. */
 os_partial os_attend_prefix(const os_attention *attention, const os_row *const *rows, int32_t count,
                             int32_t head, int32_t blocks, os_hand *hand);
 /* Appends and attends what of (row, head) comes behind such a prefix. */

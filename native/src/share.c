@@ -93,7 +93,7 @@ static bool can_follow(const slot *s, int32_t head, int32_t room) {
 }
 
 static void find_family(const slot *lead, int32_t head, family *f) {
-  int32_t room = OS_SHARED_QUERIES - queries_of(lead);
+  int32_t room = lead->exchange->arena->kernel->shared_queries - queries_of(lead);
   uint64_t name = atomic_load_explicit(&lead->kin, memory_order_acquire);
   for (int step = 0; name && room >= lead->attention.group && step < MOST_STEPS; step++) {
     slot *s = hold(lead->exchange, name);
