@@ -32,7 +32,7 @@ typedef enum {
   OS_ESTATE = -5  /* the object is not in a state that allows the call */
 } os_status;
 
-enum { OS_BLOCK_TOKENS = 16, OS_MAX_Q_LEN = 8, OS_MAX_GROUP = 16, OS_LAYOUT_VERSION = 2 };
+enum { OS_BLOCK_TOKENS = 16, OS_MAX_Q_LEN = 8, OS_MAX_GROUP = 16, OS_LAYOUT_VERSION = 3 };
 enum { OS_MAX_NODES = 1024 };
 
 /* The calling thread's last error as one line; never NULL. */

@@ -131,9 +131,9 @@ int os_arena_layout(const os_arena *arena, os_layout *out) {
                      .head_size = c->head_size,
                      .tile_bytes = (int64_t)arena->tile_bytes};
   snprintf(out->isa, sizeof out->isa, "any");
-  static const char *const k_orders[] = {"dim,token", "dim/2,token,2", "dim/2,token,2",
+  static const char *const k_orders[] = {"dim,token", "dim/2,token,2", "dim,token",
                                          "dim/4,token,4 +128"};
-  static const char *const v_orders[] = {"token,dim", "token/2,dim,2", "token/2,dim,2",
+  static const char *const v_orders[] = {"token,dim", "token/2,dim,2", "token,dim",
                                          "token/4,dim,4 k,v scales"};
   snprintf(out->k_order, sizeof out->k_order, "%s", k_orders[c->dtype]);
   snprintf(out->v_order, sizeof out->v_order, "%s", v_orders[c->dtype]);
@@ -246,8 +246,8 @@ static void put_converted(const os_arena *arena, uint8_t *tile, int32_t lane, in
   while (count > 0) {
     const int32_t aligned = CONVERTED - lane % CONVERTED, some = count < aligned ? count : aligned;
     for (int32_t i = 0; i < some; i++, k += k_stride, v += v_stride) {
-      os_record_from(own, size, rooms[0][i], k, dtype);
-      os_record_from(own, size, rooms[1][i], v, dtype);
+      os_record_from(arena->kernel, own, size, rooms[0][i], k, dtype);
+      os_record_from(arena->kernel, own, size, rooms[1][i], v, dtype);
     }
     os_tile_put(own, size, tile, lane, some, rooms[0], sizeof rooms[0][0], rooms[1],
                 sizeof rooms[1][0]);
@@ -372,8 +372,8 @@ static void read_token(const os_arena *arena, const uint8_t *tile, int64_t token
   uint8_t k_room[OS_RECORD_BYTES_MAX], v_room[OS_RECORD_BYTES_MAX];
   os_tile_get(c->dtype, c->head_size, tile, (int32_t)(token % OS_BLOCK_TOKENS), 1, k_room, 0,
               v_room, 0);
-  os_record_to(c->dtype, c->head_size, k_room, k, dtype);
-  os_record_to(c->dtype, c->head_size, v_room, v, dtype);
+  os_record_to(arena->kernel, c->dtype, c->head_size, k_room, k, dtype);
+  os_record_to(arena->kernel, c->dtype, c->head_size, v_room, v, dtype);
 }
 
 int os_arena_read(const os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
@@ -418,8 +418,8 @@ static void copy_token(os_arena *to, uint8_t *to_tile, const os_arena *from,
     return;
   }
   for (int side = 0; side < 2; side++) {
-    os_record_to(from_dtype, size, rows[side], wide, OS_F32);
-    os_record_from(to->config.dtype, size, records[side], wide, OS_F32);
+    os_record_to(from->kernel, from_dtype, size, rows[side], wide, OS_F32);
+    os_record_from(to->kernel, to->config.dtype, size, records[side], wide, OS_F32);
   }
   os_tile_put(to->config.dtype, size, to_tile, lane, 1, records[0], 0, records[1], 0);
 }

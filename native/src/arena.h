@@ -25,6 +25,7 @@ typedef struct {
   const int32_t *blocks;
   int64_t start;
   int32_t q_len;
+  int32_t ranges; /* of KV for each kv head; 1: it is not split */
   bool append; /* the row's own k and v are still to be written */
   const uint8_t *q, *k, *v;
   int64_t q_stride, k_stride, v_stride; /* elements between tokens */
@@ -58,13 +59,12 @@ typedef struct {
   _Atomic int32_t *left; /* ranges not yet finished */
 } os_split;
 
-/* Attends range `range` of `ranges` of (row, head): the last range appends first, the last finisher
- * merges and stores. */
+/* Attends one range of (row, head): the last range appends first, the last finisher merges and stores. */
 void os_attend_item(const os_attention *attention, const os_row *row, int32_t head, int32_t range,
-                    int32_t ranges, const os_split *split, os_hand *hand);
+                    const os_split *split, os_hand *hand);
 /* A prefix of `blocks` blocks that `count` rows have in common, all of it before their own tokens: one
  * pass over its KV of one head. The partial has the rows' queries in order; it lies in the hand. At most
- * OS_SHARED_QUERIES queries. */
+ * the kernel's shared_queries. */
 os_partial os_attend_prefix(const os_attention *attention, const os_row *const *rows, int32_t count,
                             int32_t head, int32_t blocks, os_hand *hand);
 /* Appends and attends what of (row, head) comes behind such a prefix. */
@@ -75,6 +75,17 @@ void os_attend_merge(const os_attention *attention, const os_row *row, int32_t h
                      os_partial *partials, int32_t count);
 /* Writes the row's k and v of one kv head. */
 void os_append_head(const os_attention *attention, const os_row *row, int32_t head);
+/* What waits for the threads, a row that is about to be added included. */
+typedef struct {
+  int64_t items;  /* rows times kv heads, before any is split */
+  int64_t tokens; /* of KV that these items read */
+  int32_t threads;
+} os_load;
+
+/* Into how many ranges a row's KV should be split, so that no thread is left with much more than the
+ * others: two for each thread's share of all tokens. Where items are twice the threads or more, only a
+ * row of which one item is more than a thread's share. */
+int32_t os_wanted_ranges(int64_t tokens, const os_load *load);
 /* How many ranges of at least `split_tokens` the row's KV gives, at most `wanted`; at least 1. */
 int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted);
 

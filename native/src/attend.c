@@ -10,6 +10,12 @@ enum { MAX_RANGES = 64, DEFAULT_SPLIT_TOKENS = 256, LEAST_SPLIT_TOKENS = 2 * OS_
 
 /* ---- items --------------------------------------------------------------------------------- */
 
+int32_t os_wanted_ranges(int64_t tokens, const os_load *load) {
+  const int64_t parts = 2 * (int64_t)load->threads;
+  if (load->items >= parts && tokens * load->threads <= load->tokens) return 1;
+  return (int32_t)((parts * tokens + load->tokens - 1) / load->tokens);
+}
+
 /* A range of two blocks at least: the last one must hold all of a row's own tokens. */
 int32_t os_ranges(int64_t tokens, int32_t split_tokens, int32_t wanted) {
   if (split_tokens == 0) split_tokens = DEFAULT_SPLIT_TOKENS;
@@ -74,8 +80,9 @@ static void attend_range(const os_attention *a, const os_range *x, os_partial ou
 }
 
 void os_attend_item(const os_attention *a, const os_row *row, int32_t head, int32_t range,
-                    int32_t ranges, const os_split *split, os_hand *hand) {
+                    const os_split *split, os_hand *hand) {
   const os_arena_config *c = &a->arena->config;
+  const int32_t ranges = row->ranges;
   const int64_t tokens = row->start + row->q_len;
   const int64_t blocks = (tokens + OS_BLOCK_TOKENS - 1) / OS_BLOCK_TOKENS;
   const int64_t end = blocks * (range + 1) / ranges * OS_BLOCK_TOKENS;
@@ -145,9 +152,9 @@ void os_attend_merge(const os_attention *a, const os_row *row, int32_t head, os_
 
 typedef struct {
   os_attention attention;
-  os_row *rows;
+  os_row *rows; /* first those whose KV is split, the longest */
   os_workers *workers;
-  int32_t kv_heads, wanted_ranges;
+  int32_t kv_heads, split_rows, items;
 } attend_call;
 
 static void append_item(void *context, int32_t i, os_hand *hand) {
@@ -158,33 +165,49 @@ static void append_item(void *context, int32_t i, os_hand *hand) {
 
 static void attend_item(void *context, int32_t i, os_hand *hand) {
   const attend_call *call = context;
-  const int32_t unit = i / call->wanted_ranges, range = i % call->wanted_ranges;
-  const os_row *row = &call->rows[unit / call->kv_heads];
-  const int32_t ranges = os_ranges(row->start + row->q_len, 0, call->wanted_ranges);
-  if (range >= ranges) return;
+  const os_row *row = call->rows, *whole = call->rows + call->split_rows;
+  int32_t item = i; /* of this row and those behind it */
+  for (; row < whole && item >= call->kv_heads * row->ranges; row++)
+    item -= call->kv_heads * row->ranges;
+  if (row == whole) row += item / call->kv_heads;
+  item %= call->kv_heads * row->ranges;
+  const int32_t ranges = row->ranges, head = item / ranges, range = item % ranges;
   os_split split = {0};
-  if (ranges > 1) {
+  if (ranges > 1) { /* its ranges meet at the place of the first one */
     const size_t room = os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE);
-    split.partials =
-        os_workers_partials(call->workers) + (size_t)unit * (size_t)call->wanted_ranges * room;
-    split.left = os_workers_counters(call->workers) + unit;
+    split.partials = os_workers_partials(call->workers) + (size_t)(i - range) * room;
+    split.left = os_workers_counters(call->workers) + (i - range);
   }
-  os_attend_item(&call->attention, row, unit % call->kv_heads, range, ranges,
-                 ranges > 1 ? &split : NULL, hand);
+  os_attend_item(&call->attention, row, head, range, ranges > 1 ? &split : NULL, hand);
   atomic_fetch_add_explicit(&hand->items, 1, memory_order_relaxed);
 }
 
-/* KV is split only when there are fewer items than twice the threads. */
+static int64_t tokens_of(const os_row *row) { return row->start + row->q_len; }
+
+/* Moves the row to those that are split, with its items from `first` on. */
+static void split_row(attend_call *call, os_row *row, int32_t ranges, int32_t first) {
+  os_row *to = &call->rows[call->split_rows++];
+  const os_row other = *to;
+  *to = *row;
+  *row = other;
+  to->ranges = ranges;
+  call->items += call->kv_heads * (ranges - 1);
+  for (int32_t head = 0; head < call->kv_heads; head++)
+    atomic_store(os_workers_counters(call->workers) + first + head * ranges, ranges);
+}
+
 static void plan_splits(attend_call *call, int32_t rows) {
-  const int32_t items = rows * call->kv_heads, threads = os_workers_count(call->workers) + 1;
-  call->wanted_ranges = 1;
-  if (threads == 1 || items >= 2 * threads) return;
-  call->wanted_ranges = (2 * threads + items - 1) / items;
-  if (items * call->wanted_ranges > os_workers_splits(call->workers)) call->wanted_ranges = 1;
-  for (int32_t i = 0; i < items && call->wanted_ranges > 1; i++) {
-    const os_row *row = &call->rows[i / call->kv_heads];
-    atomic_store(os_workers_counters(call->workers) + i,
-                 os_ranges(row->start + row->q_len, 0, call->wanted_ranges));
+  os_load load = {.items = (int64_t)rows * call->kv_heads, .threads = call->attention.threads};
+  call->items = (int32_t)load.items;
+  if (load.threads == 1) return;
+  for (int32_t i = 0; i < rows; i++) load.tokens += tokens_of(&call->rows[i]) * call->kv_heads;
+  for (int32_t i = 0, parts = 0; i < rows; i++) {
+    const int64_t tokens = tokens_of(&call->rows[i]);
+    const int32_t ranges = os_ranges(tokens, 0, os_wanted_ranges(tokens, &load));
+    const int32_t end = parts + ranges * call->kv_heads;
+    if (ranges == 1 || end > os_workers_splits(call->workers)) continue;
+    split_row(call, &call->rows[i], ranges, parts);
+    parts = end;
   }
 }
 
@@ -267,6 +290,7 @@ static os_row row_of(const os_attend_args *args, const os_segment *segment, int3
       .blocks = args->arena->sequences[segment->seq].blocks,
       .start = segment->start + done,
       .q_len = left < OS_MAX_Q_LEN ? left : OS_MAX_Q_LEN,
+      .ranges = 1,
       .append = args->k != NULL,
       .q = (const uint8_t *)args->q + at * (size_t)args->q_stride,
       .q_stride = args->q_stride,
@@ -336,8 +360,7 @@ int os_attend_run(const os_attend_args *args) {
     for (int32_t i = 0; i < rows; i++) arena->rows[i].append = false;
   }
   plan_splits(&call, rows);
-  return os_parallel_for(args->workers, rows * kv_heads * call.wanted_ranges, attend_item, &call,
-                         &arena->hand);
+  return os_parallel_for(args->workers, call.items, attend_item, &call, &arena->hand);
 }
 
 int os_attend(const os_attend_args *args) {

@@ -2,6 +2,9 @@
 #ifndef OS_CONVERT_H
 #define OS_CONVERT_H
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 #include "omniserve.h"
@@ -40,6 +43,26 @@ static inline uint16_t os_f32_to_f16(float value) {
   return bits;
 }
 
+/* gcc 12 converts one at a time. */
+static inline void os_halves_to_f32(float *to, const uint16_t *bits, int32_t count) {
+  int32_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(bits + i))));
+#endif
+  for (; i < count; i++) to[i] = os_f16_to_f32(bits[i]);
+}
+
+static inline void os_f32_to_halves(uint16_t *bits, const float *from, int32_t count) {
+  int32_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128((__m128i *)(bits + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i < count; i++) bits[i] = os_f32_to_f16(from[i]);
+}
+
 static inline void os_to_f32(float *to, const void *from, int32_t dtype, int32_t count) {
   if (dtype == OS_F32) {
     memcpy(to, from, (size_t)count * 4);
@@ -49,7 +72,7 @@ static inline void os_to_f32(float *to, const void *from, int32_t dtype, int32_t
   if (dtype == OS_BF16)
     for (int32_t i = 0; i < count; i++) to[i] = os_bf16_to_f32(bits[i]);
   else
-    for (int32_t i = 0; i < count; i++) to[i] = os_f16_to_f32(bits[i]);
+    os_halves_to_f32(to, bits, count);
 }
 
 static inline void os_from_f32(void *to, const float *from, int32_t dtype, int32_t count) {
@@ -61,7 +84,7 @@ static inline void os_from_f32(void *to, const float *from, int32_t dtype, int32
   if (dtype == OS_BF16)
     for (int32_t i = 0; i < count; i++) bits[i] = os_f32_to_bf16(from[i]);
   else
-    for (int32_t i = 0; i < count; i++) bits[i] = os_f32_to_f16(from[i]);
+    os_f32_to_halves(bits, from, count);
 }
 
 #endif

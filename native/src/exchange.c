@@ -46,8 +46,9 @@ static os_areas measure_splits(const os_exchange_config *c) {
 /* So many hops at once can have their prefix attended by others; none where two rows are too many. */
 static os_areas measure_shares(const os_exchange_config *c) {
   const int32_t group = c->q_heads / c->arena->config.kv_heads;
-  const int32_t count = 2 * group > OS_SHARED_QUERIES ? 0 : at_most(c->slots, MAX_SHARES);
-  return os_areas_shape(&c->arena->config, count, 2, OS_SHARED_QUERIES - group);
+  const int32_t most = c->arena->kernel->shared_queries;
+  const int32_t count = 2 * group > most ? 0 : at_most(c->slots, MAX_SHARES);
+  return os_areas_shape(&c->arena->config, count, 2, most - group);
 }
 
 static int check_config(const os_exchange_config *c) {

@@ -26,8 +26,8 @@ typedef struct slot {
   os_task task; /* first: a task is its slot */
   os_exchange *exchange;
   os_attention attention;
-  int32_t seq, ranges;
-  int32_t area; /* of x->splits where ranges > 1, else of x->shares; or OS_NONE */
+  int32_t seq;
+  int32_t area; /* of x->splits where row.ranges > 1, else of x->shares; or OS_NONE */
   uint32_t hop; /* counts submissions, never 0 */
   os_row row;
 
@@ -47,6 +47,8 @@ typedef struct slot {
   _Atomic uint64_t kin;  /* name of the next younger hop with the same key at this layer, or 0 */
   struct slot *completed_before; /* below it in x->completed, or NULL */
 } slot;
+
+static inline int64_t os_slot_tokens(const slot *s) { return s->row.start + s->row.q_len; }
 
 /* A prime, for hops are found by a block's id modulo it: two in one place cost a chance to share. */
 enum { OS_KIN_KEYS = 4093 };
@@ -72,6 +74,7 @@ struct os_exchange {
   _Atomic int32_t *plans;  /* [shares.count][kv_heads], see share.c */
   int32_t *youngest;       /* [layers][OS_KIN_KEYS]: by key, the slot submitted last, or OS_NONE */
   os_exchange_stats stats;
+  int64_t tokens_in_flight; /* of the KV that hops under way read at one kv head */
   /* A stack of slots whose hops have ended: a worker that is interrupted on its way here holds back
    * no other's. The engine's thread takes all of it at once, so that nobody swaps in a slot that has
    * been pushed again since. In which order does not matter: lines keep that of submission. */

@@ -34,10 +34,10 @@ void os_hop_let_go(slot *s) {
 
 void os_run_slot(os_task *task, int32_t item, os_hand *hand) {
   slot *s = (slot *)task;
-  const int32_t head = item / s->ranges, range = item % s->ranges;
-  if (s->ranges > 1) {
+  const int32_t head = item / s->row.ranges, range = item % s->row.ranges;
+  if (s->row.ranges > 1) {
     const os_split split = os_areas_split(&s->exchange->splits, s->area, head);
-    os_attend_item(&s->attention, &s->row, head, range, s->ranges, &split, hand);
+    os_attend_item(&s->attention, &s->row, head, range, &split, hand);
   } else {
     os_run_unsplit(s, head, hand);
   }
@@ -100,12 +100,12 @@ static int claim_slots(os_exchange *x, int32_t count, const int32_t *slots) {
   return OS_OK;
 }
 
-static int32_t choose_ranges(os_exchange *x, slot *s, int32_t items_waiting) {
-  const int32_t threads = os_workers_count(x->config.workers);
-  if (items_waiting >= 2 * threads || x->splits.free_count == 0) return 1;
-  int32_t wanted = (2 * threads + items_waiting - 1) / items_waiting;
+static int32_t choose_ranges(os_exchange *x, slot *s, const os_load *load) {
+  if (x->splits.free_count == 0) return 1;
+  const int64_t tokens = os_slot_tokens(s);
+  int32_t wanted = os_wanted_ranges(tokens, load);
   if (wanted > x->splits.parts) wanted = x->splits.parts;
-  const int32_t ranges = os_ranges(s->row.start + s->row.q_len, x->config.split_tokens, wanted);
+  const int32_t ranges = os_ranges(tokens, x->config.split_tokens, wanted);
   if (ranges < 2) return 1;
   s->area = os_areas_take(&x->splits, ranges);
   return ranges;
@@ -121,9 +121,17 @@ static void fetch_to_park(const os_exchange *x, const slot *s) {
   if (s->residual) os_fetch_to_write(s->residual, row * (size_t)x->config.hidden_size);
 }
 
+/* What waits with the slots that are about to leave; counts these in. */
+static os_load load_with(os_exchange *x, int32_t count, const int32_t *slots) {
+  for (int32_t i = 0; i < count; i++) x->tokens_in_flight += os_slot_tokens(&x->slots[slots[i]]);
+  return (os_load){.items = (int64_t)(x->stats.in_flight + count) * x->kv_heads,
+                   .tokens = x->tokens_in_flight * x->kv_heads,
+                   .threads = os_workers_count(x->config.workers)};
+}
+
 /* Everything the workers will read. Returns the slot's items. */
 static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t iteration,
-                       int32_t items_waiting) {
+                       const os_load *load) {
   slot *s = &x->slots[index];
   os_sequence *sequence = &x->arena->sequences[s->seq];
   s->layer = layer;
@@ -132,8 +140,8 @@ static int32_t prepare(os_exchange *x, int32_t index, int32_t layer, int64_t ite
   s->row.blocks = sequence->blocks;
   s->submitted_epoch = s->epoch;
   s->has_result = false;
-  s->ranges = choose_ranges(x, s, items_waiting);
-  const int32_t items = x->kv_heads * s->ranges;
+  s->row.ranges = choose_ranges(x, s, load);
+  const int32_t items = x->kv_heads * s->row.ranges;
   if (++s->hop == 0) s->hop = 1; /* a name must never read as none */
   atomic_store_explicit(&s->left, (uint64_t)s->hop << 32 | (uint32_t)items, memory_order_relaxed);
   atomic_store_explicit(&s->kin, 0, memory_order_relaxed);
@@ -182,7 +190,7 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
   rows k_rows = rows_of(k, k_stride, kv_width, element);
   rows v_rows = rows_of(v, v_stride, kv_width, element);
   rows residual_rows = rows_of(residual, residual_stride, x->config.hidden_size, element);
-  const int32_t items_waiting = (x->stats.in_flight + count) * x->kv_heads;
+  const os_load load = load_with(x, count, slots);
   int32_t items = 0;
   fetch_to_park(x, &x->slots[slots[0]]);
   for (int32_t i = 0; i < count; i++) {
@@ -192,7 +200,7 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
     read_rows(&k_rows, s->k, s->row.q_len);
     read_rows(&v_rows, s->v, s->row.q_len);
     if (residual) read_rows(&residual_rows, s->residual, s->row.q_len);
-    const int32_t own_items = prepare(x, slots[i], layer, iteration, items_waiting);
+    const int32_t own_items = prepare(x, slots[i], layer, iteration, &load);
     os_kin_join(x, slots[i]);
     s->state = SLOT_IN_FLIGHT;
     os_line_append(x, slots[i]);

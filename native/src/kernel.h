@@ -9,7 +9,7 @@ enum {
   OS_MAX_QUERIES = OS_MAX_Q_LEN * OS_MAX_GROUP, /* queries that share one kv head */
   OS_STEP_TOKENS = 64,                          /* tokens between two softmax rescalings */
   OS_LANES = 16,                                /* accumulator rows are padded to this many floats */
-  OS_SHARED_QUERIES = 12, /* of rows that share a prefix: as many as the registers hold at once */
+  OS_SHARED_QUERIES = 12, /* the most that any path shares, see os_kernel */
 };
 
 /* Blocks of the same table that the thread probably reads after a range, for fetching them at its end. */
@@ -48,9 +48,13 @@ typedef struct {
 
 typedef struct {
   const char *name;
+  int32_t shared_queries; /* of rows that share a prefix, at most: arithmetic is not saved */
   void (*attend)(const os_range *range, os_partial out, float *scratch);
   /* Merges `count` partials (into the first) and stores them. */
   void (*finish)(const os_range *range, os_partial *partials, int32_t count, os_result to);
+  /* os_to_f32 and os_from_f32 with the path's instructions. */
+  void (*to_f32)(float *to, const void *from, int32_t dtype, int32_t count);
+  void (*from_f32)(void *to, const float *from, int32_t dtype, int32_t count);
 } os_kernel;
 
 static inline int32_t os_padded(int32_t head_size) {

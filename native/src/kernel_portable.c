@@ -7,8 +7,10 @@
 
 typedef float part __attribute__((vector_size(16)));
 typedef uint32_t part_words __attribute__((vector_size(16)));
+typedef uint64_t part_longs __attribute__((vector_size(16)));
+typedef uint16_t half_words __attribute__((vector_size(16)));
 
-enum { PART_LANES = 4, SCORE_ROWS = 2, WEIGH_ROWS = 3, FEW_QUERIES = 0 };
+enum { PART_LANES = 4, SCORE_ROWS = 2, WEIGH_ROWS = 3, FEW_QUERIES = 0, SHARED_QUERIES = 12 };
 enum { WHOLE_PARTS = 0, REST_PARTS = 1, SPREAD_FETCHES = 0 };
 
 static inline int score_parts(int few, int rows) {
@@ -47,10 +49,12 @@ static inline part side_bf16(const uint16_t *pairs, const int odd) {
 }
 
 /* Exponents move by 112; where they are all ones they stay so. */
-static inline part side_f16(const uint16_t *pairs, const int odd) {
-  part_words words;
-  memcpy(&words, pairs, sizeof words);
-  const part_words half = odd ? words >> 16 : words & 0xffff;
+static inline part part_f16(const uint16_t *values) {
+  uint64_t four;
+  memcpy(&four, values, sizeof four);
+  const half_words halves = (half_words)(part_longs){four, 0}, none = {0};
+  const part_words half =
+      (part_words)__builtin_shufflevector(halves, none, 0, 8, 1, 9, 2, 10, 3, 11);
   const part_words magnitude = (half & 0x7fff) << 13;
   const part_words special = (part_words)(magnitude >= 0x7c00u << 13) & 0x7f800000u;
   const part_words value = (part_words)((part)magnitude * 0x1p112f) | special;
@@ -58,7 +62,8 @@ static inline part side_f16(const uint16_t *pairs, const int odd) {
 }
 
 /* Head sizes are multiples of 8, so four-lane parts never have a half left over. */
-#define half_side(kind, pairs, odd) ((part){0})
+#define half_bf16(pairs, odd) ((part){0})
+#define half_f16(row) ((part){0})
 #define half_f32(row) ((part){0})
 
 #define KERNEL os_kernel_portable

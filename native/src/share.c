@@ -34,7 +34,7 @@ static int32_t least_blocks(const slot *s) { return LEAST_BLOCKS_A_HEAD * s->att
 /* Blocks are shared through prefixes alone, so the last of the least run stands for all before it; the
  * workers compare the tables before they believe that. */
 static int32_t key_of(const os_exchange *x, const slot *s) {
-  if (x->shares.count == 0 || s->ranges > 1) return OS_NONE;
+  if (x->shares.count == 0 || s->row.ranges > 1) return OS_NONE;
   if (s->row.start / OS_BLOCK_TOKENS < least_blocks(s)) return OS_NONE;
   return s->row.blocks[least_blocks(s) - 1];
 }
@@ -93,7 +93,7 @@ static bool can_follow(const slot *s, int32_t head, int32_t room) {
 }
 
 static void find_family(const slot *lead, int32_t head, family *f) {
-  int32_t room = OS_SHARED_QUERIES - queries_of(lead);
+  int32_t room = lead->exchange->arena->kernel->shared_queries - queries_of(lead);
   uint64_t name = atomic_load_explicit(&lead->kin, memory_order_acquire);
   for (int step = 0; name && room >= lead->attention.group && step < MOST_STEPS; step++) {
     slot *s = hold(lead->exchange, name);
@@ -207,5 +207,5 @@ void os_run_unsplit(slot *s, int32_t head, os_hand *hand) {
   if (f.count > 0)
     lead_family(s, head, blocks, &f, hand);
   else
-    os_attend_item(&s->attention, &s->row, head, 0, 1, NULL, hand);
+    os_attend_item(&s->attention, &s->row, head, 0, NULL, hand);
 }

@@ -59,7 +59,8 @@ static void free_slot(os_exchange *x, slot *s) {
 
 static void take_completion(os_exchange *x, slot *s) {
   x->stats.in_flight--;
-  if (s->area != OS_NONE) os_areas_give(s->ranges > 1 ? &x->splits : &x->shares, s->area);
+  x->tokens_in_flight -= os_slot_tokens(s);
+  if (s->area != OS_NONE) os_areas_give(s->row.ranges > 1 ? &x->splits : &x->shares, s->area);
   s->area = OS_NONE;
   if (s->epoch != s->submitted_epoch) {
     x->stats.stale++;

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "convert.h"
-#include "kernel.h"
 #include "units.h"
 
 #define LEAST_MAGNITUDE 1e-30f /* below it a row is 0: the scale's inverse would overflow */
@@ -25,6 +24,35 @@ static uint8_t *scale_at(uint8_t *tile, int32_t head_size, int32_t lane, int32_t
   return tile + 2 * OS_BLOCK_TOKENS * head_size + (is_v * OS_BLOCK_TOKENS + lane) * OS_SCALE_BYTES;
 }
 
+/* K of one token, or of a quarter of the block (`step`). */
+static void put_keys(int32_t dtype, int32_t head_size, uint8_t *half, int32_t lane, int32_t step,
+                     const uint8_t *k, size_t stride) {
+  const int32_t units = head_size * (int32_t)os_dtype_bytes(dtype) / 4;
+  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
+  if (dtype == OS_F16 && step == QUAD)
+    put_word_quad(half, head_size, lane, k, stride);
+  else if (dtype == OS_F16)
+    put_words(half, head_size, lane, k);
+  else if (step == QUAD)
+    put_unit_quad(half, units, lane, k, stride, mask);
+  else
+    put_units(half, 0, units, lane, k, mask);
+}
+
+static void get_keys(int32_t dtype, int32_t head_size, uint8_t *half, int32_t lane, int32_t step,
+                     uint8_t *k, size_t stride) {
+  const int32_t units = head_size * (int32_t)os_dtype_bytes(dtype) / 4;
+  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
+  if (dtype == OS_F16 && step == QUAD)
+    get_word_quad(half, head_size, lane, k, stride);
+  else if (dtype == OS_F16)
+    get_words(half, head_size, lane, k);
+  else if (step == QUAD)
+    get_unit_quad(half, units, lane, k, stride, mask);
+  else
+    get_units(half, 0, units, lane, k, mask);
+}
+
 /* Four at once where they are a quarter of the block. */
 static int32_t step_at(int32_t lane, int32_t left) {
   return lane % QUAD == 0 && left >= QUAD ? QUAD : 1;
@@ -32,19 +60,15 @@ static int32_t step_at(int32_t lane, int32_t left) {
 
 void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, int32_t count,
                  const void *k_rows, size_t k_stride, const void *v_rows, size_t v_stride) {
-  const int32_t bytes = (int32_t)os_dtype_bytes(dtype), units = head_size * bytes / 4;
-  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
   const uint8_t *k = k_rows, *v = v_rows;
-  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * bytes;
+  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * (int32_t)os_dtype_bytes(dtype);
   for (const int32_t end = lane + count; lane < end;) {
     const int32_t step = step_at(lane, end - lane);
-    if (step == QUAD) {
-      put_unit_quad(tile, units, lane, k, k_stride, mask);
-      put_value_quad(half, head_size, lane, bytes, v, v_stride);
-    } else {
-      put_units(tile, 0, units, lane, k, mask);
-      put_values(first_value(half, head_size, lane, bytes), head_size, bytes, v);
-    }
+    put_keys(dtype, head_size, tile, lane, step, k, k_stride);
+    if (step == QUAD)
+      put_value_quad(half, head_size, lane, dtype, v, v_stride);
+    else
+      put_values(first_value(half, head_size, lane, dtype), head_size, dtype, v);
     for (int32_t i = 0; i < step; i++, lane++, k += k_stride, v += v_stride) {
       if (dtype != OS_I8) continue;
       memcpy(scale_at(tile, head_size, lane, 0), k + head_size, OS_SCALE_BYTES);
@@ -55,19 +79,15 @@ void os_tile_put(int32_t dtype, int32_t head_size, uint8_t *tile, int32_t lane, 
 
 void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *from, int32_t lane,
                  int32_t count, void *k_rows, size_t k_stride, void *v_rows, size_t v_stride) {
-  const int32_t bytes = (int32_t)os_dtype_bytes(dtype), units = head_size * bytes / 4;
-  const uint32_t mask = dtype == OS_I8 ? UNSIGNED_K : 0;
   uint8_t *k = k_rows, *v = v_rows, *tile = (uint8_t *)from;
-  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * bytes;
+  uint8_t *half = tile + OS_BLOCK_TOKENS * head_size * (int32_t)os_dtype_bytes(dtype);
   for (const int32_t end = lane + count; lane < end;) {
     const int32_t step = step_at(lane, end - lane);
-    if (step == QUAD) {
-      get_unit_quad(tile, units, lane, k, k_stride, mask);
-      get_value_quad(half, head_size, lane, bytes, v, v_stride);
-    } else {
-      get_units(tile, 0, units, lane, k, mask);
-      get_values(first_value(half, head_size, lane, bytes), head_size, bytes, v);
-    }
+    get_keys(dtype, head_size, tile, lane, step, k, k_stride);
+    if (step == QUAD)
+      get_value_quad(half, head_size, lane, dtype, v, v_stride);
+    else
+      get_values(first_value(half, head_size, lane, dtype), head_size, dtype, v);
     for (int32_t i = 0; i < step; i++, lane++, k += k_stride, v += v_stride) {
       if (dtype != OS_I8) continue;
       memcpy(k + head_size, scale_at(tile, head_size, lane, 0), OS_SCALE_BYTES);
@@ -120,22 +140,22 @@ static void dequantise(float *values, int32_t head_size, const int8_t *record) {
   for (int32_t d = 0; d < head_size; d++) values[d] = (float)record[d] * scale;
 }
 
-void os_record_from(int32_t dtype, int32_t head_size, void *record, const void *values,
-                    int32_t values_dtype) {
+void os_record_from(const os_kernel *kernel, int32_t dtype, int32_t head_size, void *record,
+                    const void *values, int32_t values_dtype) {
   float wide[OS_MAX_HEAD_SIZE];
   if (dtype == values_dtype) {
     memcpy(record, values, os_record_bytes(dtype, head_size));
     return;
   }
-  os_to_f32(wide, values, values_dtype, head_size);
+  kernel->to_f32(wide, values, values_dtype, head_size);
   if (dtype == OS_I8)
     quantise(record, head_size, wide);
   else
-    os_from_f32(record, wide, dtype, head_size);
+    kernel->from_f32(record, wide, dtype, head_size);
 }
 
-void os_record_to(int32_t dtype, int32_t head_size, const void *record, void *values,
-                  int32_t values_dtype) {
+void os_record_to(const os_kernel *kernel, int32_t dtype, int32_t head_size, const void *record,
+                  void *values, int32_t values_dtype) {
   float wide[OS_MAX_HEAD_SIZE];
   if (dtype == values_dtype) {
     memcpy(values, record, os_record_bytes(dtype, head_size));
@@ -144,6 +164,6 @@ void os_record_to(int32_t dtype, int32_t head_size, const void *record, void *va
   if (dtype == OS_I8)
     dequantise(wide, head_size, record);
   else
-    os_to_f32(wide, record, dtype, head_size);
-  os_from_f32(values, wide, values_dtype, head_size);
+    kernel->to_f32(wide, record, dtype, head_size);
+  kernel->from_f32(values, wide, values_dtype, head_size);
 }

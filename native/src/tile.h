@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "omniserve.h"
+#include "kernel.h"
 
 enum { OS_SCALE_BYTES = 2, OS_RECORD_BYTES_MAX = 256 * 4 };
 
@@ -27,9 +27,9 @@ void os_tile_get(int32_t dtype, int32_t head_size, const uint8_t *tile, int32_t 
 
 /* A record from values of another dtype (OS_F32, OS_BF16, OS_F16), and back. To int8 the scale is the
  * largest magnitude / 127, rounded up; a value that is not finite makes the scale NaN. */
-void os_record_from(int32_t dtype, int32_t head_size, void *record, const void *values,
-                    int32_t values_dtype);
-void os_record_to(int32_t dtype, int32_t head_size, const void *record, void *values,
-                  int32_t values_dtype);
+void os_record_from(const os_kernel *kernel, int32_t dtype, int32_t head_size, void *record,
+                    const void *values, int32_t values_dtype);
+void os_record_to(const os_kernel *kernel, int32_t dtype, int32_t head_size, const void *record,
+                  void *values, int32_t values_dtype);
 
 #endif

@@ -5,11 +5,9 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "omniserve.h"
-
 typedef float part __attribute__((vector_size(64)));
 
-enum { PART_LANES = 16, SCORE_ROWS = 12, WEIGH_ROWS = 12, FEW_QUERIES = 4 };
+enum { PART_LANES = 16, SCORE_ROWS = 12, WEIGH_ROWS = 12, FEW_QUERIES = 4, SHARED_QUERIES = 12 };
 enum { WHOLE_PARTS = 4, REST_PARTS = 1, SPREAD_FETCHES = 0 };
 #define score_parts(few, rows) ((few) ? 4 : 2)
 #define weigh_parts score_parts
@@ -38,21 +36,22 @@ static inline part words_bf16(__m512i words, const int odd) {
                                        : _mm512_slli_epi32(words, 16));
 }
 
-static inline part words_f16(__m512i words, const int odd) {
-  return (part)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(odd ? _mm512_srli_epi32(words, 16) : words));
-}
-
 static inline part side_bf16(const uint16_t *pairs, const int odd) {
   return words_bf16(_mm512_loadu_si512(pairs), odd);
 }
 
-static inline part side_f16(const uint16_t *pairs, const int odd) {
-  return words_f16(_mm512_loadu_si512(pairs), odd);
+static inline part half_bf16(const uint16_t *pairs, const int odd) {
+  const __m256i words = _mm256_loadu_si256((const __m256i *)pairs);
+  return words_bf16(_mm512_zextsi256_si512(words), odd);
 }
 
-static inline part half_side(int dtype, const uint16_t *pairs, const int odd) {
-  const __m512i words = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)pairs));
-  return dtype == OS_F16 ? words_f16(words, odd) : words_bf16(words, odd);
+static inline part part_f16(const uint16_t *values) {
+  return (part)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)values));
+}
+
+static inline part half_f16(const uint16_t *values) {
+  const __m128i halves = _mm_loadu_si128((const __m128i *)values);
+  return (part)_mm512_cvtph_ps(_mm256_zextsi128_si256(halves));
 }
 
 static inline part half_f32(const float *row) { return (part)_mm512_maskz_loadu_ps(0xff, row); }

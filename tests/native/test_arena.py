@@ -116,6 +116,44 @@ def test_append_converts_to_nearest_even() -> None:
     arena.close()
 
 
+def halves_arena() -> tuple[Arena, int]:
+    """fp16, one head of 256: room for 256 tokens, as many numbers as there are."""
+    arena = Arena(ArenaConfig(1, 1, 256, 16, 1, 16, DType.F16))
+    sequence = arena.open_sequence()
+    arena.set_blocks(sequence, 0, range(16))
+    return arena, sequence
+
+
+def test_every_fp16_number_is_read_as_what_it_is() -> None:
+    arena, sequence = halves_arena()
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    arena.import_tokens(sequence, 0, 0, 256, halves.ctypes.data, halves.ctypes.data)
+    k, v = np.zeros((2, 65536), np.float32)
+    where = k.ctypes.data, v.ctypes.data
+    arena.read(sequence, 0, 0, 256, *where, stride=256, dtype=DType.F32)
+    assert np.array_equal(k, halves.astype(np.float32), equal_nan=True)
+    assert np.array_equal(k, v, equal_nan=True)
+    arena.close()
+
+
+def test_append_rounds_to_fp16_as_ieee_754_says() -> None:
+    """Ties, numbers that become subnormal or infinite, and random ones of every size."""
+    arena, sequence = halves_arena()
+    random = np.random.default_rng(3)
+    rows = np.ldexp(random.uniform(-2, 2, 65536), random.integers(-28, 18, 65536))
+    ties = np.arange(0x7BFF, dtype=np.uint16).view(np.float16).astype(np.float32)
+    rows[: len(ties) - 1] = (ties[1:] + ties[:-1]) / 2
+    rows[-3:] = np.inf, -np.inf, 65519.99
+    rows = rows.astype(np.float32)
+    at = rows.ctypes.data
+    arena.append(sequence, 0, 0, 256, at, at, stride=256, dtype=DType.F32)
+    with np.errstate(over="ignore"):
+        right = rows.astype(np.float16).view(np.uint16)
+    for side in exported(arena, sequence, 0, 0, 256):
+        assert np.array_equal(side.view(np.uint16).ravel(), right)
+    arena.close()
+
+
 def test_references(arena: Arena) -> None:
     sequence = arena.open_sequence()
     arena.retain_sequence(sequence)
@@ -151,6 +189,21 @@ def test_layout_tells_the_byte_order() -> None:
     assert (layout.block_tokens, layout.dtype, layout.isa) == (16, DType.BF16, "any")
     assert layout.tile_bytes == 2 * 16 * 24 * 2
     assert arena.config.bytes >= 2 * 8 * 3 * layout.tile_bytes
+    arena.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "orders"),
+    [
+        (DType.F32, ("dim,token", "token,dim")),
+        (DType.F16, ("dim,token", "token,dim")),
+        (DType.BF16, ("dim/2,token,2", "token/2,dim,2")),
+    ],
+)
+def test_bf16_alone_lies_in_pairs(dtype: DType, orders: tuple[str, str]) -> None:
+    arena, _ = make(dtype)
+    layout = arena.layout()
+    assert (layout.k_order, layout.v_order) == orders
     arena.close()
 
 

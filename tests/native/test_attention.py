@@ -72,6 +72,8 @@ def test_helpers_split_the_kv_of_a_lone_row(dtype: DType, workers: Workers) -> N
             check(case, workers)
     check(Case(tuple((n, 1) for n in range(0, 200, 7)), dtype=dtype), workers)
     check(Case(((40, 90), (0, 300)), dtype=dtype), workers)
+    long_among_short = *((40, 1),) * 4, (3000, 1), *((17, 1),) * 4
+    check(Case(long_among_short, kv_heads=1, dtype=dtype), workers)
 
 
 @pytest.mark.parametrize("seed", [9, 11, 15])

@@ -22,7 +22,8 @@ from omniserve_native import (
     Workers,
 )
 from omniserve_native.library import ffi, lib
-from support.kv_reference import attention
+from support.kv_reference import Case, attention, bound
+from support.shared_prefix import Family, Offloaded
 
 SECOND_NS = 1_000_000_000
 Q_HEADS, KV_HEADS, SIZE, HIDDEN, SCALE = 4, 2, 16, 24, 0.25
@@ -272,6 +273,16 @@ def test_splits_merge_to_the_same_answer(workers: Workers, split_tokens: int) ->
     assert workers.stats().items == min(608 // split_tokens, 4) or split_tokens > 608
     exchange.close()
     arena.close()
+
+
+def test_a_long_row_among_short_ones_is_split(workers: Workers) -> None:
+    """Six items are enough for two workers, but one of them is 93 % of the tokens."""
+    case = Case(((3000, 1), *((40, 1),) * 5), kv_heads=1, group=2)
+    offloaded = Offloaded(Family(case, (0,) * 6), workers)
+    offloaded.submit()
+    assert offloaded.errors().o <= bound(case)
+    assert workers.stats().items == 4 + 5
+    offloaded.close()
 
 
 def test_bad_calls_are_named(client: Client) -> None:

@@ -35,6 +35,8 @@ TOKENS = {
     "append bf16, 64 tokens": ("append", BF16, BF16, 0, 64),
     "append fp32 to bf16, 64 tokens": ("append", BF16, F32, 0, 64),
     "append bf16 to int8, 64 tokens": ("append", I8, BF16, 0, 64),
+    "append fp16, 64 tokens": ("append", F16, F16, 0, 64),
+    "append fp16 to int8, 64 tokens": ("append", I8, F16, 0, 64),
     "import bf16, 64 tokens": ("import", BF16, BF16, 0, 64),
     "export bf16, 64 tokens": ("export", BF16, BF16, 0, 64),
     "import int8, 64 tokens": ("import", I8, I8, 0, 64),
