@@ -57,12 +57,13 @@ class Problem:
         size = (RUN * sum(runs), len(tokens), RUN * max(runs), shape.dtype)
         arena = Arena(ArenaConfig(1, shape.kv_heads, shape.head_size, *size))
         arena.prefault()
-        order = random.permutation(sum(runs)).astype(np.int32)
+        order = random.permutation(sum(runs))
         addresses = self.k.ctypes.data, self.v.ctypes.data
         for count, end, length in zip(runs, accumulate(runs), tokens, strict=True):
-            table = order[end - count : end, None] * RUN + np.arange(RUN, dtype=np.int32)
+            table = (order[end - count : end, None] * RUN + np.arange(RUN)).reshape(-1)
             sequence = arena.open_sequence()
-            arena.set_blocks(sequence, 0, table.reshape(-1)[: -(-length // BLOCK)])
+            blocks = np.ascontiguousarray(table[: -(-length // BLOCK)], np.int32)
+            arena.set_blocks(sequence, 0, blocks)
             arena.append(sequence, 0, 0, length, *addresses, dtype=shape.row_dtype)
         return arena
 

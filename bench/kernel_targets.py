@@ -147,7 +147,7 @@ def of_joins(figures: dict[str, Any]) -> dict[str, Target]:
 
 def is_pickup(hop: dict[str, Any]) -> bool:
     """Of a worker that spins."""
-    return hop["spinning"] and "taken_us" in hop
+    return bool(hop["spinning"]) and "taken_us" in hop
 
 
 def is_decode(row: Row) -> bool:

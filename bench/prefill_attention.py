@@ -224,9 +224,10 @@ def measure(
 
 def show(rows: list[dict[str, float]]) -> None:
     """The table."""
-    names = ("rows", "context", "attention", "SDPA", "SDPA, float32", "our product", "torch's")
-    names += ("share", "layer, ms")
-    table = Table(*names, title="GFLOP/s; attention's share of a layer's time")
+    names = ["rows", "context", "attention", "SDPA", "SDPA, float32", "our product", "torch's"]
+    table = Table(
+        *names, "share", "layer, ms", title="GFLOP/s; attention's share of a layer's time"
+    )
     for row in rows:
         speeds = [f"{value:.0f}" for value in list(row.values())[:7]]
         table.add_row(*speeds, f"{row['attention_share']:.0%}", f"{row['layer_ms']:.1f}")

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class Problem:
         self.k_cache, self.v_cache = memory[: elements(self.sizes)].view(blocks).chunk(2, dim=2)
         order = torch.randperm(sum(counts), dtype=torch.int32)
         self.table = torch.zeros(len(counts), max(counts), dtype=torch.int32)
-        for row, own in zip(self.table, order.split(counts), strict=True):
-            row[: len(own)] = own
+        for row, count, end in zip(self.table, counts, accumulate(counts), strict=True):
+            row[:count] = order[end - count : end]
         self.k, self.v = (torch.randn(tokens, *width, dtype=torch.bfloat16) for _ in "kv")
         at = torch.arange(tokens)
         slots = self.table[0].long()[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
