@@ -152,7 +152,7 @@ def is_pickup(hop: dict[str, Any]) -> bool:
 
 def is_decode(row: Row) -> bool:
     """One token a row, bf16, rows alike."""
-    return row["dtype"] == "bf16" and row["q_len"] == 1 and row["lengths"] == "alike"
+    return (row["dtype"], row["q_len"], row["lengths"]) == ("bf16", 1, "alike")
 
 
 def long_decode(rows: list[Row], threads: int) -> list[Row]:

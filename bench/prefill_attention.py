@@ -182,14 +182,16 @@ class Dense:
         return torch.nn.functional.linear(self.x, self.values["gate_up"])
 
 
-def seconds(sides: dict[str, Run], turns: int) -> dict[str, float]:
-    """Medians, side by side; the first turn is not counted."""
+def seconds(sides: dict[str, Run], turns: int, *, alone: bool) -> dict[str, float]:
+    """Medians, side by side; the first turn is not counted. Of a thread alone its time on its core,
+    which other work on the machine changes least."""
+    clock = time.thread_time if alone else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns + 1):
         for name, run in sides.items():
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return {name: statistics.median(some[1:]) for name, some in times.items()}
 
 
@@ -206,7 +208,7 @@ def measure(
         "torch": dense.torch,
         "modules": dense.modules,
     }
-    error, took = chunk.error(), seconds(sides, turns)
+    error, took = chunk.error(), seconds(sides, turns, alone=helpers is None)
     chunk.arena.close()
     return {
         "rows": rows,
