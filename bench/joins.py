@@ -1,6 +1,4 @@
-"""The critical path of joins: os_layer with offloaded rows coming and going, and without; and what
-a hop takes beside its attention.
-"""
+"""The critical path of joins: os_layer with offloaded rows coming and going, and without."""
 
 from __future__ import annotations
 
@@ -30,8 +28,6 @@ LANES = 16  # per layer: 400 slots over 30 layers, and some
 # A join's copies: q, k, v and residual leave, o and residual come back.
 JOIN_BYTES = 2 * (2 * Q_HEADS * HEAD_SIZE + 2 * KV_HEADS * HEAD_SIZE + 2 * HIDDEN)
 COPY_BYTES = 64 << 20
-HOPS = 2000
-HOP_WAIT_NS = 1_000_000_000
 CONTEXT = 64
 MAX_TOKENS = 256
 DENSE_US = 300  # the dense modules' time between two layers' calls, spent waiting
@@ -171,33 +167,6 @@ def copy_gbps() -> float:
     return COPY_BYTES / statistics.median(times)
 
 
-def hop_us(workers: Workers) -> dict[str, float]:
-    """One row of one token leaves and is waited for within one call of a layer: the call, the call
-    without a row, and the difference: submission, pickup, next to no attention, completion."""
-    loop = JoinLoop(workers)
-    loop.fill(1)
-    call = loop.call
-    call.run(0, 0, *loop.addresses, 1, HOP_WAIT_NS)
-    slot = call.tail_slots[:1].copy()
-    times, empty = [], []
-    for _ in range(HOPS):
-        loop.exchange.begin(int(slot[0]), 0, 1)
-        call.set_tail(slot)
-        begin = time.perf_counter_ns()
-        joined, _ = call.run(0, 0, *loop.addresses, 1, HOP_WAIT_NS)
-        times.append(time.perf_counter_ns() - begin)
-        assert joined == 1
-        call.set_tail(slot[:0])
-        begin = time.perf_counter_ns()
-        call.run(1, 0, *loop.addresses, 1, 0)
-        empty.append(time.perf_counter_ns() - begin)
-    loop.close()
-    ordered = sorted(times)
-    median, without = statistics.median(times) / 1000, statistics.median(empty) / 1000
-    p99 = ordered[len(ordered) * 99 // 100] / 1000
-    return {"median": median, "p99": p99, "without": without, "there_and_back": median - without}
-
-
 def main() -> None:
     """Prints the figures alone; `make bench-kernel` has them in its result."""
     cores = sorted(os.sched_getaffinity(0))
@@ -205,9 +174,6 @@ def main() -> None:
     with Workers(1, cores=[cores[-1]], spin_ns=SPIN_NS) as host:
         for name, value in measure(host, 100).json().items():
             print(f"{name}: {value:.2f}")
-    for spin_ns in (1_000_000, 0):
-        with Workers(1, cores=[cores[-1]], spin_ns=spin_ns) as host:
-            print(f"hop with spin_ns {spin_ns}: {hop_us(host)}")
 
 
 if __name__ == "__main__":

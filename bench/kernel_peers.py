@@ -1,12 +1,13 @@
 """What the kernel is compared with on the same shape: three passes in C, torch's SDPA, and vLLM's
-CPU attention in an environment of its own."""
+CPU attention in an environment of its own.
+
+Each gives the GB/s of the shape's first rows, in calls of as many as the kernel has.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import math
-import os
+import itertools
 import subprocess
 import tempfile
 import time
@@ -18,16 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernel_shapes import KV_BYTES
+from asked import Asked, PeerFailedError
+from kernel_shapes import KV_BYTES, Lengths, Shape
+from together import on_cores
 
 SOURCE = Path(__file__).with_name("neo_like.c")
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
 BLOCK = 16
 VLLM_ATTENTION = Path(__file__).parent / "peers/vllm_attention.py"
-
-
-class PeerFailedError(Exception):
-    """A peer could not be started or gave no answer; one line for the result file."""
 
 
 class NeoRow(ctypes.Structure):
@@ -55,15 +54,14 @@ class Memory:
     def __init__(self) -> None:
         self._sides = [np.zeros(0, np.uint16) for _ in "kv"]
 
-    def views(self, *sizes: int) -> list[npt.NDArray[np.uint16]]:
-        """K and V of that shape."""
-        count = math.prod(sizes)
+    def sides(self, count: int) -> list[npt.NDArray[np.uint16]]:
+        """So many elements of K and of V."""
         if count > self._sides[0].size:
-            count = max(count, KV_BYTES // 3)  # room for most shapes at once
+            room = max(count, KV_BYTES // 3)  # for most shapes at once
             random = np.random.default_rng(0)
             some = random.standard_normal(1 << 20, np.float32).view(np.uint32) >> 16
-            self._sides = [np.resize(some.astype(np.uint16), count) for _ in "kv"]
-        return [side[: math.prod(sizes)].reshape(sizes) for side in self._sides]
+            self._sides = [np.resize(some.astype(np.uint16), room) for _ in "kv"]
+        return [side[:count] for side in self._sides]
 
 
 class NeoLike:
@@ -83,65 +81,88 @@ class NeoLike:
 
 
 class NeoProblem:
-    """Rows of one shape in the peer's own layout, `tokens` each, bfloat16."""
+    """Rows of one shape in the peer's own layout, bfloat16. It knows one token a row only."""
 
-    def __init__(
-        self, neo: NeoLike, group: int, kv_heads: int, head_size: int, tokens: int, rows: int
-    ) -> None:
-        random = np.random.default_rng(0)
-        per_row = -(-tokens // BLOCK)
-        self._kv = neo.memory.views(per_row * rows, kv_heads, BLOCK, head_size)
-        self._tables = random.permutation(per_row * rows).astype(np.int32).reshape(rows, per_row)
-        self._neo = neo
-        self._rows: list[NeoRow] = []
-        self._keep: list[npt.NDArray[Any]] = []
-        for table in self._tables:
-            q = random.standard_normal((kv_heads * group, head_size)).astype(np.float32)
-            o, scores = np.zeros_like(q), np.zeros((kv_heads * group, tokens), np.float32)
-            self._keep += [q, o, scores]
-            sides = [side.ctypes.data for side in self._kv]
-            sizes = (tokens, kv_heads, group, head_size, head_size**-0.5)
-            rest = [array.ctypes.data for array in (q, o, scores)]
-            self._rows.append(NeoRow(*sides, table.ctypes.data, *sizes, *rest))
-        self._row_bytes = tokens * kv_heads * head_size * 4
+    def __init__(self, neo: NeoLike, shape: Shape) -> None:
+        self._neo, self._shape = neo, shape
+        blocks = [-(-(context + 1) // BLOCK) for context in shape.contexts]
+        order = np.random.default_rng(0).permutation(sum(blocks)).astype(np.int32)
+        tables = np.split(order, list(itertools.accumulate(blocks))[:-1])
+        tile = shape.kv_heads * BLOCK * shape.head_size
+        self._kv = neo.memory.sides(sum(blocks) * tile)
+        self._keep: list[npt.NDArray[Any]] = [*tables]
+        self._rows = [
+            self._row(table, context + 1)
+            for table, context in zip(tables, shape.contexts, strict=True)
+        ]
+
+    def _row(self, table: npt.NDArray[np.int32], tokens: int) -> NeoRow:
+        shape, random = self._shape, np.random.default_rng(0)
+        heads = shape.kv_heads * shape.group
+        q = random.standard_normal((heads, shape.head_size)).astype(np.float32)
+        o, scores = np.zeros_like(q), np.zeros((heads, tokens), np.float32)
+        self._keep += [q, o, scores]
+        sizes = (tokens, shape.kv_heads, shape.group, shape.head_size, shape.head_size**-0.5)
+        rest = [array.ctypes.data for array in (q, o, scores)]
+        return NeoRow(*(side.ctypes.data for side in self._kv), table.ctypes.data, *sizes, *rest)
 
     def gbps(self, pool: ThreadPoolExecutor, rows: int) -> float:
-        """Of one call for each of so many rows, shared out over the pool's threads."""
+        """The rows of a call are shared out over the pool's threads."""
         begin = time.perf_counter()
-        list(pool.map(lambda row: self._neo.run(ctypes.byref(row)), self._rows[:rows]))
-        return rows * self._row_bytes / (time.perf_counter() - begin) / 1e9
+        for first in range(0, rows, self._shape.rows):
+            chosen = self._rows[first : min(rows, first + self._shape.rows)]
+            list(pool.map(lambda row: self._neo.run(ctypes.byref(row)), chosen))
+        return self._shape.bytes_of_first(rows) / (time.perf_counter() - begin) / 1e9
 
 
 class TorchProblem:
-    """SDPA over gathered KV, all rows of equal length in one call, which flatters it."""
+    """SDPA over gathered KV: rows of equal length in one call, which flatters it, others one by
+    one."""
 
-    def __init__(
-        self, memory: Memory, group: int, kv_heads: int, head_size: int, tokens: int, rows: int
-    ) -> None:
-        views = memory.views(rows, kv_heads, tokens, head_size)
-        self._k, self._v = (torch.from_numpy(view).view(torch.bfloat16) for view in views)
-        self._q = torch.randn((rows, kv_heads * group, 1, head_size), dtype=torch.bfloat16)
-        self._row_bytes = 2 * self._k[0].numel() * 2
+    def __init__(self, memory: Memory, shape: Shape) -> None:
+        self._shape = shape
+        a_call = shape.rows if shape.lengths is Lengths.ALIKE else 1
+        tokens = [context + shape.q_len for context in shape.contexts[::a_call]]
+        width, heads = shape.kv_heads * shape.head_size, shape.kv_heads * shape.group
+        sides = memory.sides(a_call * sum(tokens) * width)
+        ends = list(itertools.accumulate(a_call * count * width for count in tokens))
+        self._calls = []
+        for end, count in zip(ends, tokens, strict=True):
+            size = (a_call, shape.kv_heads, count, shape.head_size)
+            own = (side[end - a_call * count * width : end].reshape(size) for side in sides)
+            k, v = (torch.from_numpy(side).view(torch.bfloat16) for side in own)
+            q = torch.randn((a_call, heads, shape.q_len, shape.head_size), dtype=torch.bfloat16)
+            self._calls.append((q, k, v))
+        self._mask = causal(shape.q_len, tokens[0]) if shape.q_len > 1 else None
 
     def gbps(self, cores: list[int], rows: int) -> float:
-        """Of one call over so many rows. torch's threads stay where they were born, so all cores
-        are open to them."""
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(len(cores))
-        begin = time.perf_counter()
-        q, k, v = (side[:rows] for side in (self._q, self._k, self._v))
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-        taken = time.perf_counter() - begin
-        os.sched_setaffinity(0, before)
-        return rows * self._row_bytes / taken / 1e9
+        """On so many cores."""
+        attend = torch.nn.functional.scaled_dot_product_attention
+        left = rows
+        with on_cores(cores):
+            torch.set_num_threads(len(cores))
+            begin = time.perf_counter()
+            for call in self._calls:
+                q, k, v = (side[:left] for side in call)
+                attend(q, k, v, attn_mask=self._mask, enable_gqa=True)
+                left -= len(q)
+                if left <= 0:
+                    break
+            taken = time.perf_counter() - begin
+        return self._shape.bytes_of_first(rows) / taken / 1e9
+
+
+def causal(queries: int, tokens: int) -> torch.Tensor:
+    """What SDPA adds to the scores of the last queries."""
+    places = torch.arange(tokens - queries, tokens)[:, None]
+    hidden = torch.arange(tokens)[None] > places
+    return torch.zeros(hidden.shape, dtype=torch.bfloat16).masked_fill(hidden, -torch.inf)
 
 
 class VllmAttention:
-    """vLLM's decode attention in its own process on `cores`, a thread each or one alone."""
+    """vLLM's attention in its own process on `cores`, a thread each or one alone."""
 
     def __init__(self, python: Path, cores: list[int], log: Path) -> None:
-        self._log = log.open("w")
         openmp = python.parents[1] / "lib/libiomp5.so"
         settings = {
             "OMP_NUM_THREADS": str(len(cores)),
@@ -151,44 +172,25 @@ class VllmAttention:
         }
         if openmp.exists():
             settings["LD_PRELOAD"] = str(openmp)
-        self._process = subprocess.Popen(
-            ["taskset", "-c", ",".join(map(str, cores)), str(python), "-P", str(VLLM_ATTENTION)],
-            env=os.environ | settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        command = [str(python), "-P", str(VLLM_ATTENTION)]
+        self._process = Asked("vLLM", command, cores, settings, log)
+        self._shape: Shape | None = None
 
-    def prepare(self, group: int, kv_heads: int, head_size: int, tokens: int, rows: int) -> None:
+    def prepare(self, shape: Shape) -> None:
         """Fills a shape. Raises PeerFailedError, also when what it computes is wrong."""
-        names = {"group": group, "kv_heads": kv_heads, "head_size": head_size}
-        self._ask(names | {"tokens": tokens, "rows": rows})
-        self._row_bytes = tokens * kv_heads * head_size * 4
+        names = ("group", "kv_heads", "head_size", "q_len")
+        sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
+        sizes["tokens"] = [context + shape.q_len for context in shape.contexts]
+        self._process.ask({"shape": sizes | {"call_rows": shape.rows}})
+        self._shape = shape
 
     def gbps(self, threads: int, rows: int) -> float:
-        """Of one call over so many rows of the shape."""
-        answer = self._ask({"threads": threads, "rows": rows})
-        return rows * self._row_bytes / float(answer["seconds"]) / 1e9
-
-    def _ask(self, what: dict[str, int]) -> dict[str, Any]:
-        streams = self._process.stdin, self._process.stdout
-        if streams[0] is None or streams[1] is None:
-            raise PeerFailedError("vLLM's process has no pipes")
-        try:
-            print(json.dumps(what), file=streams[0], flush=True)
-            answer: dict[str, Any] = json.loads(streams[1].readline())
-        except (OSError, ValueError):
-            raise PeerFailedError(
-                f"vLLM's process ended; its words are in {self._log.name}"
-            ) from None
-        if "error" in answer:
-            raise PeerFailedError(f"vLLM: {answer['error']}")
-        return answer
+        """Of the shape that was prepared."""
+        if self._shape is None:
+            raise PeerFailedError("vLLM has no shape; call prepare first")
+        answer = self._process.ask({"threads": threads, "rows": rows})
+        return self._shape.bytes_of_first(rows) / float(answer["seconds"]) / 1e9
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._log.close()
+        self._process.close()

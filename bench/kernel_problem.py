@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from omniserve_native import Arena, ArenaConfig, AttendCall, DType, Workers
 
 Sides = dict[int, Workers | None]
 STORAGE = {DType.F32: np.float32, DType.BF16: np.uint16, DType.F16: np.float16}
+BLOCK, RUN = 16, 8  # tokens; blocks that the engine's pool gives out together
 
 
 def encode(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
@@ -31,67 +33,90 @@ def decode(raw: npt.NDArray[Any], dtype: DType) -> npt.NDArray[np.float64]:
 
 
 class Problem:
-    """A shape's arena, filled; every row has the same KV at blocks of its own, in random order.
-    `sides`: by number of threads, the workers beside the caller."""
+    """A shape's arena, filled; every row has the first of the same tokens, at blocks of its own in
+    random order. `sides`: by number of threads, the workers beside the caller."""
 
     def __init__(self, shape: Shape, sides: Sides, seed: int) -> None:
         self.shape = shape
         random = np.random.default_rng(seed)
-        per_row = -(-(shape.context + shape.q_len) // 16)
-        blocks = -(-per_row // 8) * 8 * shape.rows
+        tokens = [context + shape.q_len for context in shape.contexts]
         heads = (shape.kv_heads, shape.head_size)
-        config = ArenaConfig(1, *heads, blocks, shape.rows, per_row, shape.dtype)
-        self.arena = Arena(config)
-        self.arena.prefault()
-        tokens = shape.context + shape.q_len
-        draw = [random.standard_normal((tokens, *heads), np.float32) for _ in "kv"]
+        draw = [random.standard_normal((max(tokens), *heads), np.float32) for _ in "kv"]
         self.k, self.v = (encode(values, shape.row_dtype) for values in draw)
-        runs = -(-per_row // 8)  # the engine's pool gives out blocks in runs of eight
-        order = random.permutation(runs * shape.rows)
-        table = (order[:, None] * 8 + np.arange(8)).reshape(shape.rows, -1)
-        for row in np.ascontiguousarray(table[:, :per_row], np.int32):
-            sequence = self.arena.open_sequence()
-            self.arena.set_blocks(sequence, 0, row)
-            addresses = self.k.ctypes.data, self.v.ctypes.data
-            self.arena.append(sequence, 0, 0, tokens, *addresses, dtype=shape.row_dtype)
-        size = (shape.rows * shape.q_len, shape.kv_heads * shape.group, shape.head_size)
+        self.arena = self._fill(tokens, random)
+        size = (len(tokens) * shape.q_len, shape.kv_heads * shape.group, shape.head_size)
         self.q = encode(random.standard_normal(size, np.float32), shape.row_dtype)
         self.o = np.zeros_like(self.q)
         self.scale = shape.head_size**-0.5
-        self.calls = {threads: self._call(workers) for threads, workers in sides.items()}
+        self.calls = {threads: self._calls(workers) for threads, workers in sides.items()}
 
-    def _call(self, workers: Workers | None) -> AttendCall:
+    def _fill(self, tokens: list[int], random: np.random.Generator) -> Arena:
+        """Rows of so many tokens each."""
         shape = self.shape
-        q_heads = shape.kv_heads * shape.group
-        call = AttendCall(self.arena, q_heads, shape.row_dtype, self.scale, shape.rows, workers)
-        rows = np.arange(shape.rows, dtype=np.int32)
-        call.set_segments(rows, np.full_like(rows, shape.q_len), np.array(shape.contexts, np.int32))
+        runs = [-(-count // (BLOCK * RUN)) for count in tokens]
+        size = (RUN * sum(runs), len(tokens), RUN * max(runs), shape.dtype)
+        arena = Arena(ArenaConfig(1, shape.kv_heads, shape.head_size, *size))
+        arena.prefault()
+        order = random.permutation(sum(runs))
+        addresses = self.k.ctypes.data, self.v.ctypes.data
+        for count, end, length in zip(runs, accumulate(runs), tokens, strict=True):
+            table = (order[end - count : end, None] * RUN + np.arange(RUN)).reshape(-1)
+            sequence = arena.open_sequence()
+            blocks = np.ascontiguousarray(table[: -(-length // BLOCK)], np.int32)
+            arena.set_blocks(sequence, 0, blocks)
+            arena.append(sequence, 0, 0, length, *addresses, dtype=shape.row_dtype)
+        return arena
+
+    def _calls(self, workers: Workers | None) -> list[AttendCall]:
+        shape = self.shape
         width = shape.kv_heads * shape.head_size
-        call.set_strides(width * shape.group, width, width, width * shape.group)
-        return call
+        start = np.array(shape.call_contexts, np.int64)
+        calls = []
+        for first in range(0, len(shape.contexts), shape.rows):
+            rows = np.arange(first, first + shape.rows, dtype=np.int32)
+            q_heads = shape.kv_heads * shape.group
+            call = AttendCall(self.arena, q_heads, shape.row_dtype, self.scale, len(rows), workers)
+            call.set_segments(rows, np.full_like(rows, shape.q_len), start)
+            call.set_strides(width * shape.group, width, width, width * shape.group)
+            calls.append(call)
+        return calls
 
     def gbps(self, threads: int) -> float:
-        """Of one call over all rows."""
+        """Of all calls."""
+        rows = self.shape.rows * self.shape.q_len
+        step = rows * self.q[0].nbytes
+        places = [
+            (call, self.q.ctypes.data + i * step, self.o.ctypes.data + i * step)
+            for i, call in enumerate(self.calls[threads])
+        ]
         begin = time.perf_counter()
-        self.calls[threads].run(0, self.q.ctypes.data, 0, 0, self.o.ctypes.data)
+        for call, q, o in places:
+            call.run(0, q, 0, 0, o)
         return self.shape.total_bytes / (time.perf_counter() - begin) / 1e9
 
     @cached_property
+    def _checked(self) -> int:
+        """The row that is checked: the last of the longest."""
+        contexts = self.shape.contexts
+        return max(range(len(contexts)), key=lambda row: (contexts[row], row))
+
+    @cached_property
     def right(self) -> npt.NDArray[np.float64]:
-        """The last row's last query in float64, over what was appended."""
+        """That row's last query in float64, over what was appended."""
         shape = self.shape
-        tokens = shape.contexts[-1] + shape.q_len
-        k, v = (decode(side[:tokens], shape.row_dtype) for side in (self.k, self.v))
+        k, v = (decode(side, shape.row_dtype) for side in (self.k, self.v))
         k, v = k.transpose(1, 2, 0), v.transpose(1, 0, 2)  # [kv head], then dims or tokens
-        q = decode(self.q[-1], shape.row_dtype).reshape(shape.kv_heads, shape.group, -1)
+        q = self._last_query(self.q).reshape(shape.kv_heads, shape.group, -1)
         scores = self.scale * q @ k
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         values: npt.NDArray[np.float64] = weights @ v
         return values.reshape(self.o[-1].shape)
 
+    def _last_query(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return decode(rows[(self._checked + 1) * self.shape.q_len - 1], self.shape.row_dtype)
+
     def max_error(self) -> float:
         """Of that query, over max |V|; for int8 the quantisation's error is part of it."""
-        tokens = self.shape.contexts[-1] + self.shape.q_len
-        largest = np.abs(decode(self.v[:tokens], self.shape.row_dtype)).max()
-        return float(np.abs(decode(self.o[-1], self.shape.row_dtype) - self.right).max() / largest)
+        largest = np.abs(decode(self.v, self.shape.row_dtype)).max()
+        return float(np.abs(self._last_query(self.o) - self.right).max() / largest)

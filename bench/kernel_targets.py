@@ -10,7 +10,6 @@ from typing import Any
 
 Row = dict[str, Any]
 LONG = 2048  # tokens of context from which on the roof's targets hold
-SHAPE = ("group", "head_size", "kv_heads", "context", "threads", "isa", "mixed", "dtype", "q_len")
 NEAR = 0.9  # of the bound, which is enough where it leaves no room for more
 # Of the roof: name, target, threads (None: all), least and most group, head sizes.
 ROOF_TARGETS = (
@@ -41,14 +40,21 @@ class Target:
     at_most: bool = False
     by: str = "every"
 
+    @property
+    def allowed(self) -> list[float]:
+        """What counts."""
+        return [one.value for one in self.reached if not one.forbidden]
+
+    def misses(self, value: float) -> bool:
+        """Whether one figure does."""
+        return value > self.wanted if self.at_most else value < self.wanted
+
     def holds(self) -> bool | None:
         """None where no shape counts."""
-        allowed = [one.value for one in self.reached if not one.forbidden]
-        if not allowed:
+        if not self.allowed:
             return None
-        if self.by == "median":
-            allowed = [statistics.median(allowed)]
-        return max(allowed) <= self.wanted if self.at_most else min(allowed) >= self.wanted
+        values = [statistics.median(self.allowed)] if self.by == "median" else self.allowed
+        return not any(map(self.misses, values))
 
     def json(self) -> dict[str, Any]:
         """As in the result file."""
@@ -56,6 +62,7 @@ class Target:
         values = sorted(one.value for one in self.reached)
         forbidden = sum(one.forbidden for one in self.reached)
         head |= {"shapes": len(values), "forbidden": forbidden, "holds": self.holds()}
+        head["missed"] = sum(map(self.misses, self.allowed))
         if not values:
             return head
         ends = {"least": values[0], "median": statistics.median(values), "largest": values[-1]}
@@ -88,25 +95,27 @@ def of_the_roof(rows: list[Row], best: list[Row]) -> dict[str, Target]:
 
 
 def of_peers(best: list[Row]) -> dict[str, Target]:
-    """Times the peers' speed; of shapes at all contexts."""
-    rows = [row for row in best if is_decode(row)]
-    grouped = [row for row in rows if row["group"] >= 4]
+    """Times the peers' speed; of shapes at all contexts, alike and not, and tokens a hop."""
+    grouped = [row for row in best if row["group"] >= 4]
     return {
-        "over vLLM, median": Target(1.5, over(rows, "ratio_vllm", 1.5), by="median"),
-        "over vLLM": Target(1.0, over(rows, "ratio_vllm", 1.0)),
+        "over vLLM, median": Target(1.5, over(best, "ratio_vllm", 1.5), by="median"),
+        "over vLLM": Target(1.0, over(best, "ratio_vllm", 1.0)),
         "over NEO-like, groups from 4 on": Target(3.0, over(grouped, "ratio_neo_like", 3.0)),
     }
 
 
 def of_pairs(best: list[Row]) -> dict[str, Target]:
-    """Of two shapes that differ in one thing, where memory binds the more laborious one."""
+    """Of shapes beside their twins, where memory binds them."""
+    twins = [row for row in best if row["rows_over_twin"] and row["context"] >= LONG]
     int8 = [
-        Reached(tokens(ours) / tokens(other), not memory_binds(ours))
-        for ours, other in pairs(best, "dtype", "i8", "bf16")
+        Reached(row["rows_over_twin"], not memory_binds(row))
+        for row in twins
+        if row["dtype"] == "i8"
     ]
     four = [
-        Reached(one["roof_fraction"] / more["roof_fraction"], not memory_binds(more))
-        for more, one in pairs(best, "q_len", 4, 1)
+        Reached(1 / row["rows_over_twin"], not memory_binds(row))
+        for row in twins
+        if row["dtype"] != "i8" and row["q_len"] == 4
     ]
     return {
         "int8 over bf16 tokens/s": Target(1.7, int8),
@@ -126,21 +135,24 @@ def of_errors(rows: list[Row]) -> dict[str, Target]:
 
 
 def of_joins(figures: dict[str, Any]) -> dict[str, Target]:
-    """Beside the kernel: what joins add, and a hop's way there and back by a spinning worker, of
-    which the pickup is a part."""
-    joins, hop = figures["joins"], figures["hop_us"]["spinning"]
+    """Beside the kernel: what joins add, and how long a row waits for a worker."""
+    joins = figures["joins"]
     added = [Reached(joins["added_us_per_layer"])]
+    taken = [Reached(hop["taken_us"]) for hop in figures["hops"] if is_pickup(hop)]
     return {
         "joins, us a layer": Target(joins["allowed_us_per_layer"], added, at_most=True),
-        "pickup (a hop there and back), us": Target(
-            5.0, [Reached(hop["there_and_back"])], at_most=True
-        ),
+        "pickup by a spinning worker, us": Target(5.0, taken, at_most=True),
     }
+
+
+def is_pickup(hop: dict[str, Any]) -> bool:
+    """Of a worker that spins."""
+    return bool(hop["spinning"]) and "taken_us" in hop
 
 
 def is_decode(row: Row) -> bool:
     """One token a row, bf16, rows alike."""
-    return row["dtype"] == "bf16" and row["q_len"] == 1 and not row["mixed"]
+    return (row["dtype"], row["q_len"], row["lengths"]) == ("bf16", 1, "alike")
 
 
 def long_decode(rows: list[Row], threads: int) -> list[Row]:
@@ -169,20 +181,6 @@ def impossible(row: Row, ratio: str, wanted: float) -> bool:
 
 
 def memory_binds(row: Row) -> bool:
-    """By the roofs of the row's own turns."""
+    """By the roofs of the row's own turns. Of arithmetic only the path's multiply-adds count, not
+    what is widened or exponentiated beside them: it is said too often rather than too seldom."""
     return bool(row["arithmetic_gbps"] >= row["roof_gbps"])
-
-
-def tokens(row: Row) -> float:
-    """Tokens per second, in units of the roof of the same turns."""
-    return float(row["mtokens_per_s"] * row["roof_fraction"] / row["gbps"])
-
-
-def pairs(rows: list[Row], name: str, of: int | str, over: int | str) -> list[tuple[Row, Row]]:
-    """Rows that differ in `name` only; long contexts."""
-    fixed = [key for key in SHAPE if key != name]
-    found: dict[tuple[Any, ...], dict[Any, Row]] = {}
-    for row in rows:
-        if row["context"] >= LONG:
-            found.setdefault(tuple(row[key] for key in fixed), {})[row[name]] = row
-    return [(pair[of], pair[over]) for pair in found.values() if of in pair and over in pair]

@@ -63,8 +63,9 @@ typedef struct {
   int64_t items;    /* (row, kv head, kv range) items finished */
   int64_t kv_bytes; /* KV bytes read, each byte counted once per item */
   int64_t sleeps;
-  int32_t running; /* threads alive */
-  int32_t spin_ns; /* as asked for, or 0 where workers and creator have one core between them */
+  int64_t taken_ns; /* when the last item was taken, by CLOCK_MONOTONIC; 0: none yet */
+  int32_t running;  /* threads alive */
+  int32_t spin_ns;  /* as asked for, or 0 where workers and creator have one core between them */
 } os_workers_stats;
 
 os_workers *os_workers_create(const os_workers_config *config);

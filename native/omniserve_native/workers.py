@@ -16,6 +16,7 @@ class WorkersStats:
     items: int
     kv_bytes: int
     sleeps: int
+    taken_ns: int  # when the last item was taken, by the monotonic clock; 0: none yet
     running: int
     spin_ns: int  # as asked for, or 0 where workers and creator have one core between them
 

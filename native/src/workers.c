@@ -129,6 +129,7 @@ void os_workers_wake(os_workers *w, int32_t items) {
 
 static void run_item(os_task *task, int32_t item, os_hand *hand) {
   int64_t begin = os_now_ns();
+  atomic_store_explicit(&hand->taken_ns, begin, memory_order_relaxed);
   task->run(task, item, hand);
   atomic_fetch_add_explicit(&hand->busy_ns, os_now_ns() - begin, memory_order_relaxed);
 }
@@ -343,6 +344,8 @@ int os_workers_get_stats(const os_workers *w, os_workers_stats *out) {
     out->items += atomic_load_explicit(&hand->items, memory_order_relaxed);
     out->kv_bytes += atomic_load_explicit(&hand->kv_bytes, memory_order_relaxed);
     out->sleeps += atomic_load_explicit(&hand->sleeps, memory_order_relaxed);
+    const int64_t taken = atomic_load_explicit(&hand->taken_ns, memory_order_relaxed);
+    if (taken > out->taken_ns) out->taken_ns = taken;
   }
   return OS_OK;
 }

@@ -15,6 +15,7 @@ typedef struct {
   float *partial;   /* one os_partial of the largest size */
   float *shared;    /* OS_SHARED_QUERIES queries side by side, then one os_partial of as many */
   _Atomic int64_t busy_ns, items, kv_bytes, sleeps;
+  _Atomic int64_t taken_ns; /* when it last took an item; 0: never */
 } os_hand;
 
 int os_hand_create(os_hand *hand); /* OS_OK or OS_ENOMEM */
