@@ -114,6 +114,8 @@ class Omniserve:
             *self._bound,
             margin=self.costs.margin,
             quantile=self.error_budget.quantile,
+            widening=self.error_budget.widening,
+            slack_share=self.error_budget.share,
             burn=self.error_budget.burn,
             burns=self.error_budget.burns(),
         )
