@@ -135,7 +135,7 @@ class Omniserve:
         pace = self._pace(jobs, now_s, arrival_s)
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
         ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
-        ls = decode.prompt(ls_rows)
+        ls = decode.plus(ls_rows, ls_rows > 0, 0, prompt_pairs(prompts.order, ls_rows))
         time = self._time(jobs, prompts, decode, ls, pace, late_s)
         floor = self._floors.owed(jobs)
         be_rows, load = be_device_rows(
@@ -143,7 +143,13 @@ class Omniserve:
             self.costs,
             self.caps,
             ls,
-            Until(time.decode_s, time.prefill_s, time.ls_s + floor.seconds, floor.decoding),
+            Until(
+                time.decode_s,
+                time.prefill_s,
+                time.ls_s + floor.seconds,
+                floor.decoding,
+                floor.service,
+            ),
             coming(jobs, self.caps, room, self._arrival_blocks()),
         )
         self._rowless = self._rowless + 1 if be_rows == 0 else 0
@@ -277,7 +283,10 @@ class Omniserve:
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
-        return self.costs.prompt_rows(decode, min(MIN_LS_CHUNK_ROWS, wanted), wanted, budget_s)
+        least = min(MIN_LS_CHUNK_ROWS, wanted)
+        return self.costs.prompt_rows(
+            decode, least, wanted, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
+        )
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""
@@ -360,7 +369,7 @@ class Omniserve:
         there are places for more decoding rows (docs/decisions/0004).
         """
         chunked = jobs.at(BE, Stage.PREFILL)
-        context = chunked[0].computed if chunked else 0
+        context = max([job.computed for job in chunked], default=0)
         factor = self.costs.factor("prefill")
         queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
         spare_s = budget_s - self.costs.predicted(load) * factor
@@ -393,6 +402,18 @@ def ls_decode(jobs: JobIndex) -> Load:
     decoding = jobs.at(LS, Stage.DECODE)
     count = len(decoding)
     return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
+
+
+def prompt_pairs(order: Sequence[Job], rows: int) -> int:
+    """Query-key pairs of so many rows of prompts in this order, behind what each has by now."""
+    total = 0
+    for job in order:
+        if rows <= 0:
+            break
+        chunk = min(job.remaining, rows)
+        total += pairs(job.computed, chunk)
+        rows -= chunk
+    return total
 
 
 def _ls_chunks(jobs: JobIndex) -> int:
