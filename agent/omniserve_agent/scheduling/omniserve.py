@@ -153,8 +153,9 @@ class Omniserve:
             coming(jobs, self.caps, room, self._arrival_blocks()),
         )
         self._rowless = self._rowless + 1 if be_rows == 0 else 0
-        joins_s, floor_s = self._floor_left(floor, load, time.decode_s)
+        joins_s, _ = self._floor_left(floor, load, time.decode_s)
         self._lanes, load = self._join_lanes(jobs, room, load, max(time.decode_s, joins_s))
+        _, floor_s = self._floor_left(floor, load, time.decode_s)
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
         waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
@@ -304,8 +305,8 @@ class Omniserve:
         return min(wanted, self.caps.ls_prefill_rows)
 
     def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
-        """What BE rows on the device have not spent of it: until when joins may take, and for
-        prompts."""
+        """What BE rows on the device, and joins where there are some, have not spent of it: until
+        when joins may take, and for prompts."""
         if floor is NOTHING:
             return 0.0, 0.0
         seconds = self.costs.seconds(load)
