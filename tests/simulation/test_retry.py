@@ -34,7 +34,7 @@ SLOW = replace(
 # Promised over the time from which on it would have been let in: what is not counted on, the next
 # of the moments that are looked at, and a promised pace where the engine turned out faster.
 TOO_LATE = {0: 2.5, 8: 4.0}  # by BE requests beside: they may stretch iterations, or not
-QUICK_S = 0.25  # of what no promise can be shorter than a factor over
+QUICK_S = 0.5  # added to that: moments begin at a second
 
 
 class Engine(NamedTuple):
