@@ -115,6 +115,7 @@ class LsWindow(NodeModel):
     failed: Count = 0
     ttft_missed: Count = 0
     tpot_missed: Count = 0
+    error_budget_burn_percent: Count | None = None  # of the offered: share missed over allowed
     ttft_ms_p50: Count | None = Field(default=None, alias="ttftMsP50")
     ttft_ms_p99: Count | None = Field(default=None, alias="ttftMsP99")
     tpot_ms_p50: Count | None = Field(default=None, alias="tpotMsP50")
@@ -154,6 +155,17 @@ class DeviceReport(NodeModel):
     healthy: bool = True
 
 
+class ErrorBudgetReport(NodeModel):
+    """How an engine's error budgets control what BE gets. Of several services the strictest rules;
+    refused requests burn nothing here, since no margin would have helped them."""
+
+    burn_percent: Count = 0  # of the most burnt one: share missed over share allowed
+    slack_percent: Percent = 100  # of LS's slack that BE prompts may take
+    margin_percent: Count = 100  # planned over predicted time
+    margin_quantile_percent: Percent = 0  # of prediction residuals that the margin is taken at
+    margin_widening_percent: Count = 100  # what the margin is multiplied by
+
+
 class EngineReport(NodeModel):
     """An engine that runs, with what placement needs to predict its neighbours' times."""
 
@@ -167,6 +179,8 @@ class EngineReport(NodeModel):
     iteration_micros: Count | None = None  # mean, lately
     row_micros: Count | None = None  # predicted cost of one more LS row per iteration
     be_iteration_micros: Count | None = None  # what BE adds to an iteration, lately
+    admission_queued: Count = 0  # LS requests that admission holds back now
+    error_budget: ErrorBudgetReport | None = None  # where the policy predicts
 
 
 class ServingNodeStatus(NodeModel):

@@ -18,5 +18,7 @@ def test_the_slo_driven_policy_budgets_iterations(running_agent, write_manifest,
         assert stats["iteration_budget_ms"] >= stats["iteration_ls_ms"]
         assert stats["prediction_margin"] >= 1.0
         assert agent.metric("omniserve_engine_margin_quantile") > 0
+        assert 0 < agent.metric("omniserve_engine_error_budget_slack_ratio") <= 1
+        assert agent.metric("omniserve_engine_margin_widening_ratio") >= 1
         assert stats["error_budget_burns"] == {"default/chat": 0.0}
         assert agent.metric("omniserve_engine_admission_queued_requests") == 0

@@ -1,12 +1,14 @@
 """Admission in the loop: refusals, requests held back, what is counted; on a clock of our own."""
 
+import pytest
+
 from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.engine.reporting import Reporter
 from omniserve_agent.scheduling.admission import AdmissionMode, Gate
 from omniserve_agent.scheduling.costs import Costs
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets, Objective
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
-from omniserve_agent.scheduling.plan import Caps
+from omniserve_agent.scheduling.plan import Caps, PolicyState
 from support.fake_engine import check_no_leak, make_engine, run, submit
 
 LAYERS = 3
@@ -115,16 +117,36 @@ def test_behind_a_full_line_a_newcomer_that_fits_is_refused_too():
     assert refused.message.endswith("admission holds back 2 requests that came before it")
 
 
-def test_one_that_would_never_fit_is_refused_instead_of_holding_up_the_line():
+def test_one_that_misses_on_an_idle_engine_too_comes_last_and_holds_up_nobody():
+    """44 of 48 tokens of KV: more than admission counts on."""
     patient = {"ttft_slo_ms": 10_000, "tpot_slo_ms": 10_000}
     engine = engine_with(AdmissionMode.QUEUE, Clock())
     engine.submit(submit("first", [1, 2, 3, 4, 5], **SLO))
-    refused = engine.submit(submit("huge", [2] * 44, **patient))
-    assert refused.reason == "slo"
-    assert "LS requests would hold 44 tokens of KV of 48 that fit the device" in refused.message
+    assert engine.submit(submit("huge", [2] * 44, **patient)) is None
     assert engine.submit(submit("second", [3, 2, 3, 4, 5], **SLO)) is None
-    assert set(run(engine).finished) == {"first", "second"}
+    assert engine.door.held == 2
+    seen = [event.request_id for _ in iter(lambda: engine.idle, True) for event in engine.step()]
+    assert list(dict.fromkeys(seen)) == ["first", "second", "huge"]
     check_no_leak(engine)
+
+
+@pytest.mark.parametrize("service_class", ["LS", "BE"])
+def test_a_full_queue_goes_by_the_pace_at_which_it_lately_got_shorter(service_class):
+    clock = Clock()
+    engine = engine_with(AdmissionMode.REJECT, clock, max_waiting=2)
+    names = iter("abcdefgh")
+
+    def fill():
+        while (refused := engine.submit(submit(next(names), [1] * 5, service_class))) is None:
+            pass
+        return refused
+
+    assert (fill().reason, fill().retry_after_s) == ("queue_full", 1.0)  # nothing is known yet
+    clock.now_s += 6.0
+    engine.step()
+    assert 1.0 < fill().retry_after_s <= 6.0
+    clock.now_s += 9.0
+    assert fill().retry_after_s == 9.0
 
 
 def test_deadlines_begin_when_the_request_was_received():
@@ -159,6 +181,26 @@ def test_events_say_when_their_tokens_were_chosen():
     times = [event.chosen_s for event in events]
     assert times == sorted(times)
     assert times[-1] == clock.now_s
+
+
+class Telling:
+    """A policy that tells how it controls itself."""
+
+    state = PolicyState(quantile=0.98, widening=1.25, slack_share=0.05, burn=2.0)
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+
+def test_how_the_error_budget_controls_the_policy_is_reported():
+    engine = engine_with(AdmissionMode.OFF, Clock())
+    engine.policy = Telling(engine.policy)
+    stats = Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0)
+    assert (stats.margin_quantile, stats.margin_widening) == (0.98, 1.25)
+    assert (stats.error_budget_slack_share, stats.error_budget_burn) == (0.05, 2.0)
 
 
 class Listening:

@@ -262,6 +262,8 @@ async def test_engine_figures(engine, service, serving, say):
         host_kv_blocks_used=25,
         iteration_ms=12.5,
         binding_ceiling="host_bandwidth",
+        margin_widening=1.25,
+        error_budget_slack_share=0.05,
         error_budget_burn=1.5,
         error_budget_burns={"default/chat": 0.5, "team/chat": 1.5},
     )
@@ -286,6 +288,8 @@ async def test_engine_figures(engine, service, serving, say):
         ("omniserve_engine_kv_blocks_used", "tier", "host"): 25,
         ("omniserve_engine_binding_ceiling", "ceiling", "host_bandwidth"): 1,
         ("omniserve_engine_binding_ceiling", "ceiling", "dense_rows"): 0,
+        ("omniserve_engine_margin_widening_ratio",): 1.25,
+        ("omniserve_engine_error_budget_slack_ratio",): 0.05,
         ("omniserve_engine_error_budget_burn_ratio",): 1.5,
         ("omniserve_engine_service_error_budget_burn_ratio", "service", "default/chat"): 0.5,
     }

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
 from omniserve_agent.scheduling.plan import Caps
+from omniserve_agent.scheduling.retry import LEAST_RETRY_S
 
 LS = ServiceClass.LS
 NOW_S = 100.0
@@ -72,10 +74,20 @@ def test_an_idle_engine_admits_and_an_open_door_always_does():
 
 def test_a_backlog_of_prompts_refuses_with_a_prediction():
     # Chunks of 98 rows keep a pace of 100 ms: 1,000 rows before it take over a second.
-    verdict = gate().judge(index(*(job(n, tokens=100) for n in range(10))), job(99), NOW_S)
+    crowd = index(*(job(n, tokens=100) for n in range(10)))
+    verdict = gate().judge(crowd, job(99), NOW_S)
     assert not verdict.admitted
     assert "first token" in verdict.reason
-    assert verdict.retry_after_s >= 1.0
+    assert gate().retry_s(crowd, job(99), NOW_S) == LEAST_RETRY_S
+
+
+def test_what_refuses_longest_decides_when_to_try_again():
+    """First tokens are late for a second, and KV that lacks is freed when nine requests end."""
+    decoding = [job(n, Stage.DECODE, tokens=1500, tpot_s=1.0) for n in range(9)]
+    crowd = index(*decoding, *(job(10 + n, tokens=100) for n in range(10)))
+    assert "first token" in gate().judge(crowd, job(99), NOW_S).reason
+    # 100 tokens are left of each, at a pace of 100 ms while prompts are computed, then of 21 ms.
+    assert 2.5 < gate().retry_s(crowd, job(99), NOW_S) < 4.5
 
 
 def test_a_pace_that_cannot_be_kept_refuses():
@@ -90,9 +102,33 @@ def test_memory_that_lacks_refuses_with_figures():
     assert "16000 that fit the device" in verdict.reason
 
 
-def test_a_request_that_no_idle_engine_could_serve_is_taken():
+HOPELESS = {"tokens": 3000}  # three seconds of prompt for a TTFT of one
+
+
+def test_a_request_that_would_miss_on_an_idle_engine_too_is_taken_where_nobody_misses_for_it():
+    assert gate().hopeless(job(99, **HOPELESS))
+    assert gate().judge(index(), job(99, **HOPELESS), NOW_S).admitted
     crowd = index(*(job(n, tokens=100) for n in range(10)))
-    assert gate().judge(crowd, job(99, tokens=3000), NOW_S).admitted
+    assert gate().judge(crowd, job(99, **HOPELESS), NOW_S).admitted
+
+
+def test_it_is_refused_where_an_admitted_one_would_miss_for_it():
+    waiting = index(job(1, tokens=100))
+    ahead = job(99, **HOPELESS, priority=5)
+    why = gate().judge(waiting, ahead, NOW_S).reason
+    assert why.startswith("the first token of an admitted request would take")
+    decoding = index(*(job(n, Stage.DECODE, tpot_s=0.03) for n in range(30)))
+    why = gate().judge(decoding, job(99, **HOPELESS, tpot_s=0.001), NOW_S).reason
+    assert why.startswith("the token would take 33 ms, more than 90% of the 30 ms left")
+    decoding = index(*(job(n, Stage.DECODE, tokens=1200, tpot_s=1.0) for n in range(10)))
+    assert "that fit the device" in gate().judge(decoding, job(99, **HOPELESS), NOW_S).reason
+    assert gate().judge(index(), job(99, tokens=15_000, ttft_s=1e3), NOW_S).admitted
+
+
+def test_a_pace_that_no_idle_engine_keeps_holds_nobody_up():
+    for stage in (Stage.DECODE, Stage.WAITING):
+        there = index(job(1, stage, tpot_s=0.009))  # an iteration takes 10 ms
+        assert gate().judge(there, job(2, tokens=300), NOW_S).admitted
 
 
 def test_an_admitted_prompt_that_is_due_later_is_not_pushed_out():
@@ -233,10 +269,10 @@ def test_more_load_lets_nobody_in_unless_it_makes_an_admitted_prompt_late(judge,
     random_job((Stage.WAITING,)),
 )
 def test_whom_the_gate_let_in_lets_nobody_in(judge, jobs, new, let_in):
-    """Its own admissions are such load, but for prompts that no idle engine could serve in time."""
+    """Its own admissions are such load."""
     assume(len({one.handle for one in (*jobs, new, let_in)}) == len(jobs) + 2)
     fewer = index(*jobs)
-    assume(not judge.hopeless(let_in) and judge.judge(fewer, let_in, NOW_S).admitted)
+    assume(judge.judge(fewer, let_in, NOW_S).admitted)
     if judge.judge(index(*jobs, let_in), new, NOW_S).admitted:
         assert judge.judge(fewer, new, NOW_S).admitted
 
@@ -282,6 +318,31 @@ def test_one_that_has_lost_on_an_idle_engine_disturbs_nobody():
     assert queue.lost(late, NOW_S)
     assert queue.judge(index(), late, NOW_S).admitted
     assert not queue.judge(index(job(2, Stage.DECODE)), late, NOW_S).admitted
+
+
+@pytest.mark.parametrize(
+    "unfit", [{"tokens": 950}, {"tpot_s": 0.009}, {"tokens": 15_000, "ttft_s": 1e3}]
+)
+def test_one_that_an_idle_engine_would_not_serve_in_time_holds_up_nobody(unfit):
+    """950 tokens take 952 ms of its second, of which no more than 900 are counted on."""
+    held = HeldBack[Job](gate(AdmissionMode.QUEUE), lambda one: one)
+    jobs = index(job(1, Stage.DECODE), job(2, tokens=800))
+    for one in (job(30, **unfit), job(31)):
+        assert not held.judge(jobs, one, NOW_S).admitted
+        held.add(one)
+    taken = [one.handle for one in held.ready(index(job(1, Stage.DECODE)), NOW_S)]
+    taken += [one.handle for one in held.ready(index(), NOW_S)]
+    assert taken == [31, 30]
+
+
+def test_a_full_line_has_room_when_its_first_leaves():
+    queue = gate(AdmissionMode.QUEUE)
+    held = HeldBack[Job](queue, lambda one: one)
+    crowd = index(*(job(n, tokens=400, ttft_s=9.0, priority=1) for n in range(10)))
+    first, short = job(20, tokens=400, ttft_s=2.0), job(21, tokens=9, ttft_s=9.0)
+    held.add(first)
+    assert held.retry_s(crowd, short, NOW_S) == queue.retry_s(crowd, first, NOW_S)
+    assert queue.retry_s(crowd, first, NOW_S) > LEAST_RETRY_S == queue.retry_s(crowd, short, NOW_S)
 
 
 ARRIVALS = st.lists(

@@ -62,41 +62,32 @@ class Door:
             return prepared
         verdict = self._held.judge(self.intake.jobs, prepared, now_s)
         if verdict.admitted:
-            self._take(prepared)
-            return None
-        refusal = self._hold_back(prepared, verdict, now_s)
-        return None if refusal is None else self._refuse(submit, refusal)
+            self._take(prepared, now_s)
+        elif self.gate.mode is AdmissionMode.QUEUE and self.held < self.intake.limits.max_waiting:
+            self._held.add(prepared)
+        else:
+            return self._refuse(prepared, verdict, now_s)
+        return None
 
     def step(self, now_s: float) -> None:
         """Take those of the held back whose time has come."""
         for request in self._held.ready(self.intake.jobs, now_s):
-            self._take(request)
+            self._take(request, now_s)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request that is held back; False: there is none of this id."""
         return self._held.remove(lambda request: request.submit.request_id == request_id)
 
-    def _hold_back(self, request: Request, verdict: Verdict, now_s: float) -> Verdict | None:
-        """Why it may not even wait; None: it does."""
-        if self.gate.mode is not AdmissionMode.QUEUE:
-            return verdict
-        alone = self._held.alone(request, now_s)
-        if not alone.admitted:
-            return alone
-        if self.held >= self.intake.limits.max_waiting:
-            return verdict
-        self._held.add(request)
-        return None
-
-    def _take(self, request: Request) -> None:
-        self.intake.accept(request)
+    def _take(self, request: Request, now_s: float) -> None:
+        self.intake.accept(request, now_s)
         self.taken(request)
 
-    def _refuse(self, submit: Submit, verdict: Verdict) -> Refused:
+    def _refuse(self, request: Request, verdict: Verdict, now_s: float) -> Refused:
+        submit = request.submit
         self.refused[submit.service] += 1
         return Refused(
             request_id=submit.request_id,
             reason="slo",
             message=f"{submit.service} could not attain its SLO now: {verdict.reason}",
-            retry_after_s=verdict.retry_after_s,
+            retry_after_s=self._held.retry_s(self.intake.jobs, request, now_s),
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
+import msgspec
+
 from omniserve_agent.engine.kv.tables import PrefixNames
 from omniserve_agent.engine.messages import (
     RefusalReason,
@@ -22,6 +24,7 @@ from omniserve_agent.scheduling.error_budgets import Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, Stage
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.predictions import predicted_tokens
+from omniserve_agent.scheduling.queue_pace import QueuePace
 
 WAITING_STAGES = (Stage.WAITING, Stage.SWAPPED)
 
@@ -64,27 +67,37 @@ class Intake:
     requests: dict[int, Request] = field(default_factory=dict)
     _by_id: dict[str, Request] = field(default_factory=dict)
     _arrivals: int = 0
+    _queues: dict[ServiceClass, QueuePace] = field(
+        default_factory=lambda: {each: QueuePace() for each in ServiceClass}
+    )
 
     def submit(self, submit: Submit, now_s: float = 0.0) -> Refused | Request:
         """Take a request that came at `now_s`, or say why not."""
         prepared = self.prepare(submit, now_s)
         if isinstance(prepared, Request):
-            self.accept(prepared)
+            self.accept(prepared, now_s)
         return prepared
 
     def prepare(self, submit: Submit, now_s: float) -> Refused | Request:
         """What `submit` would take; nothing knows of it before `accept`."""
-        refused = self._refusal(submit)
+        refused = self._refusal(submit, now_s)
         if refused is not None:
             return refused
         self._arrivals += 1
         return self._request(submit, self._arrivals, now_s)
 
-    def accept(self, request: Request) -> None:
+    def accept(self, request: Request, now_s: float) -> None:
         """Take a prepared request."""
+        service_class = request.job.service_class
+        self._queues[service_class].came(now_s, self._waiting(service_class))
         self.requests[request.handle] = request
         self._by_id[request.submit.request_id] = request
         self.jobs.add(request.job)
+
+    def begun(self, request: Request, now_s: float) -> None:
+        """It waits no longer."""
+        service_class = request.job.service_class
+        self._queues[service_class].left(now_s, self._waiting(service_class))
 
     def find(self, request_id: str) -> Request | None:
         """The request of this id, unless it has ended."""
@@ -104,7 +117,7 @@ class Intake:
             return "length"
         return None
 
-    def _refusal(self, submit: Submit) -> Refused | None:
+    def _refusal(self, submit: Submit, now_s: float) -> Refused | None:
         problem = self._bad_request(submit)
         if problem is not None:
             return _refused(submit, "bad_request", problem)
@@ -118,15 +131,20 @@ class Intake:
                 f"the prompt has {known} tokens; {service_class} requests of this engine "
                 f"may have {limit} tokens, prompt and output together",
             )
-        waiting = self.jobs.count(service_class, *WAITING_STAGES)
+        waiting = self._waiting(service_class)
         if waiting >= self.limits.max_waiting:
-            return _refused(
+            full = _refused(
                 submit,
                 "queue_full",
                 f"{waiting} {service_class} requests are waiting, "
                 f"the limit is {self.limits.max_waiting}",
             )
+            room_s = self._queues[service_class].room_s(now_s)
+            return msgspec.structs.replace(full, retry_after_s=room_s)
         return None
+
+    def _waiting(self, service_class: ServiceClass) -> int:
+        return self.jobs.count(service_class, *WAITING_STAGES)
 
     def _bad_request(self, submit: Submit) -> str | None:
         """What is wrong with it whatever the engine's state; None: nothing."""

@@ -25,7 +25,7 @@ from omniserve_agent.engine.execution.iteration import (
     Outcome,
     StagedPrefill,
 )
-from omniserve_agent.engine.intake import Intake, IntakeLimits
+from omniserve_agent.engine.intake import WAITING_STAGES, Intake, IntakeLimits
 from omniserve_agent.engine.kv.residency import Residency
 from omniserve_agent.engine.kv.tables import KvTier
 from omniserve_agent.engine.messages import (
@@ -234,8 +234,10 @@ class Engine:
             elif move.to is Tier.HOST and request.device is not None:
                 self.residency.demote(request)
         for admission in plan.admissions:
-            if admission.job.stage in (Stage.WAITING, Stage.SWAPPED):
-                self.residency.admit(requests[admission.job.handle], admission.tier)
+            if admission.job.stage in WAITING_STAGES:
+                request = requests[admission.job.handle]
+                if self.residency.admit(request, admission.tier):
+                    self.intake.begun(request, self._clock())
         number = self.counts.iterations
         return self.batch.build(number, plan, requests, self.jobs, interrupted)
 

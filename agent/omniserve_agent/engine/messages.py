@@ -220,6 +220,8 @@ class Stats(msgspec.Struct, kw_only=True, tag="stats"):
     iteration_ls_ms: float = 0.0  # of it taken by LS
     prediction_margin: float = 1.0  # planned over predicted time
     margin_quantile: float = 0.0  # of prediction residuals; moved by the error budget
+    margin_widening: float = 1.0  # what the error budget multiplies the margin by
+    error_budget_slack_share: float = 1.0  # of LS's slack that it lets BE prompts take
     error_budget_burn: float = 0.0  # share of LS requests missed over share allowed: the highest
     error_budget_burns: dict[str, float] = {}  # by service, of those heard of in their windows
     waits: dict[str, str] = {}  # by service: why its first waiting request waits

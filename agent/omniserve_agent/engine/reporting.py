@@ -100,6 +100,8 @@ class Reporter:
             iteration_ls_ms=1e3 * state.ls_s,
             prediction_margin=state.margin,
             margin_quantile=state.quantile,
+            margin_widening=state.widening,
+            error_budget_slack_share=state.slack_share,
             error_budget_burn=state.burn,
             error_budget_burns=dict(state.burns),
             waits=engine.waits(),

@@ -173,6 +173,18 @@ _SERIES = (
         is_counter=False,
     ),
     _Series(
+        "margin_widening_ratio",
+        "What the error budgets multiply the margin by; 1 while next to nothing is burnt.",
+        _one(lambda s: s.margin_widening),
+        is_counter=False,
+    ),
+    _Series(
+        "error_budget_slack_ratio",
+        "Share of the slack of LS that the error budgets let BE prompts take.",
+        _one(lambda s: s.error_budget_slack_share),
+        is_counter=False,
+    ),
+    _Series(
         "error_budget_burn_ratio",
         "Share of LS requests that missed over the share that may: the highest of all services.",
         _one(lambda s: s.error_budget_burn),

@@ -106,15 +106,18 @@ class Costs:
         predicted_s = model.fixed + model.layers * per_layer_s + self.head(1)
         return predicted_s * self.factor("prefill")
 
-    def prompt_rows(self, load: Load, low: int, high: int, budget_s: float) -> int:
+    def prompt_rows(
+        self, load: Load, low: int, high: int, budget_s: float, pairs_of: Callable[[int], int]
+    ) -> int:
         """The most prompt rows in [low, high] for which `load` with them is `expected` to take no
-        longer than the budget; `low` where none are. `load` has no joins."""
+        longer than the budget; `low` where none are. `load` has no joins; `pairs_of` so many rows
+        are theirs."""
         model, factor = self.model, self.correction.factors.get("prefill", 1.0)
         keys_s, head_s = model.key * load.keys, self.head(load.logit_rows + 1)
 
         def fits(rows: int) -> bool:
-            added = load.pairs + rows * (rows + 1) // 2
-            per_layer_s = self.dense(load.rows + rows) + keys_s + model.pair * added
+            added_s = model.pair * (load.pairs + pairs_of(rows))
+            per_layer_s = self.dense(load.rows + rows) + keys_s + added_s
             return (model.fixed + model.layers * per_layer_s + head_s) * factor <= budget_s
 
         return largest_fitting(low, high, fits)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from omniserve_agent.scheduling.budget import Choice, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
+from omniserve_agent.scheduling.filling import by_service, first_of
 from omniserve_agent.scheduling.jobs import JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import pairs
 from omniserve_agent.scheduling.plan import Caps
@@ -25,6 +26,7 @@ class Until(NamedTuple):
     prefill_s: float  # for BE's prompts on top
     floor_s: float = 0.0  # for the first `floor_rows` that decode: a service is owed them
     floor_rows: int = 0
+    floor_service: str | None = None  # its rows come first
 
 
 def be_device_rows(
@@ -37,7 +39,8 @@ def be_device_rows(
     """
     others = jobs.count(BE, Stage.PREFILL, Stage.WAITING)
     most = max(0, caps.max_device_rows - jobs.count(LS, Stage.DECODE))
-    tokens = [job.tokens for job in jobs.at(BE, Stage.DECODE)[:most]]
+    resident = first_of(until.floor_service, jobs.at(BE, Stage.DECODE), by_service)
+    tokens = [job.tokens for job in resident[:most]]
     tokens += [int(jobs.offloaded_mean)] * min(coming, most - len(tokens))
     if not tokens:
         return min(most, others), ls

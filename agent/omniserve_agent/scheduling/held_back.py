@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-from omniserve_agent.scheduling.admission import LEAST_RETRY_S, Admission, Verdict
+from omniserve_agent.scheduling.admission import Admission, Verdict
 from omniserve_agent.scheduling.jobs import Job, JobIndex
 
 T = TypeVar("T")
@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class HeldBack(Generic[T]):
-    """Nobody overtakes; those that have lost their TTFT meanwhile come after all that have not."""
+    """Nobody overtakes; those that would miss on an idle engine too come after all that need not,
+    so that the first one holds up the others for its own TTFT at most."""
 
     gate: Admission
     job_of: Callable[[T], Job]
@@ -37,13 +38,12 @@ class HeldBack(Generic[T]):
         verdict = self.gate.judge(jobs, job, now_s)
         if not (verdict.admitted and before) or job.deadlines is None:
             return verdict
-        reason = f"admission holds back {before} requests that came before it"
-        return Verdict(False, reason, LEAST_RETRY_S)
+        return Verdict(False, f"admission holds back {before} requests that came before it")
 
-    def alone(self, newcomer: T, now_s: float) -> Verdict:
-        """An idle engine's verdict. Whom it refuses is not to be added: no waiting would help, and
-        all behind it would wait for its TTFT to pass."""
-        return self.gate.judge(JobIndex(), self.job_of(newcomer), now_s)
+    def retry_s(self, jobs: JobIndex, refused: T, now_s: float) -> float:
+        """When one like it would be let in; where a full line refused it, when the first leaves."""
+        first = next(iter(self), refused)
+        return self.gate.retry_s(jobs, self.job_of(first), now_s)
 
     def add(self, item: T) -> None:
         """One that was refused, to wait behind all who came before it."""

@@ -114,6 +114,8 @@ class Omniserve:
             *self._bound,
             margin=self.costs.margin,
             quantile=self.error_budget.quantile,
+            widening=self.error_budget.widening,
+            slack_share=self.error_budget.share,
             burn=self.error_budget.burn,
             burns=self.error_budget.burns(),
         )
@@ -133,7 +135,7 @@ class Omniserve:
         pace = self._pace(jobs, now_s, arrival_s)
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
         ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
-        ls = decode.prompt(ls_rows)
+        ls = decode.plus(ls_rows, ls_rows > 0, 0, prompt_pairs(prompts.order, ls_rows))
         time = self._time(jobs, prompts, decode, ls, pace, late_s)
         floor = self._floors.owed(jobs)
         be_rows, load = be_device_rows(
@@ -141,12 +143,19 @@ class Omniserve:
             self.costs,
             self.caps,
             ls,
-            Until(time.decode_s, time.prefill_s, time.ls_s + floor.seconds, floor.decoding),
+            Until(
+                time.decode_s,
+                time.prefill_s,
+                time.ls_s + floor.seconds,
+                floor.decoding,
+                floor.service,
+            ),
             coming(jobs, self.caps, room, self._arrival_blocks()),
         )
         self._rowless = self._rowless + 1 if be_rows == 0 else 0
-        joins_s, floor_s = self._floor_left(floor, load, time.decode_s)
+        joins_s, _ = self._floor_left(floor, load, time.decode_s)
         self._lanes, load = self._join_lanes(jobs, room, load, max(time.decode_s, joins_s))
+        _, floor_s = self._floor_left(floor, load, time.decode_s)
         hidden_s = self._sweep(jobs, load)
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
         waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
@@ -275,7 +284,10 @@ class Omniserve:
         wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
-        return self.costs.prompt_rows(decode, min(MIN_LS_CHUNK_ROWS, wanted), wanted, budget_s)
+        least = min(MIN_LS_CHUNK_ROWS, wanted)
+        return self.costs.prompt_rows(
+            decode, least, wanted, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
+        )
 
     def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
         """Rows of prompts that are on the device, or find room there once BE has left it."""
@@ -293,8 +305,8 @@ class Omniserve:
         return min(wanted, self.caps.ls_prefill_rows)
 
     def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
-        """What BE rows on the device have not spent of it: until when joins may take, and for
-        prompts."""
+        """What BE rows on the device, and joins where there are some, have not spent of it: until
+        when joins may take, and for prompts."""
         if floor is NOTHING:
             return 0.0, 0.0
         seconds = self.costs.seconds(load)
@@ -358,7 +370,7 @@ class Omniserve:
         there are places for more decoding rows (docs/decisions/0004).
         """
         chunked = jobs.at(BE, Stage.PREFILL)
-        context = chunked[0].computed if chunked else 0
+        context = max([job.computed for job in chunked], default=0)
         factor = self.costs.factor("prefill")
         queued = jobs.count(BE, Stage.BOUNDARY) - room.free_slots
         spare_s = budget_s - self.costs.predicted(load) * factor
@@ -391,6 +403,18 @@ def ls_decode(jobs: JobIndex) -> Load:
     decoding = jobs.at(LS, Stage.DECODE)
     count = len(decoding)
     return Load(rows=count, logit_rows=count, keys=sum([job.tokens for job in decoding]))
+
+
+def prompt_pairs(order: Sequence[Job], rows: int) -> int:
+    """Query-key pairs of so many rows of prompts in this order, behind what each has by now."""
+    total = 0
+    for job in order:
+        if rows <= 0:
+            break
+        chunk = min(job.remaining, rows)
+        total += pairs(job.computed, chunk)
+        rows -= chunk
+    return total
 
 
 def _ls_chunks(jobs: JobIndex) -> int:

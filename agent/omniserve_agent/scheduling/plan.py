@@ -65,6 +65,8 @@ class PolicyState:
     planned_s: float = 0.0  # LS, BE rows and joins, without prefill of BE
     margin: float = 1.0  # planned over predicted seconds
     quantile: float = 0.0  # of prediction residuals that the margin is taken at
+    widening: float = 1.0  # of that, by the error budget: a part of `margin`
+    slack_share: float = 1.0  # of LS's slack that the error budget lets BE prompts take
     burn: float = 0.0  # of the most burnt error budget: share missed over share allowed
     burns: Mapping[str, float] = field(default_factory=dict)  # of all of them, by LS service
 

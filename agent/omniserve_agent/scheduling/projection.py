@@ -24,6 +24,11 @@ CHUNK_STEP = 1.15  # from one chunk size that is looked at to the next
 SAFETY = 0.9  # of a deadline is used: the projection is an estimate
 
 
+def needed_pace_s(costs: Costs) -> float:
+    """The shortest TPOT that an idle engine keeps; a request with a shorter one sets no bound."""
+    return costs.expected(Load(1, 1)) / SAFETY
+
+
 class FirstToken(NamedTuple):
     """Of one prompt, in seconds from now."""
 
@@ -78,7 +83,8 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """See the module. Requests whose TTFT has passed do not count among TPOTs to come."""
+    """See the module. Of TPOTs to come those count that an idle engine could keep, of requests
+    whose TTFT has not passed."""
 
     costs: Costs
     caps: Caps
@@ -90,12 +96,7 @@ class Projection:
     left_tokens: int  # of the decoding requests, to their predicted ends
     kv_tokens: int  # that all admitted requests hold half-way to their predicted ends
     prompts: Sequence[Job]  # that wait or are being computed
-
-    @property
-    def tokens_per_end(self) -> float:
-        """Tokens each decoding request still puts out on the average, until one has ended."""
-        rows = max(1, self.decode.rows)
-        return self.left_tokens / rows / rows
+    needed_s: float  # see `needed_pace_s`
 
     def first_tokens(self, order: Sequence[Job], first: int = 0) -> Iterator[FirstToken]:
         """Of prompts in this order, from the `first` on. Each is computed beside those that decode,
@@ -115,7 +116,7 @@ class Projection:
         return self.costs.expected(self.decode) / self.caps.max_device_rows**2
 
     def _tpot_s(self, job: Job) -> float:
-        return _tpot_s(job, self.now_s)
+        return _tpot_s(job, self.now_s, self.needed_s)
 
 
 def project(jobs: JobIndex, costs: Costs, caps: Caps, now_s: float) -> Projection:
@@ -124,7 +125,9 @@ def project(jobs: JobIndex, costs: Costs, caps: Caps, now_s: float) -> Projectio
     prompts = [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
     going, count = [*decoding, *swapped], len(decoding) + len(swapped)
     decode = Load(count, count, sum([job.tokens for job in going]))
-    tpot_s = min([due.tpot_s for job in decoding if (due := job.deadlines)], default=inf)
+    needed_s = needed_pace_s(costs)
+    tpots = [due.tpot_s for job in decoding if (due := job.deadlines)]
+    tpot_s = min([tpot_s for tpot_s in tpots if tpot_s >= needed_s], default=inf)
     return Projection(
         costs,
         caps,
@@ -132,16 +135,19 @@ def project(jobs: JobIndex, costs: Costs, caps: Caps, now_s: float) -> Projectio
         prefill=Prefill(costs, decode, caps.ls_prefill_rows),
         decode=decode,
         tpot_s=tpot_s,
-        later_s=min([tpot_s, *(_tpot_s(job, now_s) for job in (*prompts, *swapped))]),
+        later_s=min([tpot_s, *(_tpot_s(job, now_s, needed_s) for job in (*prompts, *swapped))]),
         left_tokens=sum([_left_tokens(job) for job in going]),
         kv_tokens=sum([(j.tokens + j.predicted_tokens) // 2 for j in (*going, *prompts)]),
         prompts=prompts,
+        needed_s=needed_s,
     )
 
 
-def _tpot_s(job: Job, now_s: float) -> float:
+def _tpot_s(job: Job, now_s: float, needed_s: float) -> float:
     due = job.deadlines
-    return due.tpot_s if due is not None and due.due_s >= now_s else inf
+    if due is None or due.due_s < now_s or due.tpot_s < needed_s:
+        return inf
+    return due.tpot_s
 
 
 def _due_s(job: Job) -> float:

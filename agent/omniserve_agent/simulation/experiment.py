@@ -267,7 +267,7 @@ class Experiment:
             self._let_in_run = node.submit(arrival)
         elif self._held.judge(node.jobs, new, node.now_s).admitted:
             node.submit(arrival)
-        elif self._gate.mode is AdmissionMode.QUEUE and self._held.alone(new, node.now_s).admitted:
+        elif self._gate.mode is AdmissionMode.QUEUE:
             self._held.add(new)
         else:
             self.refused.append(arrival)

@@ -1,17 +1,20 @@
 """Figures of LS and BE services from tallies and counters."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniserve_agent.engine.messages import Stats
 from omniserve_agent.http.attainment import Observation, Outcome
 from omniserve_agent.http.tally import Tally
 from omniserve_agent.node.cluster.figures import (
     BeFacts,
     YieldShare,
     be_window,
+    error_budget,
     ls_window,
     rfc3339,
     tokens_left,
@@ -44,7 +47,8 @@ def test_an_ls_window_counts_what_was_missed():
         seen(120, outcome=Outcome.CANCELLED),
     ):
         tally.add(observation, SLO)
-    window = ls_window(*tally.window(12.0, 30.0))
+    burn = tally.error_budget_burn(replace(SLO, min_samples=7, window_s=30), 12.0)
+    window = ls_window(*tally.window(12.0, 30.0), burn)
     assert window.model_dump(exclude={"ttft_ms_p50", "ttft_ms_p99"}) == {
         "offered": 7,
         "finished": 4,
@@ -53,6 +57,7 @@ def test_an_ls_window_counts_what_was_missed():
         "failed": 1,
         "ttft_missed": 3,
         "tpot_missed": 2,
+        "error_budget_burn_percent": 8571,  # 6 of 7 where 1 % may
         "tpot_ms_p50": 5,
         "tpot_ms_p99": 15,
     }
@@ -60,9 +65,32 @@ def test_an_ls_window_counts_what_was_missed():
 
 
 def test_a_window_without_requests_has_no_times():
-    window = ls_window(*Tally(0.0).window(0.0, 30.0))
+    window = ls_window(*Tally(0.0).window(0.0, 30.0), 0.0)
     assert window.offered == 0
     assert window.ttft_ms_p50 is None
+
+
+def test_an_engine_tells_how_its_error_budgets_control_it():
+    stats = Stats(
+        services={},
+        prediction_margin=1.125,
+        margin_quantile=0.985,
+        margin_widening=1.25,
+        error_budget_burn=2.5,
+        error_budget_slack_share=0.05,
+    )
+    assert error_budget(stats).model_dump(by_alias=True) == {
+        "burnPercent": 250,
+        "slackPercent": 5,
+        "marginPercent": 112,
+        "marginQuantilePercent": 98,
+        "marginWideningPercent": 125,
+    }
+
+
+def test_where_nothing_is_predicted_there_is_no_error_budget_to_tell_of():
+    assert error_budget(None) is None
+    assert error_budget(Stats(services={})) is None
 
 
 def facts(**fields):

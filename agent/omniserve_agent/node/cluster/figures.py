@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from omniserve_agent.engine.messages import Stats
 from omniserve_agent.http.tally import Counts, Quantiles
-from omniserve_crds.servingnode import BeWindow, LsWindow
+from omniserve_crds.servingnode import BeWindow, ErrorBudgetReport, LsWindow
 
 WINDOW_S = 60.0
 MOST_NAMED = 16
 FARTHEST_MINUTES = 365 * 24 * 60
 
 
-def ls_window(counts: Counts, quantiles: Quantiles) -> LsWindow:
-    """Over the service's SLO window."""
+def ls_window(counts: Counts, quantiles: Quantiles, burn: float) -> LsWindow:
+    """Over the service's SLO window. `burn` of its error budget: 1 when all of it is used."""
     return LsWindow(
         offered=counts.offered,
         finished=counts.finished,
@@ -26,10 +27,24 @@ def ls_window(counts: Counts, quantiles: Quantiles) -> LsWindow:
         failed=counts.failed,
         ttft_missed=counts.ttft_missed,
         tpot_missed=counts.tpot_missed,
+        error_budget_burn_percent=_percent(burn),
         ttft_ms_p50=_whole(quantiles.ttft_ms_p50),
         ttft_ms_p99=_whole(quantiles.ttft_ms_p99),
         tpot_ms_p50=_whole(quantiles.tpot_ms_p50),
         tpot_ms_p99=_whole(quantiles.tpot_ms_p99),
+    )
+
+
+def error_budget(stats: Stats | None) -> ErrorBudgetReport | None:
+    """None before the first figures, and where the engine's policy predicts nothing."""
+    if stats is None or not stats.margin_quantile:
+        return None
+    return ErrorBudgetReport(
+        burn_percent=_percent(stats.error_budget_burn),
+        slack_percent=_percent(stats.error_budget_slack_share),
+        margin_percent=_percent(stats.prediction_margin),
+        margin_quantile_percent=_percent(stats.margin_quantile),
+        margin_widening_percent=_percent(stats.margin_widening),
     )
 
 
@@ -109,6 +124,10 @@ class YieldShare:
 def rfc3339(moment: datetime) -> str:
     """UTC, whole seconds."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _percent(ratio: float) -> int:
+    return round(100 * ratio)
 
 
 def _whole(value_ms: float | None) -> int | None:

@@ -20,6 +20,7 @@ from omniserve_agent.node.cluster.figures import (
     BeFacts,
     YieldShare,
     be_window,
+    error_budget,
     ls_window,
     rfc3339,
     tokens_left,
@@ -160,6 +161,8 @@ class Reporter:
             iteration_micros=samples.iteration_micros,
             row_micros=costs.ls_row_us,
             be_iteration_micros=costs.be_us,
+            admission_queued=stats.admission_queued if stats else 0,
+            error_budget=error_budget(stats),
         )
 
     def _service(self, service: ServiceAssignment, state: RunState) -> ServiceReport:
@@ -181,7 +184,9 @@ class Reporter:
     def _ls(self, service: ServedService) -> LsWindow | None:
         if service.service_class is not ServiceClass.LS or service.slo is None:
             return None
-        return ls_window(*self._tally(service).window(self.clock(), service.slo.window_s))
+        tally, now_s = self._tally(service), self.clock()
+        burn = tally.error_budget_burn(service.slo, now_s)
+        return ls_window(*tally.window(now_s, service.slo.window_s), burn)
 
     def _be(self, door: ServiceDoor, service: ServedService) -> BeWindow | None:
         if service.service_class is not ServiceClass.BE:
