@@ -382,3 +382,23 @@ def test_first_come_first_served(arrivals):
         for one in held.ready(jobs, now_s):
             take(one)
     assert len(held) == 0
+
+
+def test_refusals_of_a_kind_are_projected_once_a_second(monkeypatch):
+    door = gate()
+    asked, project = [], type(door).retry_s
+
+    def counted(self, jobs, refused, now_s):
+        asked.append(refused.handle)
+        return project(self, jobs, refused, now_s)
+
+    monkeypatch.setattr(type(door), "retry_s", counted)
+    held = HeldBack[Job](door, lambda one: one)
+    crowd = index(*(job(n, tokens=400, ttft_s=9.0, priority=1) for n in range(10)))
+    first = held.retry_s(crowd, job(20, tokens=400), NOW_S)
+    assert held.retry_s(crowd, job(21, tokens=420), NOW_S + 0.5) == pytest.approx(first - 0.5)
+    held.retry_s(crowd, job(22, tokens=90), NOW_S + 0.5)
+    assert asked == [20, 22]
+    held.retry_s(crowd, job(23, tokens=400), NOW_S + 1.0)
+    assert asked == [20, 22, 23]
+    assert held.retry_s(index(), job(24, tokens=500), NOW_S + 1.5) >= LEAST_RETRY_S

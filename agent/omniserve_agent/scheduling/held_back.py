@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from math import inf
 from typing import Generic, TypeVar
 
 from omniserve_agent.scheduling.admission import Admission, Verdict
 from omniserve_agent.scheduling.jobs import Job, JobIndex
+from omniserve_agent.scheduling.retry import LEAST_RETRY_S
 
 T = TypeVar("T")
+TOLD_FOR_S = 1.0  # projecting takes milliseconds: refusals of a kind share one for so long
 
 
 @dataclass(eq=False)
@@ -23,6 +26,7 @@ class HeldBack(Generic[T]):
     job_of: Callable[[T], Job]
     _hopeful: deque[T] = field(default_factory=deque)
     _lost: deque[T] = field(default_factory=deque)
+    _told: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[T]:
         return chain(self._hopeful, self._lost)
@@ -41,9 +45,17 @@ class HeldBack(Generic[T]):
         return Verdict(False, f"admission holds back {before} requests that came before it")
 
     def retry_s(self, jobs: JobIndex, refused: T, now_s: float) -> float:
-        """When one like it would be let in; where a full line refused it, when the first leaves."""
-        first = next(iter(self), refused)
-        return self.gate.retry_s(jobs, self.job_of(first), now_s)
+        """When one like it would be let in; where a full line refused it, when the first leaves.
+
+        Of the same service and about the same length, others were told so lately: until then.
+        """
+        first = self.job_of(next(iter(self), refused))
+        kind = first.service, first.tokens.bit_length()
+        told_s, until_s = self._told.get(kind, (-inf, 0.0))
+        if now_s - told_s >= TOLD_FOR_S:
+            told_s, until_s = now_s, now_s + self.gate.retry_s(jobs, first, now_s)
+            self._told[kind] = told_s, until_s
+        return max(LEAST_RETRY_S, until_s - now_s)
 
     def add(self, item: T) -> None:
         """One that was refused, to wait behind all who came before it."""
