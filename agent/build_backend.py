@@ -1,0 +1,26 @@
+"""setuptools as the build backend, with mypy where the scheduling package is to be compiled."""
+
+from __future__ import annotations
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403  (all other hooks as they are)
+
+import compile_scheduling
+
+Settings = dict[str, str | list[str] | None] | None
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    """What is to be installed before."""
+    if compile_scheduling.wanted():
+        return compile_scheduling.REQUIREMENTS  # setup.py needs them even to be asked
+    return build_meta.get_requires_for_build_wheel(config_settings)
+
+
+get_requires_for_build_sdist = get_requires_for_build_wheel
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    """The first hook of an editable install."""
+    compile_scheduling.refuse_beside_sources()
+    return build_meta.get_requires_for_build_editable(config_settings)
