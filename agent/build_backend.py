@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from setuptools import build_meta
-from setuptools.build_meta import *  # noqa: F403  (all other hooks as they are)
 
 import compile_scheduling
 
 Settings = dict[str, str | list[str] | None] | None
+
+build_sdist = build_meta.build_sdist
+build_wheel = build_meta.build_wheel
+build_editable = build_meta.build_editable
+prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

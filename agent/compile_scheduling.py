@@ -56,13 +56,14 @@ def extensions(source: Path, optimise: str = "3") -> list[Extension]:
 
     options = [*MYPY_OPTIONS, f"--cache-dir={BUILD / 'cache'}"]
     paths = [str(path) for path in modules(source)]
-    return mypycify(
+    found = mypycify(
         [*options, *paths],
         opt_level=optimise,
         debug_level="0",
         group_name="omniserve_scheduling",
         target_dir=str(BUILD),
     )
+    return [one for one in found if isinstance(one, Extension)]  # all: setuptools is imported
 
 
 def main() -> None:

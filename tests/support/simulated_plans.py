@@ -29,7 +29,7 @@ SETTINGS = {
     "rejecting": {"admission": AdmissionMode.REJECT, "ttft_slo_s": 0.5},
     "on the host": {"admission": AdmissionMode.QUEUE, "be_device_residency": False},
 }
-PROMISED = {"longbench-v2": 20}  # percent, to a BE service
+PROMISED = {"decode-heavy": 20}  # percent, to a BE service
 
 
 def main():
@@ -47,7 +47,7 @@ def run(machine, policy, setting):
     arrivals = latency_sensitive(RATE, SECONDS, 1, "bursty")
     experiment = Experiment(MACHINES[machine], chosen, arrivals, mixed_backlog())
     node, plans = experiment._node, hashlib.sha256()
-    node.min_shares = PROMISED if setting == "as it is" else {}
+    node.min_shares = PROMISED if setting in ("as it is", "on the host") else {}
     inner = node.policy
 
     def plan(jobs, *rest):
