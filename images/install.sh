@@ -27,7 +27,7 @@ case "$1" in
     ;;
   package)
     constraints=$source/images/constraints-$2.txt
-    # docs/decisions/0010: plans take half as long, and nobody edits sources in an image.
+    # docs/decisions/0010: plans take less time, and nobody edits sources in an image.
     if [ "$2" = agent ]; then export OMNISERVE_COMPILE=1; fi
     # Without pip: nothing is installed into a running container.
     python3 -m venv --without-pip "$target"
