@@ -12,7 +12,7 @@ IMAGE_ROOTS ?= /tmp/omniserve-images
 export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 
 .PHONY: help install crds demo serve test test-gpu check lint types bench-kernel bench-engine bench-colocation
-.PHONY: simulate sanitize fuzz test-emulated clean chart-docs test-image lock-images e2e bench-operator
+.PHONY: compiled simulate sanitize fuzz test-emulated clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,9 @@ demo: $(STAMP) ## chat and batch on the real model, live, for DEMO_SECONDS (60)
 
 serve: $(STAMP) ## examples/hybrid.yaml at http://127.0.0.1:8000
 	$(BIN)/omniserve-agent serve -f examples/hybrid.yaml
+
+compiled: $(STAMP) ## a copy of the agent with compiled scheduling, as in images; prints its place for PYTHONPATH
+	@$(BIN)/python bench/compiled.py
 
 bench-kernel: $(STAMP) ## host attention against the read roof; bench/out/kernel.json
 	$(BIN)/python bench/kernel.py

@@ -44,6 +44,10 @@ import omniserve_operator.cli
 assert "torch" not in sys.modules, "the operator imports torch"
 assert importlib.util.find_spec("torch") is None, "the operator's image contains torch"
 """
+COMPILED = """
+from omniserve_agent.scheduling import omniserve
+assert omniserve.__file__.endswith(".so"), omniserve.__file__
+"""
 NO_PIP = """
 import importlib.util
 assert importlib.util.find_spec("pip") is None, "the image contains pip"
@@ -57,8 +61,9 @@ def check_operator(image: Image) -> None:
 
 
 def check_agent(image: Image) -> None:
-    """Version, help, and one completion by the model in the image."""
+    """Version, help, compiled scheduling, and one completion by the model in the image."""
     _check_program(image)
+    _python(image, COMPILED)
     with _serving(image) as url:
         answer = _post(
             f"{url}/v1/completions",

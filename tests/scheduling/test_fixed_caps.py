@@ -1,5 +1,7 @@
 """The fixed-caps policy: order of classes, caps, room; and who gives way when a tier is full."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,8 +51,7 @@ def index(*jobs):
 
 
 def plan(*jobs, room=ROOM, **caps):
-    fields = {name: getattr(CAPS, name) for name in CAPS.__slots__} | caps
-    return FixedCaps(Caps(**fields)).plan(index(*jobs), room, now_s=0.0)
+    return FixedCaps(replace(CAPS, **caps)).plan(index(*jobs), room, now_s=0.0)
 
 
 def rows(answer):

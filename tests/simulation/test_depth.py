@@ -8,6 +8,7 @@ from omniserve_agent.scheduling.jobs import ServiceClass, Stage
 from omniserve_agent.simulation.experiment import Setting, node_for
 from omniserve_agent.simulation.hardware import hardware
 from omniserve_agent.simulation.workload import Arrival
+from support.policies import Watched
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 MACHINE = replace(hardware("h200-16core", "llama-3-8b"), noise=0.0)
@@ -59,8 +60,11 @@ def test_alone_a_request_gets_its_tokens_as_early():
 def test_iterations_are_observed_after_the_next_one_is_planned():
     node, told = node_of(1), []
     plan, observed = node.policy.plan, node.policy.observed
-    node.policy.plan = lambda *args: (told.append("plan"), plan(*args))[1]
-    node.policy.observed = lambda *args: (told.append("observed"), observed(*args))[1]
+    node.policy = Watched(
+        node.policy,
+        plan=lambda *args: (told.append("plan"), plan(*args))[1],
+        observed=lambda *args: (told.append("observed"), observed(*args))[1],
+    )
     node.submit(ls())
     for _ in range(4):
         node.step(node.now_s + 1.0)
@@ -71,7 +75,9 @@ def test_a_row_of_a_request_that_has_ended_meanwhile_is_discarded():
     node = node_of(1)
     limited, ends = node.submit(ls(output=5)), node.submit(ls(output=5, most=20))
     rows, observed = [], node.policy.observed
-    node.policy.observed = lambda work, s: (rows.append(work.device_rows), observed(work, s))[1]
+    node.policy = Watched(
+        node.policy, observed=lambda work, s: (rows.append(work.device_rows), observed(work, s))[1]
+    )
     until(node, lambda: len(node.ended) == 2)
     assert limited.output_tokens == ends.output_tokens == 5
     node.step(node.now_s + 1.0)

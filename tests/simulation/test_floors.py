@@ -10,6 +10,7 @@ from omniserve_agent.scheduling.latency import Work
 from omniserve_agent.simulation.experiment import Setting, node_for
 from omniserve_agent.simulation.hardware import hardware
 from omniserve_agent.simulation.workload import Arrival, latency_sensitive
+from support.policies import Watched
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 MACHINE = replace(hardware("h200-16core", "llama-3-8b"), noise=0.0)
@@ -28,7 +29,7 @@ def observed(node):
             before[1] += had.staged
         inner(work, seconds)
 
-    node.policy.observed = observe
+    node.policy = Watched(node.policy, observed=observe)
     return total, served
 
 

@@ -8,6 +8,7 @@ from omniserve_agent.scheduling.jobs import ServiceClass
 from omniserve_agent.simulation.experiment import Setting, node_for
 from omniserve_agent.simulation.hardware import hardware
 from omniserve_agent.simulation.workload import Arrival
+from support.policies import Watched
 
 LS, BE = ServiceClass.LS, ServiceClass.BE
 QUIET = replace(hardware("h200-16core", "llama-3-8b"), noise=0.0)
@@ -23,7 +24,7 @@ def observed(machine, **setting):
         seen.append((work, seconds))
         told(work, seconds)
 
-    node.policy.observed = note
+    node.policy = Watched(node.policy, observed=note)
     for number in range(20):
         node.submit(Arrival(0.0, LS, 200, 300, f"ls{number}"))
         node.submit(Arrival(0.0, BE, 1000, 300, f"be{number}"))

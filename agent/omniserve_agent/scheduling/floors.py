@@ -98,6 +98,6 @@ def _had_s(work: Work, service: str, seconds: float, model: LatencyModel) -> flo
     if had is None:
         return 0.0
     staged_s = min(seconds, sum([model.dense.at(rows) for rows in work.chunk_rows]))
-    batch = model.layers * work.device_rows + sum(work.joined_rows)
+    batch = float(model.layers * work.device_rows) + sum(work.joined_rows)
     of_batch = had.batch / max(had.batch, batch, 1)
     return staged_s * had.staged / max(1, sum(work.chunk_rows)) + (seconds - staged_s) * of_batch

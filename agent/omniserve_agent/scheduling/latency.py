@@ -15,7 +15,7 @@ from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class Work:
         had.staged += staged
 
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 
