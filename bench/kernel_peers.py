@@ -24,7 +24,7 @@ from kernel_shapes import KV_BYTES, Lengths, Shape
 from together import on_cores
 
 SOURCE = Path(__file__).with_name("neo_like.c")
-FLAGS = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
 BLOCK = 16
 VLLM_ATTENTION = Path(__file__).parent / "peers/vllm_attention.py"
 
@@ -69,9 +69,12 @@ class NeoLike:
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory()
-        library = Path(self._directory.name) / "neo_like.so"
-        command = ["gcc", *FLAGS, str(SOURCE), "-o", str(library), "-lm"]
-        subprocess.run(command, check=True, timeout=60)
+        built = Path(self._directory.name) / "neo_like.o"
+        library = built.with_suffix(".so")
+        subprocess.run(["gcc", *FLAGS, "-c", SOURCE, "-o", built], check=True, timeout=60)
+        # Linked with -ffast-math, loading it would make the whole process lose subnormal numbers.
+        link = ["gcc", "-shared", built, "-o", library, "-lm"]
+        subprocess.run(link, check=True, timeout=60)
         self.run = ctypes.CDLL(str(library)).neo_like
         self.memory = Memory()
 

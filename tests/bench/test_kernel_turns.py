@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -46,7 +47,9 @@ def test_peers_can_do_them(shape: Shape) -> None:
     neo = NeoLike()
     with ThreadPoolExecutor(1) as pool:
         assert NeoProblem(neo, shape).gbps(pool, rows) > 0
+        assert pool.submit(lambda: sys.float_info.min / 2).result() > 0
     neo.close()
+    assert sys.float_info.min / 2 > 0  # the library leaves subnormal numbers alone
 
 
 def test_the_last_queries_do_not_see_behind_themselves() -> None:

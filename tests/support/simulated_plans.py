@@ -25,7 +25,7 @@ MACHINES = {
 }
 SETTINGS = {
     "as it is": {},
-    "one ahead, drafts": {"depth": 1, "tokens_per_hop": 1.8},
+    "one ahead, drafts": {"depth": 1, "drafts": 2},
     "rejecting": {"admission": AdmissionMode.REJECT, "ttft_slo_s": 0.5},
     "on the host": {"admission": AdmissionMode.QUEUE, "be_device_residency": False},
 }
