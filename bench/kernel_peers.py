@@ -71,9 +71,10 @@ class NeoLike:
         self._directory = tempfile.TemporaryDirectory()
         built = Path(self._directory.name) / "neo_like.o"
         library = built.with_suffix(".so")
-        subprocess.run(["gcc", *FLAGS, "-c", SOURCE, "-o", built], check=True, timeout=60)
+        make = ["gcc", *FLAGS, "-c", str(SOURCE), "-o", str(built)]
+        subprocess.run(make, check=True, timeout=60)
         # Linked with -ffast-math, loading it would make the whole process lose subnormal numbers.
-        link = ["gcc", "-shared", built, "-o", library, "-lm"]
+        link = ["gcc", "-shared", str(built), "-o", str(library), "-lm"]
         subprocess.run(link, check=True, timeout=60)
         self.run = ctypes.CDLL(str(library)).neo_like
         self.memory = Memory()
