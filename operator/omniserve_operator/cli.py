@@ -22,6 +22,7 @@ from omniserve_operator import logs
 from omniserve_operator.api import ApiError
 from omniserve_operator.dryrun import dry_run
 from omniserve_operator.logs import LogFormat
+from omniserve_operator.run import WatchEndedError
 from omniserve_operator.run import run as run_operator
 from omniserve_operator.settings import Settings, Tenancy
 
@@ -192,7 +193,7 @@ def _guarded(work: Coroutine[Any, Any, T]) -> T:
     """One line and an exit code where the server cannot be reached or refuses."""
     try:
         return asyncio.run(work)
-    except (ApiError, ConfigException, OSError) as error:
+    except (ApiError, ConfigException, OSError, WatchEndedError) as error:
         _fail(str(error), EXIT_UNREACHABLE)
 
 

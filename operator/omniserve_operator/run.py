@@ -30,6 +30,10 @@ from omniserve_operator.store import Store
 
 CRD_RETRY_S = 2.0
 CRD_ATTEMPTS = 30
+# Kopf waits five seconds for what is left of it, then as long as that takes.
+KOPF_ENDS_WITHIN_S = 8.0
+LEFTOVERS_TURNS = 10
+LEFTOVERS_TURN_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -90,16 +94,52 @@ async def run(settings: Settings) -> None:
         await client.close()  # type: ignore[no-untyped-call]
 
 
+class WatchEndedError(Exception):
+    """Without its events the operator would go on with what it knew: it has to start anew."""
+
+
 async def _watch(settings: Settings, store: Store, reconciler: Reconciler, slices: bool) -> None:
-    await kopf.operator(
-        registry=watches.registry(store, reconciler.trigger, slices=slices),
-        settings=watches.settings(settings, slices=slices),
-        standalone=True,
-        # Kopf would ask for the user's name, and a container's uid need not have one.
-        identity=settings.identity,  # type: ignore[arg-type]  # a NewType kopf does not export
-        clusterwide=not settings.watch_namespaces,
-        namespaces=_namespaces(settings),
+    """Kopf, until a signal.
+
+    An API server that comes back may answer a watch with 404, and Kopf gives up. Its other watches
+    can take their cancellation for a pause and go on (Kopf 1.45, nolar/kopf#1276): it never ends.
+    """
+    ending = asyncio.Event()
+    # Kopf cancels every task that began after it.
+    ends = asyncio.create_task(ending.wait())
+    before = asyncio.all_tasks()
+    work = asyncio.create_task(
+        kopf.operator(
+            registry=watches.registry(store, reconciler.trigger, slices=slices, on_end=ending.set),
+            settings=watches.settings(settings, slices=slices),
+            standalone=True,
+            # Kopf would ask for the user's name, and a container's uid need not have one.
+            identity=settings.identity,  # type: ignore[arg-type]  # a NewType kopf doesn't export
+            clusterwide=not settings.watch_namespaces,
+            namespaces=_namespaces(settings),
+        )
     )
+    try:
+        await asyncio.wait({work, ends}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work}, timeout=KOPF_ENDS_WITHIN_S)
+        if not work.done():
+            raise WatchEndedError("a watch ended, and the others could not be ended")
+        if error := work.exception():
+            raise WatchEndedError(f"a watch ended: {error}") from error
+    finally:
+        ends.cancel()
+        await _stop_all_but(before)
+
+
+async def _stop_all_but(kept: set[asyncio.Task[Any]]) -> None:
+    """Cancel, again where that was swallowed; what is left then is Kopf's to kill."""
+    for _ in range(LEFTOVERS_TURNS):
+        left = asyncio.all_tasks() - kept
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=LEFTOVERS_TURN_S)
 
 
 def _namespaces(settings: Settings) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +29,21 @@ from omniserve_operator.reconcile import AGENT_LABELS, CHILD_LABELS, Trigger
 from omniserve_operator.settings import Settings
 from omniserve_operator.store import Store
 
+# After a signal or a fault, with the Lease given up by then; a pod has 30 s.
+KILLED_AFTER_S = 25
 
-def registry(store: Store, trigger: Trigger, *, slices: bool) -> kopf.OperatorRegistry:
-    """Every kind the operator reacts to."""
+
+def registry(
+    store: Store, trigger: Trigger, *, slices: bool, on_end: Callable[[], None] = lambda: None
+) -> kopf.OperatorRegistry:
+    """Every kind the operator reacts to; `on_end` is called when Kopf stops, for any reason."""
+
+    async def ended(**_: object) -> None:
+        on_end()
+
     found = kopf.OperatorRegistry()
     kopf.on.login(registry=found)(_login)
+    kopf.on.cleanup(registry=found)(ended)
     _watch(found, store, trigger, LLM_SERVICES, (GROUP, VERSION, "llmservices"))
     _watch(found, store, trigger, SERVING_NODES, (GROUP, VERSION, "servingnodes"))
     _watch(found, store, trigger, NODES, ("", "v1", "nodes"))
@@ -63,6 +74,8 @@ def settings(given: Settings, *, slices: bool) -> kopf.OperatorSettings:
     found.networking.connect_timeout = 10
     # An API server that is away for ten minutes is waited for; then a restart is better.
     found.networking.error_backoffs = (1, 1, 2, 3, 5, *([10] * 60))
+    # Kopf's own end can hang; then it kills the process.
+    found.process.ultimate_exiting_timeout = KILLED_AFTER_S
     # One event for an object is as good as many: none of them is remembered.
     found.queueing.idle_timeout = 1.0
     found.watching.label_selectors["v1", "pods"] = AGENT_LABELS
