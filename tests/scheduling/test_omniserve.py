@@ -317,6 +317,33 @@ def test_rows_join_the_less_the_more_the_host_reads_for_them(tokens, host, lanes
     assert policy.state.planned_s <= policy.state.budget_s
 
 
+def lanes_beside(*others, free, came=0):
+    """Of 16 rows in flight that are dear to join, beside an LS row with much slack; so many prompts
+    of ten blocks came before."""
+    policy = Omniserve(CAPS, replace(MODEL, host=1e-9), kv_bytes=1000.0)
+    for number in range(came):
+        due = Deadlines(arrival_s=99.0, ttft_s=5.0, tpot_s=0.1)
+        policy.arrived(job(300 + number, LS, Stage.WAITING, tokens=159, deadlines=due))
+    flying = [job(200 + i, BE, Stage.HOPPING, tokens=20_000) for i in range(16)]
+    room = replace(ROOM, device_free_blocks=free)
+    return plan(decoding(1, 100.0, 0.100), *flying, *others, policy=policy, room=room).join_rows
+
+
+def test_where_ls_lacks_kv_joins_get_what_costs_next_to_nothing():
+    """Longer iterations keep LS's KV taken for longer, and who waits for it waits longer."""
+    due = Deadlines(arrival_s=100.0, ttft_s=5.0, tpot_s=0.1)
+    waits = job(2, LS, Stage.WAITING, tokens=160, deadlines=due)
+    assert lanes_beside(waits, free=11) == 8
+    assert lanes_beside(waits, free=10) < 8
+    assert lanes_beside(waits, job(3, BE, Stage.DECODE), free=10) == 8  # BE gives its place up
+
+
+def test_kv_that_the_next_ls_prompts_would_lack_counts_as_lacking():
+    assert lanes_beside(free=20, came=1) == 8
+    assert lanes_beside(free=19, came=1) < 8
+    assert lanes_beside(free=0) == 8  # nobody may come
+
+
 @pytest.mark.parametrize("longest", [1, 4])
 def test_rows_in_flight_keep_a_lane_whatever_they_cost(longest):
     """The tokens of a hop join together: fewer lanes would keep it, and all behind it, for ever."""

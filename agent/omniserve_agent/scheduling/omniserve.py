@@ -134,9 +134,10 @@ class Omniserve:
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
         pace = self._pace(jobs, now_s, arrival_s)
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
-        ls_rows = self._ls_rows(jobs, room, prompts, decode, pace.slack_s + late_s)
+        wanted, short = self._ls_rows_with_room(jobs, room, prompts)
+        ls_rows = self._ls_rows(wanted, prompts, decode, pace.slack_s + late_s)
         ls = decode.plus(ls_rows, ls_rows > 0, 0, prompt_pairs(prompts.order, ls_rows))
-        time = self._time(jobs, prompts, decode, ls, pace, late_s)
+        time = self._time(jobs, prompts, decode, ls, pace, late_s, short)
         floor = self._floors.owed(jobs)
         be_rows, load = be_device_rows(
             jobs,
@@ -220,8 +221,12 @@ class Omniserve:
         ls: Load,
         pace: Pace,
         late_s: float,
+        short: bool,
     ) -> _Time:
         """What BE adds may neither break a decode's deadline nor eat a waiting prompt's laxity.
+
+        Where LS prompts wait for KV that LS holds (`short`), whatever makes iterations longer makes
+        them wait longer: BE gets what costs next to nothing.
 
         BE decodes cost little each and go on beside an LS prompt while LS is on its pace: they
         make LS late by no more than it makes up for. BE prefill waits for slack beyond what LS
@@ -230,10 +235,12 @@ class Omniserve:
         ls_s = self.costs.seconds(ls)
         slack_s = max(0.0, min(pace.saving_s - ls_s, prompts.slack_s))
         share = self._slack_share(jobs, ls) * (self.error_budget.share if ls.rows else 1.0)
-        prefill_s = ls_s + slack_s * share
+        prefill_s = ls_s + (0.0 if short else slack_s * share)
         if pace.slack_s < self.costs.expected(decode):
             return _Time(ls_s, prefill_s, prefill_s)
-        spare_s = min(max(pace.slack_s + late_s - ls_s, FREE_SHARE * ls_s), prompts.slack_s)
+        free_s = FREE_SHARE * ls_s
+        spare_s = free_s if short else max(pace.slack_s + late_s - ls_s, free_s)
+        spare_s = min(spare_s, prompts.slack_s)
         return _Time(ls_s, max(prefill_s, ls_s + spare_s), prefill_s)
 
     def _pace(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Pace:
@@ -272,16 +279,11 @@ class Omniserve:
         slack_s = max(0.0, min(found.slack_s, behind_s))
         return Prompts(found.order, slack_s, found.ahead_s)
 
-    def _ls_rows(
-        self, jobs: JobIndex, room: Room, prompts: Prompts, decode: Load, budget_s: float
-    ) -> int:
+    def _ls_rows(self, wanted: int, prompts: Prompts, decode: Load, budget_s: float) -> int:
         """LS prompt rows that fit beside the decodes; never none while a prompt has its KV.
 
         Without the margin: that is BE's to pay, or doubt would cost LS its first tokens.
         """
-        if not _ls_chunks(jobs):
-            return 0
-        wanted = self._ls_rows_with_room(jobs, room, prompts)
         if not decode.rows or not wanted:
             return wanted
         least = min(MIN_LS_CHUNK_ROWS, wanted)
@@ -289,8 +291,9 @@ class Omniserve:
             decode, least, wanted, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
         )
 
-    def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> int:
-        """Rows of prompts that are on the device, or find room there once BE has left it."""
+    def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> tuple[int, bool]:
+        """Rows of prompts that are on the device, or find room there once BE has left it; and
+        whether one of them, or the next that may come, does not find it."""
         blocks = room.device_free_blocks
         blocks += sum([job.device_blocks for job in jobs.among(BE, DEVICE_STAGES)])
         wanted = jobs.count(LS, Stage.SWAPPED)
@@ -302,7 +305,7 @@ class Omniserve:
             wanted += job.remaining
             if wanted >= self.caps.ls_prefill_rows:
                 break
-        return min(wanted, self.caps.ls_prefill_rows)
+        return min(wanted, self.caps.ls_prefill_rows), blocks < self._arrival_blocks()
 
     def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
         """What BE rows on the device, and joins where there are some, have not spent of it: until
