@@ -15,7 +15,7 @@ export OMNISERVE_CACHE_DIR ?= $(CURDIR)/.omniserve
 .PHONY: compiled simulate sanitize fuzz test-emulated clean chart-docs test-image lock-images e2e bench-operator
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 # torch first and by its exact version: any range would take the registry's CUDA build.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)

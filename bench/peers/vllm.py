@@ -33,7 +33,7 @@ def interpreter(root: Path) -> Path:
             raise PeerError(f"{ENVIRONMENT_VARIABLE}={directory}: no bin/python; name a venv")
         return python
     if not complete.exists():
-        print(f"making {directory} for vLLM {VERSION} (once, some minutes, 2 GB)", flush=True)
+        print(f"making {directory} for vLLM {VERSION} (once, some minutes, 3.4 GB)", flush=True)
         _install(directory, python)
         complete.touch()
     return python

@@ -182,8 +182,9 @@ typedef struct {
   int32_t slots, q_heads, hidden_size;
   int32_t dtype;         /* of activations: q, k, v, o, residual */
   int32_t host_residual; /* 1: slots hold the residual here; 0: the device keeps it by slot index */
-  int32_t split_tokens;  /* KV is split into ranges of at least this many tokens, only when items
-                            are fewer than twice the workers; 0 = default (256) */
+  int32_t split_tokens;  /* KV is split into ranges of at least this many tokens, when items are
+                            fewer than twice the workers or a row is longer than a worker's share;
+                            0 = default (256) */
   float scale;
   int32_t later_joins;   /* 1: a hop is not picked in the iteration that submitted it, unless that
                             waits; for experiments */
