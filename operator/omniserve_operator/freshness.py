@@ -1,7 +1,7 @@
 """How long agents have been silent, on the operator's own clock.
 
-Time during which the operator itself could not reach the API server does not count: nobody could
-have been heard then.
+Time during which the operator itself could not write does not count: nobody else could either, and
+nobody could have been heard. Nor does the time during which another one held the Lease.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Freshness:
         self._offline_s = 0.0
 
     def contact(self, now_s: float) -> None:
-        """The API server answered."""
+        """The API server took a write."""
         gap = now_s - self._contact_s
         if gap > OFFLINE_AFTER_S:
             self._offline_s += gap

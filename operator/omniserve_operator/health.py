@@ -13,6 +13,7 @@ from omniserve_operator.reconcile import Reconciler
 
 # A pass over a thousand services takes seconds, not a minute: then the loop hangs.
 UNHEALTHY_AFTER_S = 60.0
+UNREADY_AFTER_S = 60.0  # passes are made every 10 s at least; each of them failed
 
 
 def application(
@@ -33,7 +34,8 @@ def application(
         if reconciler.passed_s is None:
             return web.Response(text="no reconcile has gone through yet", status=503)
         age_s = time.monotonic() - reconciler.passed_s
-        return web.Response(text=f"last reconcile {age_s:.0f} s ago")
+        words = f"last reconcile that went through {age_s:.0f} s ago"
+        return web.Response(text=words, status=200 if age_s < UNREADY_AFTER_S else 503)
 
     async def pages(_: web.Request) -> web.Response:
         text = generate_latest(metrics.registry)

@@ -39,12 +39,9 @@ class Leadership:
     def held(self) -> bool:
         return time.monotonic() < self._until_s
 
-    def contact(self) -> None:
-        """The API server answered."""
-        self._on_contact(time.monotonic())
-
     def renewed(self, called_s: float) -> None:
         before = self.held()
+        self._on_contact(time.monotonic())
         self._until_s = called_s + RENEW_WITHIN_S
         if not before:
             log.info("lease_held")
@@ -55,7 +52,11 @@ class Leadership:
 
 
 class _Lock(LeaseLock):
-    """The library's lock with a limit on each call; a server that is away is a failed try."""
+    """The library's lock with a limit on each call; a server that is away is a failed try.
+
+    Only a write that was accepted is contact: while nothing can be written agents cannot report
+    either, however well the server answers.
+    """
 
     def __init__(
         self, name: str, namespace: str, identity: str, client: ApiClient, leadership: Leadership
@@ -68,11 +69,9 @@ class _Lock(LeaseLock):
     ) -> tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]:
         try:
             async with asyncio.timeout(CALL_S):
-                found = await super().get(name, namespace)
+                return await super().get(name, namespace)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return False, ApiException(status=0, reason=str(error) or type(error).__name__)
-        self._leadership.contact()
-        return found
 
     async def create(
         self, name: str, namespace: str, election_record: LeaderElectionRecord

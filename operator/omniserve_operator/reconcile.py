@@ -46,6 +46,7 @@ PASS_EVERY_S = 10.0
 FIGURES_PASS_EVERY_S = 2.0
 # Full lists: the remedy for whatever a watch has missed.
 LISTS_EVERY_S = 300.0
+LIST_RETRY_S = 30.0  # after one that failed
 REVISIONS_EVERY_S = 10.0
 SETTLE_S = 0.05
 
@@ -154,29 +155,50 @@ class Reconciler:
 
     async def one_pass(self, now_s: float) -> int:
         """Gather, plan, write; the number of things that could not be carried out."""
-        await self.gather(now_s)
+        failures = await self.gather(now_s)
         world = self._store.world(now_s)
-        failures = await self._mirror.carry_out(world, now_s)
+        failures += await self._mirror.carry_out(world, now_s)
         world = self._store.world(now_s)
         done = plan(world)
         self._metrics.observe(world, done)
         return failures + await self._write(world, done, now_s)
 
-    async def gather(self, now_s: float) -> None:
-        """Full lists when they are due; the watches bring the rest.
+    async def gather(self, now_s: float) -> int:
+        """Full lists when they are due; the watches bring the rest. Lists that failed.
 
-        At first all of them, then one in a pass: a change need not wait for seven lists.
+        At first all of them, then one in a pass: a change need not wait for seven lists. One that
+        fails later is made again in a while: what the watches bring goes on meanwhile.
         """
+        failures = 0
         for kind, labels in self._due_lists(now_s):
-            await self._list(kind, labels, now_s)
-            self._listed_s[kind] = now_s
-            if kind is LLM_SERVICES:
-                self._mirror.forget()
-        if self._revisions_s is None or now_s - self._revisions_s >= REVISIONS_EVERY_S:
+            try:
+                await self._list(kind, labels, now_s)
+                self._listed_s[kind] = now_s
+                if kind is LLM_SERVICES:
+                    self._mirror.forget()
+            except ApiError as error:
+                if kind not in self._listed_s:
+                    raise
+                log.warning("not_listed", kind=kind.plural, error=str(error))
+                self._listed_s[kind] = now_s - LISTS_EVERY_S + LIST_RETRY_S
+                failures += 1
+        return failures + await self._note_revisions(now_s)
+
+    async def _note_revisions(self, now_s: float) -> int:
+        """Of agents' templates, where that is due; 1 where it failed."""
+        before_s = self._revisions_s
+        if before_s is not None and now_s - before_s < REVISIONS_EVERY_S:
+            return 0
+        try:
             path = CONTROLLER_REVISIONS.path(self._settings.namespace)
             found, _ = await self._api.list(path, AGENT_LABELS)
-            self._store.newest_templates = newest_templates(found)
-            self._revisions_s = now_s
+        except ApiError as error:
+            if before_s is None:
+                raise
+            log.warning("not_listed", kind=CONTROLLER_REVISIONS.plural, error=str(error))
+            return 1
+        self._store.newest_templates, self._revisions_s = newest_templates(found), now_s
+        return 0
 
     def look_anew(self) -> None:
         """Take nothing for known: others may have written meanwhile."""

@@ -60,12 +60,19 @@ async def kinds_served(api: Api) -> None:
                 raise
             found = {}
         missing = wanted - {resource["name"] for resource in found.get("resources") or []}
-        if not missing:
+        if not missing and await _group_listed(api):
             return
-        log.warning("waiting_for_crds", missing=sorted(missing))
+        log.warning("waiting_for_crds", missing=sorted(missing or wanted))
         await asyncio.sleep(CRD_RETRY_S)
-    names = " and ".join(f"{plural}.{GROUP}" for plural in sorted(missing))
+    names = " and ".join(f"{plural}.{GROUP}" for plural in sorted(missing or wanted))
     raise ApiError(404, f"CRD {names} is not served; install the CRDs (crds/*.yaml)")
+
+
+async def _group_listed(api: Api) -> bool:
+    """A server answers at the group's own path before it lists the group, and Kopf looks once, at
+    what is listed."""
+    groups = (await api.get("/apis")).get("groups") or []
+    return GROUP in {group["name"] for group in groups}
 
 
 async def run(settings: Settings) -> None:
@@ -107,7 +114,6 @@ async def _watch(settings: Settings, store: Store, reconciler: Reconciler, slice
     ending = asyncio.Event()
     # Kopf cancels every task that began after it.
     ends = asyncio.create_task(ending.wait())
-    before = asyncio.all_tasks()
     work = asyncio.create_task(
         kopf.operator(
             registry=watches.registry(store, reconciler.trigger, slices=slices, on_end=ending.set),
@@ -128,7 +134,7 @@ async def _watch(settings: Settings, store: Store, reconciler: Reconciler, slice
             raise WatchEndedError(f"a watch ended: {error}") from error
     finally:
         ends.cancel()
-        await _stop_all_but(before)
+        work.cancel()
 
 
 async def _stop_all_but(kept: set[asyncio.Task[Any]]) -> None:
@@ -154,6 +160,7 @@ async def _together(watch: Coroutine[Any, Any, None], *others: Coroutine[Any, An
 
     Kopf cancels every task that began after it, so it starts last.
     """
+    before = asyncio.all_tasks()
     tasks = [asyncio.create_task(other) for other in others]
     await asyncio.sleep(0)
     watching = asyncio.create_task(watch)
@@ -163,5 +170,7 @@ async def _together(watch: Coroutine[Any, Any, None], *others: Coroutine[Any, An
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+    await _stop_all_but(before)  # what Kopf left
     for task in done:
-        task.result()
+        if not task.cancelled():  # a pass that Kopf's end caught in the middle
+            task.result()

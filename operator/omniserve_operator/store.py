@@ -54,6 +54,14 @@ class _Table(Generic[Value]):
         self.values.pop(key, None)
         self.versions.pop(key, None)
 
+    def bury(self, key: Key, version: int) -> bool:
+        """Gone as of this version: a list that was under way meanwhile does not bring it back.
+        False where a newer object of that name is known."""
+        if version < self.versions.get(key, -1):
+            return False
+        self.put(key, version, None)
+        return True
+
 
 class Store:
     """The operator's picture of the cluster; touched by one event loop only."""
@@ -96,9 +104,8 @@ class Store:
         return True
 
     def drop(self, kind: Kind, document: Object) -> None:
-        """The object is gone."""
-        self._tables[kind].drop(_key(document))
-        if kind is SERVING_NODES:
+        """A watch says that the object is gone."""
+        if self._tables[kind].bury(_key(document), _version(document)) and kind is SERVING_NODES:
             self.freshness.forget(document["metadata"]["name"])
 
     def replace(self, kind: Kind, documents: list[Object], version: str, now_s: float) -> None:
@@ -107,7 +114,9 @@ class Store:
         found = {_key(document) for document in documents}
         listed = int(version) if version.isdigit() else 0
         for key in [k for k, v in table.versions.items() if k not in found and v <= listed]:
-            self.drop(kind, {"metadata": {"namespace": key[0], "name": key[1]}})
+            table.drop(key)
+            if kind is SERVING_NODES:
+                self.freshness.forget(key[1])
         for document in documents:
             self.put(kind, document, now_s)
 

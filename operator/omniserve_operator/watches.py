@@ -26,7 +26,7 @@ from omniserve_operator.api import (
     Kind,
 )
 from omniserve_operator.reconcile import AGENT_LABELS, CHILD_LABELS, Trigger
-from omniserve_operator.settings import Settings
+from omniserve_operator.settings import STALE_AFTER_S, Settings
 from omniserve_operator.store import Store
 
 # After a signal or a fault, with the Lease given up by then; a pod has 30 s.
@@ -69,10 +69,12 @@ def settings(given: Settings, *, slices: bool) -> kopf.OperatorSettings:
     found.watching.server_timeout = 240
     found.watching.client_timeout = 300
     found.watching.connect_timeout = 10
-    found.watching.inactivity_timeout = 70
+    # A node is stale after STALE_AFTER_S without news: a connection that is dead must be gone sooner.
+    found.watching.inactivity_timeout = 0.6 * STALE_AFTER_S
     found.networking.request_timeout = 30
     found.networking.connect_timeout = 10
-    # An API server that is away for ten minutes is waited for; then a restart is better.
+    # At the start an API server that is away for ten minutes is waited for, then a restart is better.
+    # Later a watch begins anew at every inactivity timeout, for as long as the server is away.
     found.networking.error_backoffs = (1, 1, 2, 3, 5, *([10] * 60))
     # Kopf's own end can hang; then it kills the process.
     found.process.ultimate_exiting_timeout = KILLED_AFTER_S

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from omniserve_operator import cli, health, lease, run, watches
 from omniserve_operator.api import ApiError
 from omniserve_operator.lease import Leadership, give_up
-from omniserve_operator.reconcile import LISTS_EVERY_S, Trigger
-from omniserve_operator.settings import Settings
+from omniserve_operator.reconcile import LIST_RETRY_S, LISTS_EVERY_S, Trigger
+from omniserve_operator.settings import STALE_AFTER_S, Settings
 from support.fake_api import FakeApi
 from support.fake_cluster import RELEASE, Cluster, path
 
@@ -116,6 +116,15 @@ def test_a_loop_that_hangs_is_unhealthy():
     assert pages(cluster, leads=True)["healthz"][0] == 503
 
 
+def test_who_leads_and_gets_no_pass_through_is_not_ready():
+    cluster = Cluster(["n1"])
+    cluster.settle()
+    cluster.reconciler.passed_s = time.monotonic() - health.UNREADY_AFTER_S - 1
+    status, words = pages(cluster, leads=True)["readyz"]
+    assert status == 503
+    assert words.startswith("last reconcile that went through 61 s ago")
+
+
 def test_who_stands_by_is_ready():
     assert pages(Cluster([]), leads=False)["readyz"][0] == 200
 
@@ -150,9 +159,11 @@ def test_a_clean_end_gives_the_lease_up():
 
 
 class Leases:
-    """One Lease in memory, as the library's calls see it; `away`: no server answers."""
+    """One Lease in memory, as the library's calls see it; `away`: no server answers; `read_only`:
+    it takes no write."""
 
     def __init__(self):
+        self.read_only = False
         self.lease = None
         self.version = 0
         self.away = False
@@ -178,6 +189,8 @@ class Leases:
         self._keep(body)
 
     def _keep(self, body):
+        if self.read_only:
+            raise ApiException(status=500, reason="etcdserver: mvcc: database space exceeded")
         self.version += 1
         self.lease = body.model_copy(deep=True)
         self.lease.metadata.resource_version = str(self.version)
@@ -187,9 +200,9 @@ class Leases:
             raise TimeoutError
 
 
-def candidate(leases, identity):
+def candidate(leases, identity, held=None):
     """(election, what it holds); the library's own state machine, one step at a call."""
-    held = leadership()
+    held = held or leadership()
     lock = lease._Lock("x", RELEASE, identity, object(), held)
     lock.api_instance = leases
     found = Config(
@@ -228,6 +241,21 @@ def test_a_server_that_is_away_is_a_failed_try():
     assert held.held()  # until the renewal that was accepted has run out
 
 
+def test_only_an_accepted_write_is_contact():
+    """While writes fail agents cannot report either: a server that answers is no sign of that."""
+    contacts, leases = [], Leases()
+    held = Leadership(contacts.append, lambda: None)
+    election, _ = candidate(leases, "a", held)
+    assert step(election)
+    assert len(contacts) == 1
+    leases.read_only = True
+    assert not step(election)
+    assert len(contacts) == 1
+    leases.read_only = False
+    assert step(election)
+    assert len(contacts) == 2
+
+
 def test_a_lease_that_was_given_up_is_taken_at_once():
     leases = Leases()
     (first, _), (second, second_held) = candidate(leases, "a"), candidate(leases, "b")
@@ -243,6 +271,7 @@ def test_a_lease_that_was_given_up_is_taken_at_once():
 
 def served(api, *plurals):
     api.objects["/apis/omniserve.io/v1alpha1"] = {"resources": [{"name": p} for p in plurals]}
+    api.objects["/apis"] = {"groups": [{"name": "omniserve.io"}]}
 
 
 def test_the_crds_are_waited_for(monkeypatch):
@@ -254,6 +283,24 @@ def test_the_crds_are_waited_for(monkeypatch):
         {group: lambda: served(api, "llmservices", "servingnodes")}
     )
     asyncio.run(run.kinds_served(api))
+
+
+def test_a_group_is_waited_for_until_the_server_lists_it(monkeypatch):
+    """Kopf looks once, at the groups that are listed: one that is missing then is never watched."""
+    monkeypatch.setattr(run, "CRD_RETRY_S", 0)
+    api, asked = FakeApi(), []
+    served(api, "llmservices", "servingnodes")
+    api.objects["/apis"] = {"groups": []}
+
+    def list_it_the_third_time():
+        asked.append(1)
+        if len(asked) == 3:
+            served(api, "llmservices", "servingnodes")
+        api.before["get", "/apis"] = list_it_the_third_time
+
+    api.before["get", "/apis"] = list_it_the_third_time
+    asyncio.run(run.kinds_served(api))
+    assert len(asked) == 3
 
 
 def test_crds_that_never_come_are_named(monkeypatch):
@@ -299,6 +346,21 @@ def test_lists_are_made_all_at_first_and_then_one_in_a_pass():
     assert len(due) == len(set(due)) == 7
 
 
+def test_a_kind_that_cannot_be_listed_any_more_stops_nothing_else():
+    cluster = Cluster(["n1"])
+    cluster.settle()
+    cluster.apply("chat")
+    later_s = 1000.0 + LISTS_EVERY_S
+    asyncio.run(cluster.reconciler.one_pass(1000.0))
+    kind, _ = cluster.reconciler._due_lists(later_s)[0]
+    cluster.api.refusals["list", kind.path()] = ApiError(403, "no")
+    assert asyncio.run(cluster.reconciler.one_pass(later_s)) == 1
+    assert "status" in cluster.api.objects[path("chat")]
+    again = [k.plural for k, _ in cluster.reconciler._due_lists(later_s)]
+    assert again != [kind.plural]
+    assert cluster.reconciler._listed_s[kind] == later_s - LISTS_EVERY_S + LIST_RETRY_S
+
+
 def test_a_failing_pass_does_not_end_the_loop():
     cluster = Cluster(["n1"])
     cluster.apply("chat")
@@ -320,6 +382,7 @@ def test_kopf_writes_nothing_and_watches_pods_by_label():
     given = watches.settings(Settings(RELEASE), slices=True)
     assert given.posting.enabled is False
     assert given.scanning.disabled is True
+    assert given.watching.inactivity_timeout < STALE_AFTER_S  # a dead connection silences nobody
     found = watches.registry(cluster.store, Trigger(), slices=True)
     handlers = found._watching.get_all_handlers()
     assert {h.selector.any_name for h in handlers} == {

@@ -60,3 +60,29 @@ def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_p
     said = "omniserve-operator: a watch ended"
     assert any(line.startswith(said) for line in errors.splitlines()), errors
     assert lease["spec"].get("holderIdentity") is None
+
+
+def test_a_signal_amid_a_pass_is_a_clean_end(tmp_path):
+    """The pass's own calls are cut off, the Lease is given up, and the code is 0."""
+
+    async def scene():
+        server = EmptyApiServer()
+        await server.up()
+        process = await operator(server, tmp_path)
+        try:
+            await until(lambda: server.watching == WATCHED and server.lease, "all are watched")
+            server.hold_lists()
+            await until(lambda: server.held, "a list is under way")
+            process.terminate()
+            async with asyncio.timeout(END_S):
+                _, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await server.down()
+        return process.returncode, errors.decode(), server.lease
+
+    code, errors, lease = asyncio.run(scene())
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    assert lease["spec"].get("holderIdentity") is None

@@ -14,7 +14,7 @@ A pass without LS has no deadline, and ends where LS comes. Requests that come t
 the host are priced at the mean of those on the host.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -67,10 +67,12 @@ class State:
     slack_share: float
     owed: bool  # whether the promised service has not had its share
     drafts: int  # beside each row in flight, of one request at most
+    most_rows: int = CAPS.max_device_rows  # requests in an iteration
     jobs: list[Job] = field(default_factory=list)
 
     def policy(self):
-        policy = Omniserve(CAPS, self.model, KV_BYTES, Correction())
+        caps = replace(CAPS, max_device_rows=self.most_rows)
+        policy = Omniserve(caps, self.model, KV_BYTES, Correction())
         for one in self.jobs:
             if one.service_class is BE:
                 policy.arrived(one)
@@ -186,6 +188,7 @@ def states(draw):
         slack_share=draw(st.sampled_from((0.05, 1.0))),
         owed=draw(st.booleans()),
         drafts=draw(st.integers(0, 3)),
+        most_rows=draw(st.sampled_from((7, CAPS.max_device_rows))),
         jobs=jobs,
     )
 
@@ -253,7 +256,8 @@ def slack(state):
         return slack_s, 0.0
     rows = len(decodes)
     work = Work(device_rows=rows, device_keys=rows * OFFLOADED_TOKENS)
-    ahead_s = min(one.tpot_s for one in decodes) - state.model.predict(work) * factor
+    paces = [one.tpot_s for one, at in zip(decodes, due, strict=True) if at is not None]
+    ahead_s = min(paces, default=0.0) - state.model.predict(work) * factor
     return slack_s, RECOVERY_TOKENS * max(0.0, ahead_s)
 
 
@@ -276,6 +280,7 @@ def check(state):
     policy = state.policy()
     answer = state.plan(policy)
     assert answer == state.plan(state.policy())
+    assert len(answer.device) <= state.most_rows
     price = Priced(state, policy.costs.margin)
     check_ls(state, price, of_class(answer.device, LS))
     check_best_effort(state, price, answer, laxity(state, policy))

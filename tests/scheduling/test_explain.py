@@ -24,7 +24,7 @@ CAPS = Caps(
     be_prefill_rows=256,
 )
 TERMS = Terms(CAPS)
-STATE = PolicyState(budget_s=0.050, ls_s=0.020)
+STATE = PolicyState(budget_s=0.050, ls_s=0.020, prompts_s=0.030)
 
 
 def job(handle, service_class, stage, tokens=160, **more):
@@ -146,6 +146,21 @@ def test_work_under_way_says_what_ls_leaves_and_what_it_queues_for():
     assert why(*queued, room=Room(9, 9, 2)) == "2 slots are free and 3 rows want one"
     assert why(*queued, room=Room(9, 9, 3)) == ""
     assert why(job(1, LS, Stage.DECODE)) == ""
+
+
+def test_who_waits_because_ls_lacks_kv_is_told():
+    short = replace(STATE, ls_lacks_kv=True)
+    words = "; LS lacks device KV, and until it has it BE gets what costs LS next to nothing"
+    for stage in (Stage.STAGED, Stage.PREFILL, Stage.HOPPING):
+        one = job(1, BE, stage)
+        assert why(one, state=short) == why(one) + words
+
+
+def test_rows_that_decode_and_prompts_are_told_their_own_time():
+    state = replace(STATE, prompts_s=0.0205)
+    assert "0.5 ms of an iteration" in why(job(1, BE, Stage.STAGED), state=state)
+    left, plan = job(1, BE, Stage.DECODE), Plan(device=(DeviceChunk(job(2, LS, Stage.DECODE), 1),))
+    assert "30.0 ms of an iteration" in why(left, state=state, plan=plan)
 
 
 def test_prompts_on_the_device_say_what_is_left_and_who_shares():

@@ -89,6 +89,25 @@ def prompt_s(tokens):
     return 1e-3 * tokens
 
 
+def test_a_service_that_fell_silent_keeps_no_memory_beside_one_that_did_not():
+    seen = Arrivals()
+    for _ in range(20):
+        seen.arrived("documents", 6000, 2.0, now_s=0.0)
+    seen.arrived("chat", 100, 0.150, now_s=200.0)
+    assert seen.together.p95_prompt == 6000
+    seen.settle(0.0 + SILENT_S)
+    assert seen.together.p95_prompt == 100
+
+
+def test_prompts_to_come_that_nearly_fill_the_device_do_not_shut_be_out():
+    policy = unspent()
+    due = Deadlines(arrival_s=99.0, ttft_s=60.0, tpot_s=0.1)
+    policy.arrived(job(1, LS, Stage.WAITING, tokens=14_000, deadlines=due))  # 876 blocks of 1,000
+    answer = plan(decoding(2, 100.0, 0.100), job(9, BE, Stage.STAGED, tokens=500), policy=policy)
+    assert be_rows(answer) == pytest.approx(89, abs=1)
+    assert not policy.state.ls_lacks_kv
+
+
 def test_silent_services_keep_nothing_ready():
     seen = Arrivals()
     seen.arrived("chat", 100, 0.150, now_s=10.0)
@@ -317,6 +336,53 @@ def test_rows_join_the_less_the_more_the_host_reads_for_them(tokens, host, lanes
     assert policy.state.planned_s <= policy.state.budget_s
 
 
+def test_who_is_owed_a_share_gets_it_on_the_host_worth_it_or_not():
+    """The device is full of LS, and a prompt for the host yields less than it costs."""
+
+    def admitted(share):
+        policy = Omniserve(CAPS, replace(MODEL, key=1e-6))
+        owed = replace(job(7, BE, Stage.WAITING, tokens=900), service="default/a")
+        owed.min_share_percent = share
+        ls = decoding(1, 100.0, 0.100)
+        ls.tokens = 15_000
+        resident = job(5, BE, Stage.HOPPING)
+        for one in (owed, resident):
+            policy.arrived(one)
+        policy.observed(Work(device_rows=1), 0.5)
+        room = replace(ROOM, device_free_blocks=0)
+        answer = plan(ls, resident, owed, policy=policy, room=room)
+        return [one.tier for one in answer.admissions]
+
+    assert admitted(share=0) == []
+    assert admitted(share=20) == [Tier.HOST]
+
+
+def test_an_iteration_holds_no_more_requests_than_the_engine_has_rows_for():
+    """A prompt is one of them too: beside it one of the residents waits."""
+    residents = [job(400 + n, BE, Stage.DECODE, tokens=10) for n in range(64)]
+    due = Deadlines(arrival_s=100.0, ttft_s=5.0, tpot_s=0.1)
+    prompt = job(1, LS, Stage.WAITING, tokens=200, deadlines=due)
+    answer = plan(prompt, *residents)
+    assert [c.job.handle for c in answer.device][:1] == [1]
+    assert len(answer.device) == CAPS.max_device_rows
+    few = Omniserve(replace(CAPS, max_device_rows=8), MODEL)
+    decodes = [decoding(10 + n, 100.0, 0.1) for n in range(8)]
+    assert len(plan(*decodes, prompt, policy=few).device) == 8
+
+
+def test_the_pace_of_a_row_that_lost_its_first_token_binds_nobody():
+    """B's prompt has the time that B's own rows leave, whatever A promised."""
+    lost = decoding(1, 100.0, 0.011)
+    lost.deadlines = Deadlines(arrival_s=90.0, ttft_s=1.0, tpot_s=0.011)
+    lost.deadlines.emitted(100.0)
+    due = Deadlines(arrival_s=100.0, ttft_s=1.0, tpot_s=0.2)
+    prompt = job(3, LS, Stage.PREFILL, tokens=500, deadlines=due)
+    on_pace = decoding(2, 100.0, 0.2)
+    alone = plan(on_pace, prompt).device[-1].rows
+    assert plan(lost, on_pace, prompt).device[-1].rows >= alone - 1
+    assert alone > 5 * MIN_LS_CHUNK_ROWS
+
+
 def lanes_beside(*others, free, came=0):
     """Of 16 rows in flight that are dear to join, beside an LS row with much slack; so many prompts
     of ten blocks came before."""
@@ -342,6 +408,15 @@ def test_kv_that_the_next_ls_prompts_would_lack_counts_as_lacking():
     assert lanes_beside(free=20, came=1) == 8
     assert lanes_beside(free=19, came=1) < 8
     assert lanes_beside(free=0) == 8  # nobody may come
+
+
+def test_where_no_step_can_be_filled_as_many_join_as_fit():
+    """With 8 and more rows in all a layer takes longer: seven lanes beside LS cost next to nothing,
+    the eighth does not fit."""
+    steps = Curve((1, 7, 8, 100), (1e-3, 1e-3, 3e-3, 3e-3))
+    policy = Omniserve(CAPS, LatencyModel(LAYERS, steps, Curve((1,), (0.0,)), join=1e-5))
+    flying = [job(200 + i, BE, Stage.HOPPING) for i in range(80)]
+    assert 1 < plan(decoding(1, 100.0, 0.0125), *flying, policy=policy).join_rows < 8
 
 
 @pytest.mark.parametrize("longest", [1, 4])

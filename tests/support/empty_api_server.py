@@ -18,19 +18,25 @@ WATCHED = {*CORE, *itertools.chain.from_iterable(GROUPS.values())}
 
 
 class EmptyApiServer:
-    """`statuses`: what a watch of a kind answers from now on; those that are open end."""
+    """`statuses`: what a watch of a kind answers from now on; those that are open end. `held`: how
+    many lists wait since `hold_lists`."""
 
     def __init__(self):
         self.statuses = {}  # plural: HTTP status
         self.watching = set()  # plurals with an open watch
         self.lease = None
         self.port = 0
+        self.held = 0
+        self._holds = False
         self._broken = asyncio.Event()
         self._runner = None
 
     def break_watches(self, statuses):
         self.statuses = statuses
         self._broken.set()
+
+    def hold_lists(self):
+        self._holds = True
 
     @property
     def kubeconfig(self):
@@ -72,6 +78,9 @@ class EmptyApiServer:
             return web.json_response(_resources(GROUPS["/".join(parts[1:])]))
         if parts[-1] not in WATCHED:
             return web.Response(status=404, text="404 page not found")
+        if self._holds:
+            self.held += 1
+            await asyncio.Event().wait()
         return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
 
     async def _lease(self, request):

@@ -145,8 +145,8 @@ class Supervisor:
         try:
             reason = await self._watch(process, moving, link, life)
         finally:
+            moving.cancel()  # first: a process that cannot be killed would keep it
             await end(process)
-            moving.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await moving  # its error, if any, is the reason that `_watch` gave
         life.returncode = process.returncode

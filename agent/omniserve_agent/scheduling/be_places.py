@@ -94,8 +94,11 @@ def _tier_for(job: Job, jobs: JobIndex, filling: Filling) -> Tier | None:
         return Tier.DEVICE
     if not filling.caps.be_host:
         return None
-    # The first in rank may take what later ones hold: the engine relieves on its behalf.
-    fits = filling.grant.be_host_admissions and predicted <= filling.host_uncommitted
+    # The first in rank may take what later ones hold: the engine relieves on its behalf. Who is
+    # owed a share of the time gets it on the host, worth it or not.
+    pays = filling.grant.be_host_admissions or job.service == filling.grant.be_first
+    pays = pays and filling.caps.be_host_admissions
+    fits = pays and predicted <= filling.host_uncommitted
     if fits or jobs.first(BE) is job:
         filling.host_uncommitted -= predicted
         return Tier.HOST

@@ -105,7 +105,7 @@ class BeQueue:
                 return "prompts are computed on the device alone"
             if self._needed(job) > free:
                 return f"{free} blocks are free on the host beside the growth of others"
-            if not self.terms.host_pays:
+            if not (self.terms.host_pays or job.service == self.terms.be_first):
                 return "a prompt for the host yields less than leaving the time to the device"
         staged = jobs.count(BE, Stage.STAGED)
         return _prompts_before(staged, "for the host") if staged >= caps.staged_jobs else ""

@@ -74,7 +74,7 @@ def explain(now: Moment, job: Job) -> str:
         case Stage.PREFILL:
             return _prefill(now, job)
         case Stage.STAGED:
-            return f"its prompt is computed {now.terms.prompts}{_slack(now.state)}"
+            return f"its prompt is computed {now.terms.prompts}{_slack(now.state, prompts=True)}"
         case Stage.BOUNDARY:
             return _boundary(now, job)
         case Stage.DECODE:
@@ -113,7 +113,7 @@ def _prefill(now: Moment, job: Job) -> str:
         left += f", the last iteration was given {now.rows.get(job.handle, 0)}"
     if job.service_class is LS:
         return f"{left}; {_sharing(now, job)}"
-    return f"{left}; they are computed {now.terms.prompts}{_slack(now.state)}"
+    return f"{left}; they are computed {now.terms.prompts}{_slack(now.state, prompts=True)}"
 
 
 def _boundary(now: Moment, job: Job) -> str:
@@ -150,6 +150,7 @@ def _between_layers(now: Moment) -> str:
     return (
         f"its row is between layers, with {now.jobs.count(BE, Stage.HOPPING)} in flight: the host "
         f"attends, and {lanes} at most rejoin at each of {now.terms.caps.layers} layers"
+        f"{_short(now.state)}"
     )
 
 
@@ -184,10 +185,18 @@ def _be(now: Moment, job: Job) -> str:
     return now.be.why_queued(job)
 
 
-def _slack(state: PolicyState | None) -> str:
+def _slack(state: PolicyState | None, prompts: bool = False) -> str:
+    """What is left for rows that decode, or for prompts."""
     if state is None:
         return ""
+    until_s = state.prompts_s if prompts else state.budget_s
     return (
-        f": {1e3 * max(0.0, state.budget_s - state.ls_s):.1f} ms of an iteration, LS itself takes "
-        f"{1e3 * state.ls_s:.1f} ms"
+        f": {1e3 * max(0.0, until_s - state.ls_s):.1f} ms of an iteration, LS itself takes "
+        f"{1e3 * state.ls_s:.1f} ms{_short(state)}"
     )
+
+
+def _short(state: PolicyState | None) -> str:
+    if state is None or not state.ls_lacks_kv:
+        return ""
+    return "; LS lacks device KV, and until it has it BE gets what costs LS next to nothing"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from omniserve_agent.scheduling.be_places import coming
 from omniserve_agent.scheduling.be_prefill import Seconds
@@ -22,15 +23,9 @@ from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.floors import NOTHING, Floors, Owed
 from omniserve_agent.scheduling.host_worth import PRICED_CHUNK_ROWS, host_pays, prompts_per_token_s
 from omniserve_agent.scheduling.in_flight import InFlight, steps
-from omniserve_agent.scheduling.jobs import (
-    DEVICE_STAGES,
-    Job,
-    JobIndex,
-    ServiceClass,
-    Stage,
-    blocks_for,
-)
+from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
+from omniserve_agent.scheduling.ls_memory import arrival_blocks, wanted
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room, Terms
 from omniserve_agent.scheduling.slack import Pace, Prompts, decode_slack, least_laxity
 from omniserve_agent.scheduling.sweeps import Sweeps
@@ -42,7 +37,6 @@ LONGEST_S = 1.0  # no iteration is planned longer, whatever the deadlines allow
 RECOVERY_TOKENS = 4  # TPOT is a mean: a decode that gave way to a prompt catches up over so many
 MIN_LS_CHUNK_ROWS = 16  # LS prefill never stands still, even where a decode is already late
 FREE_SHARE = 0.01  # of LS's own time: joins below a step edge cost about nothing, always let in
-ARRIVALS = 2  # LS prompts for which device KV is kept free
 ONE_ROW = Load(rows=1, logit_rows=1)
 LEAST_IDLE_ROWS = 16  # of a BE prompt where nothing else runs, whatever the budget
 
@@ -56,6 +50,16 @@ class _Time:
     prefill_s: float  # with BE prompts as well
 
 
+class _Bound(NamedTuple):
+    """The first fields of `PolicyState`, by their names."""
+
+    budget_s: float = 0.0
+    ls_s: float = 0.0
+    planned_s: float = 0.0
+    prompts_s: float = 0.0
+    ls_lacks_kv: bool = False
+
+
 @dataclass
 class Omniserve:
     """See the module. `caps` bound what budgets may grow to."""
@@ -65,7 +69,7 @@ class Omniserve:
     kv_bytes: float = 0.0  # of one token on the host, all layers
     correction: Correction = field(default_factory=Correction)
     error_budget: ErrorBudgets = field(default_factory=ErrorBudgets)
-    _bound: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    _bound: _Bound = field(default_factory=lambda: _Bound())
     _arrivals: Arrivals = field(default_factory=Arrivals)
 
     def __post_init__(self) -> None:
@@ -111,7 +115,7 @@ class Omniserve:
     def state(self) -> PolicyState:
         """See `Policy`."""
         return PolicyState(
-            *self._bound,
+            **self._bound._asdict(),
             margin=self.costs.margin,
             quantile=self.error_budget.quantile,
             widening=self.error_budget.widening,
@@ -134,10 +138,11 @@ class Omniserve:
         prompts = self._ls_prompts(jobs, now_s, arrival_s)
         pace = self._pace(jobs, now_s, arrival_s)
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
-        wanted, short = self._ls_rows_with_room(jobs, room, prompts)
-        ls_rows = self._ls_rows(wanted, prompts, decode, pace.slack_s + late_s)
+        kept = arrival_blocks(self._arrivals, self.caps)
+        wants = wanted(jobs, room, prompts.order, self.caps, kept)
+        ls_rows = self._ls_rows(wants.rows, prompts, decode, pace.slack_s + late_s)
         ls = decode.plus(ls_rows, ls_rows > 0, 0, prompt_pairs(prompts.order, ls_rows))
-        time = self._time(jobs, prompts, decode, ls, pace, late_s, short)
+        time = self._time(jobs, prompts, decode, ls, pace, late_s, wants.short)
         floor = self._floors.owed(jobs)
         be_rows, load = be_device_rows(
             jobs,
@@ -151,7 +156,7 @@ class Omniserve:
                 floor.decoding,
                 floor.service,
             ),
-            coming(jobs, self.caps, room, self._arrival_blocks()),
+            coming(jobs, self.caps, room, kept),
         )
         self._rowless = self._rowless + 1 if be_rows == 0 else 0
         joins_s, _ = self._floor_left(floor, load, time.decode_s)
@@ -161,9 +166,13 @@ class Omniserve:
         prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
         waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
         prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s, waits)
-        self._bound = (time.decode_s, time.ls_s, self.costs.seconds(load))
+        planned_s = self.costs.seconds(load)
+        self._bound = _Bound(time.decode_s, time.ls_s, planned_s, prefill_s, wants.short)
         grant = Grant(
-            device_rows=jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
+            device_rows=min(
+                self.caps.max_device_rows,
+                jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
+            ),
             ls_prefill_rows=ls_rows,
             be_prefill=prefill,
             join_rows=self._lanes,
@@ -173,7 +182,7 @@ class Omniserve:
             ls_prompts=prompts.order,
             be_first=floor.service,
             sweeps=hidden_s is not None,
-            arrival_blocks=self._arrival_blocks(),
+            arrival_blocks=kept,
             be_rows=be_rows,
             # A token takes a pass through all layers there: no remedy for one iteration.
             first_leaves=self._rowless > self.caps.layers,
@@ -254,13 +263,6 @@ class Omniserve:
         tpot_s = found.tpot_s if found.tpot_s < inf else 0.0
         return Pace(min(most_s, found.slack_s), min(most_s, found.saving_s), tpot_s)
 
-    def _arrival_blocks(self) -> int:
-        """For the prompts that may come before BE can make room: two at their p95 length."""
-        if not self._arrivals:
-            return 0
-        tokens = self._arrivals.together.p95_prompt + 1
-        return ARRIVALS * blocks_for(tokens, self.caps.block_tokens)
-
     def _slack_share(self, jobs: JobIndex, ls: Load) -> float:
         """Nothing for BE while LS lacks memory; less of the slack the more LS holds."""
         if jobs.at(LS, Stage.SWAPPED):
@@ -291,22 +293,6 @@ class Omniserve:
             decode, least, wanted, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
         )
 
-    def _ls_rows_with_room(self, jobs: JobIndex, room: Room, prompts: Prompts) -> tuple[int, bool]:
-        """Rows of prompts that are on the device, or find room there once BE has left it; and
-        whether one of them, or the next that may come, does not find it."""
-        blocks = room.device_free_blocks
-        blocks += sum([job.device_blocks for job in jobs.among(BE, DEVICE_STAGES)])
-        wanted = jobs.count(LS, Stage.SWAPPED)
-        for job in prompts.order:
-            if job.stage is Stage.WAITING:
-                blocks -= blocks_for(job.tokens + 1, self.caps.block_tokens)
-                if blocks < 0:
-                    break
-            wanted += job.remaining
-            if wanted >= self.caps.ls_prefill_rows:
-                break
-        return min(wanted, self.caps.ls_prefill_rows), blocks < self._arrival_blocks()
-
     def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
         """What BE rows on the device, and joins where there are some, have not spent of it: until
         when joins may take, and for prompts."""
@@ -334,11 +320,16 @@ class Omniserve:
             seconds = (alone_s + self.costs.joins_s(load.rows, runs, step_bytes)) * factor
             return Choice(lanes, float(steps(runs) + max(0, others)), seconds)
 
+        def fits(lanes: int) -> bool:
+            return choice(lanes).seconds <= budget_s
+
         within = [choice(least)]
-        for lanes in self._lane_choices(load, least, lambda n: choice(n).seconds <= budget_s):
+        for lanes in self._lane_choices(load, least, fits):
             within += [one] if (one := choice(lanes)).seconds <= budget_s else []
             if lanes >= self._flights.most_ready:
                 break  # further lanes would stay empty
+        if len(within) == 1:  # no step's edge can be reached: as many as fit
+            within.append(choice(largest_fitting(least, self._useful_lanes(least), fits)))
         lanes = best(within).amount
         return lanes, load.joined(self._flights.runs(lanes), step_bytes)
 
@@ -348,7 +339,10 @@ class Omniserve:
         edges = [e - load.rows for e in self.costs.edges if least < e - load.rows <= most]
         if edges:
             return sorted({*edges, most})
-        return [largest_fitting(least, min(most, max(least, self._flights.most_ready)), fits)]
+        return [largest_fitting(least, self._useful_lanes(least), fits)]
+
+    def _useful_lanes(self, least: int) -> int:
+        return min(self.caps.join_rows, max(least, self._flights.most_ready))
 
     def _step_bytes(self, jobs: JobIndex) -> float:
         """Of host KV, that a row reads at a layer before it joins there; 0 where that is free."""

@@ -63,6 +63,8 @@ class PolicyState:
     budget_s: float = 0.0  # what the iteration might take
     ls_s: float = 0.0  # of it LS
     planned_s: float = 0.0  # LS, BE rows and joins, without prefill of BE
+    prompts_s: float = 0.0  # what it might take with BE's prompts
+    ls_lacks_kv: bool = False  # on the device: BE gets what costs next to nothing
     margin: float = 1.0  # planned over predicted seconds
     quantile: float = 0.0  # of prediction residuals that the margin is taken at
     widening: float = 1.0  # of that, by the error budget: a part of `margin`

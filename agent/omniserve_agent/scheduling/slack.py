@@ -37,12 +37,15 @@ def decode_slack(
     if not deadlines:
         return Pace()
     latest_s = now_s + fastest_s
-    tpot_s, due_s = min([d.tpot_s for d in deadlines]), min([d.due_s for d in deadlines])
-    paced, behind_s = deadlines, inf
+    due_s = min([d.due_s for d in deadlines])
+    paced, behind_s, behind_tpot_s = deadlines, inf, inf
     if due_s < latest_s:
         paced = [d for d in deadlines if d.due_s >= latest_s]
         due_s = min([d.due_s for d in paced], default=inf)
-        behind_s = _behind(jobs, now_s, fastest_s)
+        behind_s, behind_tpot_s = _behind(jobs, now_s, fastest_s)
+    # A row that lost its first token is due at no time, and its pace binds nobody.
+    tpot_s = min([d.tpot_s for d in paced if d.due_s < inf], default=inf)
+    tpot_s = min(tpot_s, behind_tpot_s)
     slack_s = min(behind_s, _usable(due_s - now_s, tpot_s))
     if not saved:
         return Pace(slack_s, min(slack_s, max(0.0, due_s - now_s)), tpot_s)
@@ -54,14 +57,16 @@ def _usable(slack_s: float, tpot_s: float) -> float:
     return min(slack_s, USABLE_CREDIT_TOKENS * tpot_s) if slack_s < inf else inf
 
 
-def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> float:
-    """Slack of the rows that will be late and can still come back to their pace; inf without."""
-    latest_s, slack_s = now_s + fastest_s, inf
+def _behind(jobs: Sequence[Job], now_s: float, fastest_s: float) -> tuple[float, float]:
+    """Slack of the rows that will be late and can still come back to their pace, and the shortest
+    pace; inf without."""
+    latest_s, slack_s, tpot_s = now_s + fastest_s, inf, inf
     late = [(job, d) for job in jobs if (d := job.deadlines) is not None and d.due_s < latest_s]
     for job, deadlines in late:
         if deadlines.reachable(now_s, job.max_total_tokens - job.tokens, fastest_s):
             slack_s = min(slack_s, max(0.0, deadlines.due_s - now_s))
-    return slack_s
+            tpot_s = min(tpot_s, deadlines.tpot_s)
+    return slack_s, tpot_s
 
 
 class Prompts(NamedTuple):

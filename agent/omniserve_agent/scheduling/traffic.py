@@ -9,7 +9,7 @@ decode at once when an iteration takes T, and all of them hold device KV.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -29,6 +29,11 @@ class Traffic:
     p95_prompt: int = 0  # tokens
     heard_s: float = -inf
     _prompts: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    @property
+    def prompts(self) -> Sequence[int]:
+        """Tokens of the last ones."""
+        return self._prompts
 
     def arrived(self, tokens: int, ttft_s: float, now_s: float = 0.0) -> None:
         """A request with a prompt of so many tokens."""
@@ -63,8 +68,7 @@ class Arrivals:
         self._services = {
             name: seen for name, seen in self._services.items() if seen.heard_s + SILENT_S > now_s
         }
-        if not self._services:
-            self.together = Traffic()
+        self.together = _together(self._services.values())
         self._until_s = self._next_silent_s()
 
     def slack_s(self, prompt_s: Callable[[int], float]) -> float:
@@ -75,6 +79,15 @@ class Arrivals:
 
     def _next_silent_s(self) -> float:
         return min([s.heard_s for s in self._services.values()], default=inf) + SILENT_S
+
+
+def _together(services: Iterable[Traffic]) -> Traffic:
+    """Of those that are still heard of, so that nothing is kept ready for others."""
+    found = Traffic()
+    for seen in services:
+        for tokens in seen.prompts:
+            found.arrived(tokens, seen.ttft_s, seen.heard_s)
+    return found
 
 
 def slack_share(ls_tokens: int, device_tokens: int, ls_rows: int, device_rows: int) -> float:

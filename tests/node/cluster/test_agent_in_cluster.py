@@ -19,6 +19,7 @@ from omniserve_agent.node.backoff import RestartPolicy
 from omniserve_agent.node.cluster import agent as cluster_agent
 from omniserve_agent.node.cluster.agent import ClusterAgent, Patience, serve_node
 from omniserve_agent.node.cluster.kubernetes_api import connected
+from omniserve_agent.node.cluster.model_cache import ModelCache
 from omniserve_agent.node.cluster.settings import NodeSettings
 from omniserve_agent.node.cluster.watch import WatchPolicy
 from omniserve_agent.node.errors import NodeError
@@ -574,6 +575,30 @@ def test_a_model_that_cannot_be_had_is_named(run, cluster, uri, message):
             there.api.set_spec(there.spec())
             report = await there.until_state("u-chat", "Failed", "LoadFailed")
             assert message in report["message"]
+
+    run(scenario())
+
+
+def test_a_disk_that_is_full_is_a_reason_and_is_tried_again_after_a_rest(run, cluster, monkeypatch):
+    acquire, tries = ModelCache.acquire, []
+
+    async def full_twice(self, *given):
+        tries.append(given)
+        if len(tries) <= 2:
+            raise OSError(28, "No space left on device")
+        return await acquire(self, *given)
+
+    monkeypatch.setattr(ModelCache, "acquire", full_twice)
+
+    async def scenario():
+        async with cluster() as there:
+            there.api.set_spec(there.spec())
+            report = await there.until_state("u-chat", "Failed", "LoadFailed")
+            assert report["message"] == "OSError: [Errno 28] No space left on device"
+            unit = there.agent.executor.units[0]
+            await there.both_ready()
+            assert there.agent.executor.units == [unit]
+            assert len(tries) == 3
 
     run(scenario())
 

@@ -119,14 +119,22 @@ class EngineUnit:
             self._let_go()
 
     async def _attempt(self) -> None:
-        """Prepare the model and supervise the engine until it is given up."""
+        """Prepare the model and supervise the engine until it is given up; whatever goes wrong is
+        reported, and tried again after a rest."""
+        reason = RunReason.LOAD_FAILED
         try:
             config = await self._prepared()
+            reason = RunReason.ENGINE_FAILED
+            if config is not None:
+                await self._supervise(config)
         except NodeError as error:
-            self._fail(RunReason.LOAD_FAILED, str(error))
-            return
-        if config is None:
-            return
+            self._fail(reason, str(error))
+        except Exception as error:
+            structlog.get_logger().exception("an engine could not be run", engine=self.client.name)
+            self._fail(reason, f"{type(error).__name__}: {error}")
+
+    async def _supervise(self, config: EngineConfig) -> None:
+        """The engine's lives, until it is given up or stopped."""
         self._supervisor = Supervisor(
             self.client,
             config,
