@@ -69,11 +69,11 @@ def settings(given: Settings, *, slices: bool) -> kopf.OperatorSettings:
     found.watching.server_timeout = 240
     found.watching.client_timeout = 300
     found.watching.connect_timeout = 10
-    # A node is stale after STALE_AFTER_S without news: a connection that is dead must be gone sooner.
+    # A node is stale after STALE_AFTER_S without news: a dead connection must be gone sooner.
     found.watching.inactivity_timeout = 0.6 * STALE_AFTER_S
     found.networking.request_timeout = 30
     found.networking.connect_timeout = 10
-    # At the start an API server that is away for ten minutes is waited for, then a restart is better.
+    # At the start a server that is away is waited for ten minutes, then a restart is better.
     # Later a watch begins anew at every inactivity timeout, for as long as the server is away.
     found.networking.error_backoffs = (1, 1, 2, 3, 5, *([10] * 60))
     # Kopf's own end can hang; then it kills the process.

@@ -7,14 +7,13 @@ prefill fit before the earliest deadline, and of those as much as maximises BE p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
 from omniserve_agent.scheduling.be_places import coming
 from omniserve_agent.scheduling.be_prefill import Seconds
-from omniserve_agent.scheduling.budget import Choice, best, largest_fitting
 from omniserve_agent.scheduling.costs import Costs, Load
 from omniserve_agent.scheduling.device_rows import Until, be_device_rows
 from omniserve_agent.scheduling.error_budgets import ErrorBudgets
@@ -22,8 +21,9 @@ from omniserve_agent.scheduling.filling import Grant
 from omniserve_agent.scheduling.fixed_caps import FixedCaps
 from omniserve_agent.scheduling.floors import NOTHING, Floors, Owed
 from omniserve_agent.scheduling.host_worth import PRICED_CHUNK_ROWS, host_pays, prompts_per_token_s
-from omniserve_agent.scheduling.in_flight import InFlight, steps
+from omniserve_agent.scheduling.in_flight import InFlight
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
+from omniserve_agent.scheduling.join_lanes import Joins
 from omniserve_agent.scheduling.latency import Correction, LatencyModel, Work, pairs
 from omniserve_agent.scheduling.ls_memory import arrival_blocks, wanted
 from omniserve_agent.scheduling.plan import Caps, Plan, PolicyState, Room, Terms
@@ -48,6 +48,17 @@ class _Time:
     ls_s: float  # LS alone
     decode_s: float  # with BE rows that decode
     prefill_s: float  # with BE prompts as well
+
+
+class _Ls(NamedTuple):
+    """LS in an iteration."""
+
+    prompts: Prompts
+    rows: int  # of its prompts
+    load: Load  # decodes and prompts
+    time: _Time
+    kept_blocks: int  # of the device, for prompts to come
+    short: bool  # of device KV
 
 
 class _Bound(NamedTuple):
@@ -128,10 +139,46 @@ class Omniserve:
 
     def plan(self, jobs: JobIndex, room: Room, now_s: float) -> Plan:
         """The next iteration within the deadlines."""
+        self._settle(jobs, room, now_s)
+        ls = self._ls(jobs, room, now_s)
+        floor, time = self._floors.owed(jobs), ls.time
+        be_rows, load = self._be_rows(jobs, room, ls, floor)
+        joins_s, _ = self._floor_left(floor, load, time.decode_s)
+        self._lanes, load = self._joined(jobs, room, load, max(time.decode_s, joins_s))
+        _, floor_s = self._floor_left(floor, load, time.decode_s)
+        hidden_s = self._sweep(jobs, load)
+        prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
+        waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
+        planned_s = self.costs.seconds(load)
+        self._bound = _Bound(time.decode_s, time.ls_s, planned_s, prefill_s, ls.short)
+        pays = hidden_s is not None or host_pays(jobs, self.costs, self.caps.layers, ls.load, load)
+        requests = jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows
+        self._granted = Grant(
+            device_rows=min(self.caps.max_device_rows, requests),
+            ls_prefill_rows=ls.rows,
+            be_prefill=self._be_prefill(jobs, room, load, prefill_s, floor_s, waits),
+            join_rows=self._lanes,
+            entries=self.caps.join_rows,
+            be_host_admissions=self.caps.be_host_admissions and pays,
+            ls_prompts=ls.prompts.order,
+            be_first=floor.service,
+            sweeps=hidden_s is not None,
+            arrival_blocks=ls.kept_blocks,
+            be_rows=be_rows,
+            # A token takes a pass through all layers there: no remedy for one iteration.
+            first_leaves=self._rowless > self.caps.layers,
+        )
+        return self._fixed.fill(jobs, room, self._granted)
+
+    def _settle(self, jobs: JobIndex, room: Room, now_s: float) -> None:
+        """What time has changed since the last plan."""
         self.error_budget.settle(now_s)
         self._arrivals.settle(now_s)
         self.costs.refresh()
         self._flights.settle(room.hop_rows or jobs.count(BE, Stage.HOPPING))
+
+    def _ls(self, jobs: JobIndex, room: Room, now_s: float) -> _Ls:
+        """LS of the iteration, and the time it leaves."""
         # A prompt as long as what may come might miss anyway: a BE row does not wait for it.
         arrival_s = max(self._arrivals.slack_s(self.costs.prompt_s), self.costs.seconds(ONE_ROW))
         decode = ls_decode(jobs)
@@ -140,55 +187,25 @@ class Omniserve:
         late_s = RECOVERY_TOKENS * max(0.0, pace.tpot_s - self.costs.expected(decode))
         kept = arrival_blocks(self._arrivals, self.caps)
         wants = wanted(jobs, room, prompts.order, self.caps, kept)
-        ls_rows = self._ls_rows(wants.rows, prompts, decode, pace.slack_s + late_s)
-        ls = decode.plus(ls_rows, ls_rows > 0, 0, prompt_pairs(prompts.order, ls_rows))
-        time = self._time(jobs, prompts, decode, ls, pace, late_s, wants.short)
-        floor = self._floors.owed(jobs)
-        be_rows, load = be_device_rows(
-            jobs,
-            self.costs,
-            self.caps,
-            ls,
-            Until(
-                time.decode_s,
-                time.prefill_s,
-                time.ls_s + floor.seconds,
-                floor.decoding,
-                floor.service,
-            ),
-            coming(jobs, self.caps, room, kept),
+        rows = self._ls_rows(wants.rows, prompts, decode, pace.slack_s + late_s)
+        load = decode.plus(rows, rows > 0, 0, prompt_pairs(prompts.order, rows))
+        time = self._time(jobs, prompts, decode, load, pace, late_s, wants.short)
+        return _Ls(prompts, rows, load, time, kept, wants.short)
+
+    def _be_rows(self, jobs: JobIndex, room: Room, ls: _Ls, floor: Owed) -> tuple[int, Load]:
+        """BE rows that decode on the device, and the load with them."""
+        time = ls.time
+        until = Until(
+            time.decode_s,
+            time.prefill_s,
+            time.ls_s + floor.seconds,
+            floor.decoding,
+            floor.service,
         )
-        self._rowless = self._rowless + 1 if be_rows == 0 else 0
-        joins_s, _ = self._floor_left(floor, load, time.decode_s)
-        self._lanes, load = self._join_lanes(jobs, room, load, max(time.decode_s, joins_s))
-        _, floor_s = self._floor_left(floor, load, time.decode_s)
-        hidden_s = self._sweep(jobs, load)
-        prefill_s = time.prefill_s if hidden_s is None else min(time.prefill_s, hidden_s)
-        waits = be_rows < jobs.count(BE, Stage.DECODE) and not floor_s
-        prefill = self._be_prefill(jobs, room, load, prefill_s, floor_s, waits)
-        planned_s = self.costs.seconds(load)
-        self._bound = _Bound(time.decode_s, time.ls_s, planned_s, prefill_s, wants.short)
-        grant = Grant(
-            device_rows=min(
-                self.caps.max_device_rows,
-                jobs.count(LS, Stage.DECODE) + _ls_chunks(jobs) + be_rows,
-            ),
-            ls_prefill_rows=ls_rows,
-            be_prefill=prefill,
-            join_rows=self._lanes,
-            entries=self.caps.join_rows,
-            be_host_admissions=self.caps.be_host_admissions
-            and (hidden_s is not None or host_pays(jobs, self.costs, self.caps.layers, ls, load)),
-            ls_prompts=prompts.order,
-            be_first=floor.service,
-            sweeps=hidden_s is not None,
-            arrival_blocks=kept,
-            be_rows=be_rows,
-            # A token takes a pass through all layers there: no remedy for one iteration.
-            first_leaves=self._rowless > self.caps.layers,
-        )
-        self._granted = grant
-        return self._fixed.fill(jobs, room, grant)
+        come = coming(jobs, self.caps, room, ls.kept_blocks)
+        rows, load = be_device_rows(jobs, self.costs, self.caps, ls.load, until, come)
+        self._rowless = self._rowless + 1 if rows == 0 else 0
+        return rows, load
 
     def terms(self, jobs: JobIndex) -> Terms:
         """See `Policy`: those of the last plan."""
@@ -281,16 +298,16 @@ class Omniserve:
         slack_s = max(0.0, min(found.slack_s, behind_s))
         return Prompts(found.order, slack_s, found.ahead_s)
 
-    def _ls_rows(self, wanted: int, prompts: Prompts, decode: Load, budget_s: float) -> int:
+    def _ls_rows(self, most: int, prompts: Prompts, decode: Load, budget_s: float) -> int:
         """LS prompt rows that fit beside the decodes; never none while a prompt has its KV.
 
         Without the margin: that is BE's to pay, or doubt would cost LS its first tokens.
         """
-        if not decode.rows or not wanted:
-            return wanted
-        least = min(MIN_LS_CHUNK_ROWS, wanted)
+        if not decode.rows or not most:
+            return most
+        least = min(MIN_LS_CHUNK_ROWS, most)
         return self.costs.prompt_rows(
-            decode, least, wanted, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
+            decode, least, most, budget_s, lambda rows: prompt_pairs(prompts.order, rows)
         )
 
     def _floor_left(self, floor: Owed, load: Load, decode_s: float) -> tuple[float, float]:
@@ -302,53 +319,21 @@ class Omniserve:
         left_s = max(0.0, floor.seconds - max(0.0, seconds - decode_s))
         return seconds + floor.hopping * left_s, min(left_s, floor.prompts_s)
 
-    def _join_lanes(
-        self, jobs: JobIndex, room: Room, load: Load, budget_s: float
-    ) -> tuple[int, Load]:
-        """Lanes per layer: as many as fit, or up to a step edge of the dense modules, whichever
-        brings most progress per second within the budget. Rows in flight always keep one lane, or
-        as many as the tokens of one of them, which join together."""
-        most, least = self.caps.join_rows, min(room.longest_hop, self.caps.join_rows)
+    def _joined(self, jobs: JobIndex, room: Room, load: Load, budget_s: float) -> tuple[int, Load]:
+        """Lanes per layer, and the load with the rows that join. Rows in flight always keep one
+        lane, or as many as the tokens of one of them, which join together."""
+        most = self.caps.join_rows
         if not jobs.count(BE, Stage.HOPPING):
             return most, load
         others = self.caps.layers * (load.logit_rows - jobs.count(LS, Stage.DECODE))
-        step_bytes = self._step_bytes(jobs)
-        alone_s, factor = self.costs.predicted(load), self.costs.factor(load.kind)
-
-        def choice(lanes: int) -> Choice:
-            runs = self._flights.runs(lanes)
-            seconds = (alone_s + self.costs.joins_s(load.rows, runs, step_bytes)) * factor
-            return Choice(lanes, float(steps(runs) + max(0, others)), seconds)
-
-        def fits(lanes: int) -> bool:
-            return choice(lanes).seconds <= budget_s
-
-        within = [choice(least)]
-        for lanes in self._lane_choices(load, least, fits):
-            within += [one] if (one := choice(lanes)).seconds <= budget_s else []
-            if lanes >= self._flights.most_ready:
-                break  # further lanes would stay empty
-        if len(within) == 1:  # no step's edge can be reached: as many as fit
-            within.append(choice(largest_fitting(least, self._useful_lanes(least), fits)))
-        lanes = best(within).amount
-        return lanes, load.joined(self._flights.runs(lanes), step_bytes)
-
-    def _lane_choices(self, load: Load, least: int, fits: Callable[[int], bool]) -> Sequence[int]:
-        """Ascending. Where dense modules have steps these decide; else it may be any number."""
-        most = self.caps.join_rows
-        edges = [e - load.rows for e in self.costs.edges if least < e - load.rows <= most]
-        if edges:
-            return sorted({*edges, most})
-        return [largest_fitting(least, self._useful_lanes(least), fits)]
-
-    def _useful_lanes(self, least: int) -> int:
-        return min(self.caps.join_rows, max(least, self._flights.most_ready))
-
-    def _step_bytes(self, jobs: JobIndex) -> float:
-        """Of host KV, that a row reads at a layer before it joins there; 0 where that is free."""
-        return (
-            0.0 if not self.model.host else jobs.offloaded_mean * self.kv_bytes / self.caps.layers
+        host_bytes = jobs.offloaded_mean * self.kv_bytes if self.model.host else 0.0
+        step_bytes = host_bytes / self.caps.layers
+        alone_s = self.costs.predicted(load)
+        joins = Joins(
+            self.costs, self._flights, self.caps, load, max(0, others), step_bytes, alone_s
         )
+        lanes = joins.lanes(min(room.longest_hop, most), budget_s)
+        return lanes, load.joined(self._flights.runs(lanes), step_bytes)
 
     def _be_prefill(
         self,
