@@ -141,7 +141,7 @@ def test_a_fixed_share_is_named_with_what_is_taken_of_it():
 
 
 def test_work_under_way_says_what_ls_leaves_and_what_it_queues_for():
-    assert "30.0 ms of an iteration, LS itself takes 20.0 ms" in why(job(1, BE, Stage.STAGED))
+    assert "10.0 ms of an iteration, LS itself takes 20.0 ms" in why(job(1, BE, Stage.STAGED))
     queued = [job(n, BE, Stage.BOUNDARY) for n in range(3)]
     assert why(*queued, room=Room(9, 9, 2)) == "2 slots are free and 3 rows want one"
     assert why(*queued, room=Room(9, 9, 3)) == ""
@@ -173,7 +173,7 @@ def test_prompts_on_the_device_say_what_is_left_and_who_shares():
     be = job(3, BE, Stage.PREFILL)
     assert why(be, plan=Plan()) == (
         "160 rows of its prompt are left, the last iteration was given 0; they are computed with "
-        "what LS leaves: 30.0 ms of an iteration, LS itself takes 20.0 ms"
+        "what LS leaves: 10.0 ms of an iteration, LS itself takes 20.0 ms"
     )
     assert why(be, state=None) == (
         "160 rows of its prompt are left; they are computed with what LS leaves"
