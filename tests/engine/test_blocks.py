@@ -1,14 +1,21 @@
 """Block pools against a plain model of them, and names of prefixes."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from omniserve_agent.engine.kv.blocks import RUN_BLOCKS, BlockPool, OutOfBlocksError, chain_start
+from omniserve_agent.engine.kv import tables
+from omniserve_agent.engine.kv.blocks import (
+    RUN_BLOCKS,
+    BlockPool,
+    OutOfBlocksError,
+    chain_next,
+    chain_start,
+)
 from omniserve_agent.engine.kv.tables import KvTier, PrefixNames
 from support.fake_executor import FakeStore
 
@@ -68,6 +75,13 @@ class Pool(RuleBasedStateMachine):
             expected.append(self.names[name])
         assert self.pool.match(names) == expected
         self.holders.append(expected)
+
+    @rule(names=st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=3))
+    def look_up(self, names):
+        known = list(takewhile(self.names.__contains__, names))
+        held = {block for blocks in self.holders for block in blocks}
+        shared = sum(self.names[name] in held for name in known)
+        assert self.pool.look_up(iter(names)) == (len(known), shared)
 
     @invariant()
     def counts_agree(self):
@@ -137,6 +151,23 @@ def test_names_grow_with_the_tokens():
     tokens += [5, 6, 7, 8]
     assert names.upto(tokens, 2)[:1] == first
     assert list(names.upto(tokens, 2)) == list(PrefixNames("a", 4).upto(tokens, 2))
+
+
+def test_names_are_hashed_as_far_as_somebody_asks(monkeypatch):
+    tokens, hashed = list(range(16)), []
+
+    def counted(previous, block):
+        hashed.append(block)
+        return chain_next(previous, block)
+
+    monkeypatch.setattr(tables, "chain_next", counted)
+    names = PrefixNames("a", 4)
+    pool = BlockPool(4, 4)
+    assert pool.look_up(names.each(tokens, 4)) == (0, 0)
+    assert len(hashed) == 1
+    assert list(names.each(tokens, 4)) == names.upto(tokens, 4)
+    assert list(names.each(tokens, 2)) == names.upto(tokens, 2)
+    assert len(hashed) == 4
 
 
 def test_requests_that_grow_in_turns_keep_their_blocks_in_runs() -> None:

@@ -271,3 +271,30 @@ def test_one_request_is_explained_by_its_id_wherever_it_is():
     assert found["be"]
     run(engine)
     assert engine.explain(["first", "third"]) == {}
+
+
+def test_a_request_is_judged_by_what_the_cache_leaves_of_its_prompt():
+    """Twelve rows of 14 take longer than the TTFT, the last two do not."""
+    engine, system = engine_with(AdmissionMode.REJECT, Clock()), [7] * 12
+
+    def hopeless(last):
+        prepared = engine.intake.prepare(submit("asked", [*system, last, 2], **SLO), 50.0)
+        return engine.door.gate.hopeless(prepared.job)
+
+    assert hopeless(1)
+    engine.submit(submit("first", [*system, 1, 2], **SLO))
+    run(engine)
+    assert not hopeless(3)
+    for number in range(4, 7):
+        assert engine.submit(submit(f"n{number}", [*system, number, 2], **SLO)) is None
+    assert len(run(engine).finished) == 3
+    check_no_leak(engine)
+
+
+def test_what_the_first_of_those_held_back_finds_is_looked_up_again():
+    engine, seen = engine_with(AdmissionMode.QUEUE, Clock()), []
+    for number, name in enumerate(("first", "second", "third")):
+        engine.submit(submit(name, [number, 2, 3, 4, 5], **SLO))
+    engine.intake.look_up = lambda request: seen.append(request.submit.request_id)
+    engine.door.step(50.0)
+    assert seen == ["second"]

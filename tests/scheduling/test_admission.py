@@ -14,7 +14,7 @@ from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage
 from omniserve_agent.scheduling.latency import Correction, Curve, LatencyModel
 from omniserve_agent.scheduling.plan import Caps
-from omniserve_agent.scheduling.retry import LEAST_RETRY_S
+from omniserve_agent.scheduling.retry import LEAST_RETRY_S, course
 
 LS = ServiceClass.LS
 NOW_S = 100.0
@@ -102,6 +102,36 @@ def test_memory_that_lacks_refuses_with_figures():
     assert "16000 that fit the device" in verdict.reason
 
 
+def test_kv_that_several_hold_counts_once():
+    crowd = index(*(job(n, Stage.DECODE, tokens=1500, tpot_s=1.0) for n in range(10)))
+    crowd.ls_device_blocks = 200
+    assert gate().judge(crowd, job(99, tpot_s=1.0), NOW_S).admitted
+    crowd.ls_device_blocks = 950
+    assert not gate().judge(crowd, job(99, tpot_s=1.0), NOW_S).admitted
+
+
+def test_a_newcomer_adds_no_kv_that_others_hold():
+    crowd = index(*(job(n, Stage.DECODE, tokens=1500, tpot_s=1.0) for n in range(9)))
+    newcomer = job(99, tokens=1500, ttft_s=10.0, tpot_s=1.0)
+    assert not gate().judge(crowd, newcomer, NOW_S).admitted
+    newcomer = replace(newcomer, found_tokens=1488)
+    assert not gate().judge(crowd, newcomer, NOW_S).admitted  # it comes out of what is free
+    assert gate().judge(crowd, replace(newcomer, shared_blocks=93), NOW_S).admitted
+
+
+def test_what_is_left_of_a_cached_prompt_after_a_while():
+    """Of 96 rows in 0.1 s, three quarters of the time are counted on."""
+    waiting = replace(job(1, tokens=1600), found_tokens=1504, shared_blocks=94)
+    decoding = replace(job(2, Stage.DECODE, tokens=1600, tpot_s=1.0), device_blocks=101)
+    jobs = index(waiting, decoding)
+    jobs.ls_device_blocks = 101
+    ahead = course(jobs, gate().project(jobs, NOW_S), [waiting])
+    soon, later = ahead.left(0.1), ahead.left(1.0)
+    assert 20 < soon.at(LS, Stage.WAITING)[0].remaining < 45
+    assert later.count(LS, Stage.DECODE) == 2
+    assert 101 + 7 <= later.ls_device_blocks < 101 + 20
+
+
 HOPELESS = {"tokens": 3000}  # three seconds of prompt for a TTFT of one
 
 
@@ -110,6 +140,18 @@ def test_a_request_that_would_miss_on_an_idle_engine_too_is_taken_where_nobody_m
     assert gate().judge(index(), job(99, **HOPELESS), NOW_S).admitted
     crowd = index(*(job(n, tokens=100) for n in range(10)))
     assert gate().judge(crowd, job(99, **HOPELESS), NOW_S).admitted
+
+
+def test_a_request_is_judged_by_what_is_left_to_compute():
+    cached = replace(job(99, **HOPELESS), found_tokens=2992)
+    assert not gate().hopeless(cached)
+    assert gate(AdmissionMode.QUEUE).lost(job(99, **HOPELESS), NOW_S)
+    assert not gate(AdmissionMode.QUEUE).lost(cached, NOW_S)
+    crowd = [job(n, tokens=500) for n in range(10)]
+    assert not gate().judge(index(*crowd), job(99), NOW_S).admitted
+    for one in crowd:
+        one.found_tokens = 496
+    assert gate().judge(index(*crowd), job(99), NOW_S).admitted
 
 
 def test_it_is_refused_where_an_admitted_one_would_miss_for_it():

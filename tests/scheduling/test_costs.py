@@ -133,3 +133,12 @@ def test_rows_in_flight_are_followed_from_layer_to_layer():
     assert steps(flights.runs(8)) == 6
     flights.settle(0)
     assert flights.runs(8) == ((0, LAYERS),)
+
+
+def test_a_prompt_that_is_cached_has_the_laxity_of_what_is_left_of_it():
+    cached, short = prompt(1, 4000, 1.0), prompt(2, 10, 0.9)
+    cached.found_tokens = 3840
+    found = least_laxity([cached, short], 0.0, 1e-3)
+    assert found.order == (cached, short)  # 0.84 s are left for one, 0.89 s for the other
+    assert found.slack_s == pytest.approx(0.73)
+    assert found.ahead_s == pytest.approx(0.17)

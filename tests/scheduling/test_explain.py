@@ -63,6 +63,15 @@ def test_ls_waits_for_memory_or_for_prompts_before_it():
     assert why(waiting, before) == "1 LS prompts with 300 rows share the prefill with it"
 
 
+def test_blocks_that_others_hold_are_not_named_as_needed():
+    shared = job(1, LS, Stage.WAITING, found_tokens=144, shared_blocks=9)
+    assert "needs 2 KV blocks" in why(shared, room=Room(1, 100, 8))
+    before = job(3, LS, Stage.WAITING, found_tokens=144)
+    assert why(shared, before) == "1 LS prompts with 16 rows share the prefill with it"
+    first, waiting = job(7, BE, Stage.DECODE), job(9, BE, Stage.WAITING)
+    assert "2 for its queue" in why(waiting, first, shared, room=Room(4, 5, 8))
+
+
 def test_ls_waits_for_another_that_computes_its_prompt():
     first, second = job(1, LS, Stage.PREFILL, prompt=7), job(2, LS, Stage.WAITING, prompt=7)
     assert "another request computes the same prompt" in why(second, first)

@@ -101,6 +101,20 @@ def test_waiting_ls_is_admitted_in_order_and_nobody_overtakes():
     assert answer.admissions == ()
 
 
+def test_ls_needs_neither_room_for_blocks_that_others_hold_nor_rows_for_what_is_cached():
+    """Six of its seven blocks; where nobody holds them they are among those that are free."""
+    room = Room(device_free_blocks=1, host_free_blocks=100, free_slots=16)
+    resident = job(2, BE, Stage.DECODE, device_blocks=1)
+    held = job(1, tokens=100, found_tokens=96, shared_blocks=6)
+    answer = plan(held, resident, room=room)
+    assert [a.job.handle for a in answer.admissions] == [1]
+    assert rows(answer)[0] == (1, 4)
+    assert answer.moves == ()
+    idle = job(1, tokens=100, found_tokens=96)
+    assert plan(idle, room=room).admissions == ()
+    assert rows(plan(idle, room=replace(room, device_free_blocks=7))) == [(1, 4)]
+
+
 def test_swapped_ls_resumes_before_any_waiting_ls_is_admitted():
     swapped = job(2, stage=Stage.SWAPPED, computed=9, host_blocks=1)
     assert [a.job.handle for a in plan(job(1), swapped).admissions] == [2, 1]

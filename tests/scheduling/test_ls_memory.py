@@ -72,3 +72,22 @@ def test_two_prompts_to_come_are_reckoned_with_as_far_as_the_device_holds_three(
     assert arrival_blocks(seen, CAPS) == CAPS.device_blocks - 401
     seen.arrived("chat", 16 * 1200, 1.0, 0.0)
     assert arrival_blocks(seen, CAPS) == 0
+
+
+def test_blocks_that_others_hold_are_not_wanted_once_more():
+    """Nine of its ten; in the cache alone they count among those that are free."""
+    held = job(1, Stage.WAITING, found_tokens=144, shared_blocks=9)
+    assert wants(held, free=1) == Wanted(15, short=False)
+    assert wants(held, free=0) == Wanted(0, short=True)
+    idle = job(1, Stage.WAITING, found_tokens=144)
+    assert wants(idle, free=10) == Wanted(15, short=False)
+    assert wants(idle, free=9) == Wanted(0, short=True)
+
+
+def test_prompts_to_come_are_reckoned_with_by_the_kv_that_they_add():
+    seen = Arrivals()
+    seen.arrived("chat", 15, 1.0, 0.0, kv_tokens=31)
+    assert arrival_blocks(seen, CAPS) == 4
+    seen.arrived("chat", 15, 1.0, 0.0, kv_tokens=159)
+    assert arrival_blocks(seen, CAPS) == 20
+    assert seen.together.p95_prompt == 15

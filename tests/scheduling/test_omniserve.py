@@ -12,8 +12,8 @@ from omniserve_agent.scheduling.deadlines import Deadlines
 from omniserve_agent.scheduling.error_budget import HIGHEST, SMALLEST_SHARE, WIDEST
 from omniserve_agent.scheduling.error_budgets import Objective
 from omniserve_agent.scheduling.jobs import Job, JobIndex, ServiceClass, Stage, Tier
-from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work
-from omniserve_agent.scheduling.omniserve import MIN_LS_CHUNK_ROWS, Omniserve
+from omniserve_agent.scheduling.latency import Curve, LatencyModel, Work, pairs
+from omniserve_agent.scheduling.omniserve import MIN_LS_CHUNK_ROWS, Omniserve, prompt_pairs
 from omniserve_agent.scheduling.plan import Room
 from omniserve_agent.scheduling.traffic import SILENT_S, Arrivals, Traffic
 from support.scheduling import CAPS, LAYERS
@@ -143,6 +143,33 @@ def test_prompts_that_could_not_attain_anyway_are_nothing_to_be_ready_for():
 
     assert after(8, 8, 4000) == after(8, 8) == pytest.approx(60, abs=12)
     assert after(4000) == after() > 100
+
+
+def test_prompts_that_attain_since_they_are_cached_are_something_to_be_ready_for():
+    policy = unspent()
+    due = Deadlines(arrival_s=99.0, ttft_s=0.06, tpot_s=0.1)
+    found = {"found_tokens": 3984, "shared_blocks": 200}
+    policy.arrived(job(1, LS, Stage.WAITING, tokens=4000, deadlines=due, **found))
+    seen = policy._arrivals.together
+    assert (seen.p95_prompt, seen.p95_kv) == (16, 800)
+
+
+def test_pairs_of_a_cached_prompt_are_those_behind_what_is_cached():
+    cached = job(1, LS, Stage.WAITING, tokens=100, found_tokens=96)
+    assert prompt_pairs([cached, job(2, LS, Stage.WAITING)], 6) == pairs(96, 4) + pairs(0, 2)
+
+
+def test_kv_that_ls_requests_share_counts_once():
+    """30 hold 1,600 tokens each, most of them the same, of a device with 16,000."""
+    jobs = JobIndex()
+    for number in range(20, 50):
+        one = decoding(number, 100.0, 0.100)
+        one.tokens = 1600
+        jobs.add(one)
+    jobs.add(job(99, BE, Stage.STAGED, tokens=500))
+    assert be_rows(unspent().plan(jobs, ROOM, 100.0)) < 1
+    jobs.ls_device_blocks = 333
+    assert be_rows(unspent().plan(jobs, ROOM, 100.0)) > 30
 
 
 def job(handle, service_class, stage, tokens=100, deadlines=None, **fields):

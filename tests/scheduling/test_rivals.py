@@ -169,14 +169,26 @@ def test_the_token_budget_grows_where_prompts_would_be_late_and_that_helps():
     """36 ms are 34 tokens, with which 100 rows of a prompt take six iterations, 216 ms of 300."""
     budget = TokenBudget(MODEL)
     due = Deadlines(0.0, 0.3, 0.04)
-    budget.arrived(job(1, LS, Stage.WAITING, tokens=10, deadlines=due))
+    budget.arrived(job(1, LS, Stage.WAITING, tokens=10, computed=0, deadlines=due))
     small = budget.tokens
     for number in range(2, 60):
-        budget.arrived(job(number, LS, Stage.WAITING, tokens=100, deadlines=due))
+        budget.arrived(job(number, LS, Stage.WAITING, tokens=100, computed=0, deadlines=due))
     rows = budget.tokens - budget.tokens // 2
     iterations = -(-100 // rows)
     assert small < budget.tokens
     assert iterations * MODEL.predict(Work(device_rows=budget.tokens, logit_rows=1)) <= 0.21
     for number in range(60, 260):  # nothing computes these in time
-        budget.arrived(job(number, LS, Stage.WAITING, tokens=4000, deadlines=due))
+        budget.arrived(job(number, LS, Stage.WAITING, tokens=4000, computed=0, deadlines=due))
     assert budget.tokens == small
+
+
+def test_rivals_reckon_with_what_is_left_of_a_cached_prompt():
+    cached = waiting(1, LS, tokens=480)
+    policy, budget = GpuOnlyPriority(CAPS, MODEL), TokenBudget(MODEL)
+    cold_rows = policy.terms(index(cached)).caps.ls_prefill_rows
+    cached.found_tokens, cached.deadlines = 464, Deadlines(0.0, 0.3, 0.04)
+    assert policy.terms(index(cached)).caps.ls_prefill_rows == 16 < cold_rows
+    budget.arrived(cached)
+    short = TokenBudget(MODEL)
+    short.arrived(replace(cached, tokens=16, found_tokens=0))
+    assert budget.tokens == short.tokens

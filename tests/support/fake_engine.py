@@ -139,6 +139,7 @@ def check_consistent(engine):
             assert 0 <= job.computed < job.tokens, where
         if job.stage is Stage.WAITING:
             assert job.computed == 0, where
+        check_found(job, where)
         if job.service_class is ServiceClass.LS:
             assert on[1] == (job.stage is Stage.SWAPPED), where
             assert job.computed or job.stage is not Stage.SWAPPED, where
@@ -146,12 +147,23 @@ def check_consistent(engine):
         tables[Tier.HOST] += [request.host] if request.host else []
     for staged in engine.batch.staged:
         assert engine.intake.requests[staged].job.stage is Stage.STAGED
+    ls = [r for r in engine.intake.requests.values() if r.job.service_class is ServiceClass.LS]
+    held_by_ls = {block for r in ls if r.device for block in r.device.blocks}
+    assert (engine.jobs.ls_device_blocks or 0) == len(held_by_ls)
     for tier, kv in ((Tier.DEVICE, engine.residency.device), (Tier.HOST, engine.residency.host)):
         held = Counter(block for table in tables[tier] for block in table.blocks)
         assert {b: kv.pool.references(b) for b in range(kv.pool.blocks)} == {
             b: held[b] for b in range(kv.pool.blocks)
         }
         assert sorted(kv.store.tables) == sorted(table.sequence for table in tables[tier])
+
+
+def check_found(job, where):
+    """Only an LS request that waits has a prefix found, of whole blocks, and never all of it."""
+    if job.stage is not Stage.WAITING or job.service_class is not ServiceClass.LS:
+        assert job.found_tokens == job.shared_blocks == 0, where
+    assert job.found_tokens % BLOCK == 0, where
+    assert 0 <= BLOCK * job.shared_blocks <= job.found_tokens < job.tokens, where
 
 
 def check_no_leak(engine):

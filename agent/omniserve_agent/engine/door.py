@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from omniserve_agent.engine.intake import Intake
 from omniserve_agent.engine.messages import Refused, Submit
@@ -71,6 +72,8 @@ class Door:
 
     def step(self, now_s: float) -> None:
         """Take those of the held back whose time has come."""
+        for first in islice(self._held, 1):
+            self.intake.look_up(first)
         for request in self._held.ready(self.intake.jobs, now_s):
             self._take(request, now_s)
 

@@ -64,6 +64,7 @@ class Intake:
     jobs: JobIndex
     lengths: OutputLengths
     block_tokens: int
+    look_up: Callable[[Request], None] = lambda _: None  # tells its job what of it is cached
     requests: dict[int, Request] = field(default_factory=dict)
     _by_id: dict[str, Request] = field(default_factory=dict)
     _arrivals: int = 0
@@ -84,7 +85,9 @@ class Intake:
         if refused is not None:
             return refused
         self._arrivals += 1
-        return self._request(submit, self._arrivals, now_s)
+        request = self._request(submit, self._arrivals, now_s)
+        self.look_up(request)
+        return request
 
     def accept(self, request: Request, now_s: float) -> None:
         """Take a prepared request."""
@@ -205,7 +208,7 @@ def _prompt_name(submit: Submit, block_tokens: int) -> int | None:
     """Equal for requests of one whole prompt; None where it fills no block.
 
     Cheap, since every request that comes is named: the hash chain of its blocks is left to its
-    admission.
+    admission, or goes as far as an LS prompt is found in the cache.
     """
     if len(submit.prompt) <= block_tokens:
         return None

@@ -102,7 +102,13 @@ class Engine:
         self.jobs = JobIndex(device.block_tokens)
         self.lengths = OutputLengths()
         self.counts = LoopCounts()
-        self.intake = Intake(limits, self.jobs, self.lengths, device.block_tokens)
+        self.intake = Intake(
+            limits,
+            self.jobs,
+            self.lengths,
+            device.block_tokens,
+            look_up=lambda r: self.residency.look_up(r),
+        )
         self.door = Door(self.intake, gate or Open(), lambda r: self.policy.arrived(r.job))
         self.missed: Counter[str] = Counter()  # LS requests by service: taken, and too late
         self.residency = Residency(
@@ -113,6 +119,7 @@ class Engine:
         self.batch = BatchBuilder(self.residency, executor, self.drafts)
         self._slots = limits.slots
         self._plan: Plan | None = None  # the last one
+        self._turn = 0  # of the LS requests that wait: whose prefix was looked up last
         self._uncollected: deque[tuple[float, Launched]] = deque()
         self._first_events: list[TokenEvent] = []
         self._events: list[TokenEvent] = []
@@ -147,6 +154,7 @@ class Engine:
         self.residency.reap()
         started_s = self._clock()
         self.door.step(started_s)
+        self._look_up_waiting()
         begins_s = max(started_s, self._ends_s())
         self._plan = plan = self.policy.plan(self.jobs, self._room(), begins_s)
         iteration = self._carry_out(plan, interrupted)
@@ -161,6 +169,16 @@ class Engine:
         self.residency.write_through(WRITE_THROUGH_BLOCKS)
         events, self._first_events, self._events = self._first_events + self._events, [], []
         return events
+
+    def _look_up_waiting(self) -> None:
+        """What LS requests that wait find on the device changes as others run. An iteration has
+        time for two of them: the first in rank, and each in turn, since that may not be the first
+        in the policy's order."""
+        waiting = self.jobs.at(ServiceClass.LS, Stage.WAITING)
+        if waiting:
+            self._turn = (self._turn + 1) % len(waiting)
+            for place in {0, self._turn}:
+                self.residency.look_up(self.intake.requests[waiting[place].handle])
 
     def _launch(self, iteration: Iteration, lanes: int) -> Launched:
         promised = bool(self.jobs.promised)

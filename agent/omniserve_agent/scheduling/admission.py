@@ -151,7 +151,7 @@ class Gate:
 
     def _misses_alone(self, new: Job, due: Deadlines, left_s: float) -> bool:
         """Whether it would on an idle engine, with so much time for its first token."""
-        first_s = Prefill(self.costs, Load(), self.caps.ls_prefill_rows).seconds(new.tokens, inf)
+        first_s = Prefill(self.costs, Load(), self.caps.ls_prefill_rows).seconds(new.remaining, inf)
         late = first_s > SAFETY * left_s or needed_pace_s(self.costs) > due.tpot_s
         return late or new.tokens > SAFETY * self._room_tokens
 
@@ -189,10 +189,12 @@ class Gate:
             yield _late("token", step_s, allowed_s)
 
     def _memory(self, seen: Projection, new: Job) -> Iterator[str]:
-        """Whether what all LS requests hold at the newcomer's first token fits the device."""
-        rows, decoding = sum(job.tokens for job in seen.prompts) + new.tokens, seen.decode.rows
+        """Whether what all LS requests hold at the newcomer's first token fits the device, where KV
+        that several hold is there once."""
+        size, decoding = self.caps.block_tokens, seen.decode.rows
+        rows = sum([job.new_tokens(size) for job in (*seen.prompts, new)])
         iterations = rows / seen.prefill.at_once(seen.later_s)
-        held = seen.decode.keys + rows + int(decoding * (1 + iterations))
+        held = seen.decode.keys - seen.shared_tokens + rows + int(decoding * (1 + iterations))
         if held > SAFETY * self._room_tokens:
             yield (
                 f"LS requests would hold {held} tokens of KV "

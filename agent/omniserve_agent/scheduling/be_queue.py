@@ -68,7 +68,7 @@ class BeQueue:
         """LS requests that wait, and the blocks they need together."""
         queued = list(self.jobs.among(LS, (Stage.SWAPPED, Stage.WAITING)))
         size = self.terms.caps.block_tokens
-        return len(queued), sum(blocks_for(job.tokens + 1, size) for job in queued)
+        return len(queued), sum(job.new_blocks(size) for job in queued)
 
     @cached_property
     def _share_taken(self) -> int:

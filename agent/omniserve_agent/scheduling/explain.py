@@ -14,7 +14,6 @@ from omniserve_agent.scheduling.jobs import (
     JobIndex,
     ServiceClass,
     Stage,
-    blocks_for,
 )
 from omniserve_agent.scheduling.plan import Plan, PolicyState, Room, Terms
 from omniserve_agent.scheduling.shared_prompts import under_way
@@ -158,7 +157,7 @@ def _ls(now: Moment, job: Job) -> str:
     jobs, room, caps = now.jobs, now.room, now.terms.caps
     if job.stage is Stage.WAITING and job.prompt in now.computed[LS]:
         return SAME_PROMPT
-    needed = blocks_for(job.tokens + 1, caps.block_tokens)
+    needed = job.new_blocks(caps.block_tokens)
     held = now.be_blocks
     if needed > room.device_free_blocks + held:
         return (

@@ -27,7 +27,7 @@ def reclaim_for_growth(jobs: JobIndex, filling: Filling) -> None:
     swapped = jobs.at(LS, Stage.SWAPPED)
     waiting = swapped or [j for j in _prompts(jobs, filling) if j.stage is Stage.WAITING]
     if waiting:
-        wanted += filling.blocks(waiting[0].tokens + 1)
+        wanted += waiting[0].new_blocks(filling.caps.block_tokens)
     if filling.device_free >= wanted:
         return
     for job in _demotable(jobs):
@@ -69,7 +69,7 @@ def _prompts(jobs: JobIndex, filling: Filling) -> Sequence[Job]:
 def _admit(job: Job, filling: Filling) -> None:
     if filling.ls_left_out:
         return  # in order: nobody overtakes
-    needed = filling.blocks(job.tokens + 1)
+    needed = job.new_blocks(filling.caps.block_tokens)
     if needed > filling.device_free or filling.rows_left == 0:
         filling.ls_left_out = True
         return

@@ -44,8 +44,7 @@ class GpuOnlyPriority(Unlearning):
 
     def _caps(self, jobs: JobIndex) -> Caps:
         left = self.budget.tokens - jobs.count(LS, Stage.DECODE)
-        wanted = sum(job.remaining for job in jobs.at(LS, Stage.PREFILL))
-        wanted += sum(job.tokens for job in jobs.at(LS, Stage.WAITING))
+        wanted = sum(job.remaining for job in jobs.among(LS, (Stage.PREFILL, Stage.WAITING)))
         ls_rows = max(MIN_TOKENS, min(wanted, left)) if wanted else 0
         be_rows = max(0, min(left - ls_rows, jobs.count(BE, Stage.DECODE)))
         prefill = max(0, left - ls_rows - be_rows)

@@ -65,6 +65,10 @@ class Job:
     predicted_tokens: int  # where its output is expected to end
     prompt_tokens: int = 0  # of `tokens`; 0: all that it comes with
     computed: int = 0  # tokens whose KV exists
+    # LS that waits, of its prompt on the device: tokens of whole blocks, fewer than it has, and how
+    # many of these blocks somebody holds. Nothing is kept for it: its admission looks again.
+    found_tokens: int = 0
+    shared_blocks: int = 0
     stage: Stage = Stage.WAITING
     device_blocks: int = 0
     host_blocks: int = 0
@@ -81,9 +85,22 @@ class Job:
         self.prompt_tokens = self.prompt_tokens or self.tokens
 
     @property
+    def context(self) -> int:
+        """Tokens that are computed, or found where it has begun nothing yet."""
+        return self.computed or self.found_tokens
+
+    @property
     def remaining(self) -> int:
         """Tokens to compute before the next output token."""
-        return self.tokens - self.computed
+        return self.tokens - (self.computed or self.found_tokens)
+
+    def new_blocks(self, block_tokens: int) -> int:
+        """Free device blocks that its admission takes: what nobody holds counts as free."""
+        return blocks_for(self.tokens + 1, block_tokens) - self.shared_blocks
+
+    def new_tokens(self, block_tokens: int) -> int:
+        """KV that it adds to what is held."""
+        return self.tokens - self.shared_blocks * block_tokens
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:
@@ -113,6 +130,7 @@ class JobIndex:
     block_tokens: int = 16
     host_growth_blocks: int = 0  # that BE jobs on the host are still expected to take
     offloaded_tokens: int = 0  # KV of BE jobs on the host that decode
+    ls_device_blocks: int | None = None  # LS holds, each once; None: nobody shares, or counts them
     offloaded_prompts: dict[int, int] = field(default_factory=dict)  # theirs: how many have each
     # BE services whose newest job has a promised share: how many of their jobs are in each stage.
     promised: dict[str, dict[Stage, int]] = field(default_factory=dict)
@@ -203,6 +221,12 @@ class JobIndex:
         jobs = self.count(ServiceClass.BE, Stage.BOUNDARY, Stage.HOPPING)
         return self.offloaded_tokens / jobs if jobs else 0.0
 
+    def held_once(self, ls_tokens: int) -> int:
+        """KV on the device of LS jobs with so many tokens: what several hold is there once."""
+        if self.ls_device_blocks is None:
+            return ls_tokens
+        return min(ls_tokens, self.ls_device_blocks * self.block_tokens)
+
     def at(self, service_class: ServiceClass, stage: Stage) -> Sequence[Job]:
         """Jobs of one class and stage in rank order; a live view, not to be changed."""
         return self._lists[service_class, stage]
@@ -224,6 +248,7 @@ class JobIndex:
         """A live view in which there is no BE job; not to be changed."""
         return JobIndex(
             block_tokens=self.block_tokens,
+            ls_device_blocks=self.ls_device_blocks,
             _lists={k: jobs if k[0] is ServiceClass.LS else [] for k, jobs in self._lists.items()},
             _decoding={**self._decoding, ServiceClass.BE: []},
             _deadlines=self._deadlines,

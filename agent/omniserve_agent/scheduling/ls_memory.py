@@ -29,11 +29,11 @@ class Wanted(NamedTuple):
 
 
 def arrival_blocks(arrivals: Arrivals, caps: Caps) -> int:
-    """For the prompts that may come before BE can make room: two at their p95 length, but no more
-    than leaves room for one beside them, or a service with long prompts would shut BE out."""
+    """For the prompts that may come before BE can make room: two that add KV at its p95, but no
+    more than leaves room for one beside them, or a service with long prompts would shut BE out."""
     if not arrivals:
         return 0
-    each = blocks_for(arrivals.together.p95_prompt + 1, caps.block_tokens)
+    each = blocks_for(arrivals.together.p95_kv + 1, caps.block_tokens)
     return min(ARRIVALS * each, max(0, caps.device_blocks - each))
 
 
@@ -42,7 +42,7 @@ def wanted(jobs: JobIndex, room: Room, order: Sequence[Job], caps: Caps, kept: i
     back first, and a prompt that another request computes is found once it is complete."""
     blocks, swapped = room.device_free_blocks, jobs.at(LS, Stage.SWAPPED)
     blocks += sum([job.device_blocks for job in jobs.among(BE, DEVICE_STAGES)])
-    blocks -= sum([blocks_for(job.tokens + 1, caps.block_tokens) for job in swapped])
+    blocks -= sum([job.new_blocks(caps.block_tokens) for job in swapped])
     rows, computed = len(swapped), under_way(jobs, LS) if order else set()
     for job in order:
         if job.stage is Stage.WAITING:
@@ -50,7 +50,7 @@ def wanted(jobs: JobIndex, room: Room, order: Sequence[Job], caps: Caps, kept: i
                 continue
             if job.prompt is not None:
                 computed.add(job.prompt)
-            blocks -= blocks_for(job.tokens + 1, caps.block_tokens)
+            blocks -= job.new_blocks(caps.block_tokens)
             if blocks < 0:
                 break
         rows += job.remaining

@@ -100,8 +100,11 @@ class Omniserve:
         due = job.deadlines
         if due is not None:
             # One that could not attain on an idle device is nothing to be ready for.
-            if self.costs.prompt_s(job.tokens) <= due.ttft_s * self.costs.margin:
-                self._arrivals.arrived(job.service, job.tokens, due.ttft_s, due.arrival_s)
+            if self.costs.prompt_s(job.remaining) <= due.ttft_s * self.costs.margin:
+                kv_tokens = job.new_tokens(self.caps.block_tokens)
+                self._arrivals.arrived(
+                    job.service, job.remaining, due.ttft_s, due.arrival_s, kv_tokens
+                )
             self.error_budget.arrived(job.service, job.objective, due.arrival_s)
         self._floors.arrived(job)
 
@@ -285,7 +288,7 @@ class Omniserve:
         if jobs.at(LS, Stage.SWAPPED):
             return 0.0
         device_tokens = self.caps.device_blocks * self.caps.block_tokens
-        held = ls.keys + ls.rows  # prompts under way count by their rows
+        held = jobs.held_once(ls.keys) + ls.rows  # prompts under way count by their rows
         return slack_share(held, device_tokens, ls.rows, self.caps.max_device_rows)
 
     def _ls_prompts(self, jobs: JobIndex, now_s: float, arrival_s: float) -> Prompts:
@@ -394,7 +397,7 @@ def prompt_pairs(order: Sequence[Job], rows: int) -> int:
         if rows <= 0:
             break
         chunk = min(job.remaining, rows)
-        total += pairs(job.computed, chunk)
+        total += pairs(job.context, chunk)
         rows -= chunk
     return total
 

@@ -96,6 +96,7 @@ class Projection:
     left_tokens: int  # of the decoding requests, to their predicted ends
     kv_tokens: int  # that all admitted requests hold half-way to their predicted ends
     prompts: Sequence[Job]  # that wait or are being computed
+    shared_tokens: int  # of the KV on the device, that counts more than once in these and `decode`
     needed_s: float  # see `needed_pace_s`
 
     def first_tokens(self, order: Sequence[Job], first: int = 0) -> Iterator[FirstToken]:
@@ -125,6 +126,7 @@ def project(jobs: JobIndex, costs: Costs, caps: Caps, now_s: float) -> Projectio
     prompts = [*jobs.at(LS, Stage.PREFILL), *jobs.at(LS, Stage.WAITING)]
     going, count = [*decoding, *swapped], len(decoding) + len(swapped)
     decode = Load(count, count, sum([job.tokens for job in going]))
+    on_device = sum([job.tokens for job in (*decoding, *jobs.at(LS, Stage.PREFILL))])
     needed_s = needed_pace_s(costs)
     tpots = [due.tpot_s for job in decoding if (due := job.deadlines)]
     tpot_s = min([tpot_s for tpot_s in tpots if tpot_s >= needed_s], default=inf)
@@ -139,6 +141,7 @@ def project(jobs: JobIndex, costs: Costs, caps: Caps, now_s: float) -> Projectio
         left_tokens=sum([_left_tokens(job) for job in going]),
         kv_tokens=sum([(j.tokens + j.predicted_tokens) // 2 for j in (*going, *prompts)]),
         prompts=prompts,
+        shared_tokens=on_device - jobs.held_once(on_device),
         needed_s=needed_s,
     )
 

@@ -58,10 +58,12 @@ class Course:
                 _go_on(left, job, 1 + sure, 1 + most)
             elif begun_s < until_s:
                 share = (until_s - begun_s) / (first_s - begun_s)
-                left.add(replace(job, computed=job.computed + int(share * job.remaining)))
+                left.add(replace(job, computed=job.context + int(share * job.remaining)))
             else:
                 left.add(job)
             begun_s = max(begun_s, first_s)
+        if self.jobs.ls_device_blocks is not None:
+            left.ls_device_blocks = self.jobs.ls_device_blocks + _added_blocks(left)
         return left
 
     def _tokens(self, from_s: float, to_s: float) -> int:
@@ -84,6 +86,12 @@ def course(jobs: JobIndex, seen: Projection, order: Sequence[Job]) -> Course:
         fastest_s=fastest_s,
         crowded_s=inf if has_be else max(firsts_s, default=0.0),
     )
+
+
+def _added_blocks(left: JobIndex) -> int:
+    """Of the device, that those who decode by then will have taken."""
+    decoding = left.at(LS, Stage.DECODE)
+    return sum([job.new_blocks(left.block_tokens) - job.device_blocks for job in decoding])
 
 
 def _go_on(left: JobIndex, job: Job, sure: int, most: int) -> None:

@@ -46,7 +46,7 @@ class TokenBudget:
         first = self._ttft_s == inf
         self._tpot_s = due.tpot_s if first else min(self._tpot_s, due.tpot_s)
         self._ttft_s = min(self._ttft_s, due.ttft_s)
-        self._traffic.arrived(job.tokens, due.ttft_s)
+        self._traffic.arrived(job.remaining, due.ttft_s)
         if before != (self._tpot_s, self._ttft_s, self._traffic.p95_prompt):
             self._choose()
 

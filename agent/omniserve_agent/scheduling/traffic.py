@@ -26,22 +26,31 @@ class Traffic:
     """Of one service, or of all together."""
 
     ttft_s: float = inf
-    p95_prompt: int = 0  # tokens
+    p95_prompt: int = 0  # tokens to compute
+    p95_kv: int = 0  # tokens added to the KV that others hold
     heard_s: float = -inf
-    _prompts: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _prompts: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     @property
-    def prompts(self) -> Sequence[int]:
-        """Tokens of the last ones."""
+    def prompts(self) -> Sequence[tuple[int, int]]:
+        """Of the last ones, what they had to compute, and the KV that they added."""
         return self._prompts
 
-    def arrived(self, tokens: int, ttft_s: float, now_s: float = 0.0) -> None:
-        """A request with a prompt of so many tokens."""
+    def arrived(
+        self, tokens: int, ttft_s: float, now_s: float = 0.0, kv_tokens: int | None = None
+    ) -> None:
+        """A request with so many tokens to compute; it adds as much KV, where nothing else is
+        said."""
         self.ttft_s = ttft_s
         self.heard_s = max(self.heard_s, now_s)
-        self._prompts.append(tokens)
-        ordered = sorted(self._prompts)
-        self.p95_prompt = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        self._prompts.append((tokens, tokens if kv_tokens is None else kv_tokens))
+        self.p95_prompt = _p95([prompt[0] for prompt in self._prompts])
+        self.p95_kv = _p95([prompt[1] for prompt in self._prompts])
+
+
+def _p95(values: list[int]) -> int:
+    values.sort()
+    return values[min(len(values) - 1, int(0.95 * len(values)))]
 
 
 @dataclass(slots=True)
@@ -55,10 +64,13 @@ class Arrivals:
     def __bool__(self) -> bool:
         return bool(self._services)
 
-    def arrived(self, service: str, tokens: int, ttft_s: float, now_s: float) -> None:
-        """A request came."""
-        self._services.setdefault(service, Traffic()).arrived(tokens, ttft_s, now_s)
-        self.together.arrived(tokens, ttft_s, now_s)
+    def arrived(
+        self, service: str, tokens: int, ttft_s: float, now_s: float, kv_tokens: int | None = None
+    ) -> None:
+        """A request came; see `Traffic`."""
+        seen = self._services.setdefault(service, Traffic())
+        seen.arrived(tokens, ttft_s, now_s, kv_tokens)
+        self.together.arrived(tokens, ttft_s, now_s, kv_tokens)
         self._until_s = self._next_silent_s()
 
     def settle(self, now_s: float) -> None:
@@ -85,8 +97,8 @@ def _together(services: Iterable[Traffic]) -> Traffic:
     """Of those that are still heard of, so that nothing is kept ready for others."""
     found = Traffic()
     for seen in services:
-        for tokens in seen.prompts:
-            found.arrived(tokens, seen.ttft_s, seen.heard_s)
+        for tokens, kv_tokens in seen.prompts:
+            found.arrived(tokens, seen.ttft_s, seen.heard_s, kv_tokens)
     return found
 
 

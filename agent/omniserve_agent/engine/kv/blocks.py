@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 ChainHash = bytes
@@ -74,6 +74,27 @@ class FreeBlocks:
             self._broken[stretch] = None
         else:
             self._broken.pop(stretch, None)
+
+
+class DistinctBlocks:
+    """Blocks of one pool that any of some holders has; each counts once."""
+
+    def __init__(self) -> None:
+        self._holders = Counter[int]()
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def take(self, blocks: Iterable[int]) -> None:
+        """A holder has these as well."""
+        self._holders.update(blocks)
+
+    def leave(self, blocks: Iterable[int]) -> None:
+        """A holder has these no longer."""
+        for block in blocks:
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                del self._holders[block]
 
 
 class BlockPool:
@@ -152,13 +173,23 @@ class BlockPool:
             self._block_of[name] = block
             self._hash_of[block] = name
 
-    def match(self, names: Sequence[ChainHash]) -> list[int]:
+    def match(self, names: Iterable[ChainHash]) -> list[int]:
         """The blocks of the longest known prefix, retained for the caller."""
+        found = self._known(names)
+        self.retain(found)
+        return found
+
+    def look_up(self, names: Iterable[ChainHash]) -> tuple[int, int]:
+        """How many blocks `match` would find, and how many of these somebody holds; nobody retains
+        them, and no name behind the first unknown one is asked for."""
+        found = self._known(names)
+        return len(found), sum([self._references[block] > 0 for block in found])
+
+    def _known(self, names: Iterable[ChainHash]) -> list[int]:
         found = []
         for name in names:
             block = self._block_of.get(name)
             if block is None:
                 break
             found.append(block)
-        self.retain(found)
         return found

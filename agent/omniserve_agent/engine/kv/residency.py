@@ -9,10 +9,11 @@ device KV that came back from there is shared with nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from omniserve_agent.engine.execution.iteration import Executor
+from omniserve_agent.engine.kv.blocks import ChainHash, DistinctBlocks
 from omniserve_agent.engine.kv.tables import KvTable, KvTier
 from omniserve_agent.engine.requests import Request
 from omniserve_agent.scheduling.exhaustion import Relief, Victim, victim, yielding_blocks
@@ -46,9 +47,23 @@ class Residency:
     requests: dict[int, Request]
     abandon_prefill: Callable[[Request], None]
     counts: MoveCounts = field(default_factory=MoveCounts)
+    _ls_blocks: DistinctBlocks = field(default_factory=DistinctBlocks)  # on the device
     _draining: dict[int, KvTable] = field(default_factory=dict)  # by slot: an item is in flight
 
     # ---- admission and growth --------------------------------------------------------------
+
+    def look_up(self, request: Request) -> None:
+        """Tell the job of an LS request that waits what of its prompt is on the device. Nothing is
+        retained: until its admission it may be evicted, and others may come to hold it.
+
+        LS alone, which is planned by what is left of its prompts. BE may have thousands waiting,
+        goes by predicted ends, and finds its prefix in whichever tier it is admitted to.
+        """
+        job, pool = request.job, self.device.pool
+        if job.service_class is not ServiceClass.LS or job.stage is not Stage.WAITING:
+            return
+        found, job.shared_blocks = pool.look_up(self._prefix(request))
+        job.found_tokens = found * pool.block_tokens
 
     def admit(self, request: Request, tier: Tier) -> bool:
         """Give a waiting or swapped request KV in `tier`; False: no room yet."""
@@ -58,9 +73,11 @@ class Residency:
         table = kv.open(self._prefix(request))
         self._set_table(tier, request, table)
         request.job.computed = table.shared_blocks * kv.block_tokens
+        request.job.found_tokens = request.job.shared_blocks = 0
         if not self.grow(tier, request, len(request.tokens) + 1):
             self._drop_table(tier, request)
             request.job.computed = 0
+            self.look_up(request)  # the plan was promised too much
             return False
         kv.hit_tokens += request.job.computed
         self._note_hit(request)
@@ -96,10 +113,10 @@ class Residency:
         self._count_blocks(request)
         return True
 
-    def _prefix(self, request: Request) -> list[bytes]:
+    def _prefix(self, request: Request) -> Iterator[ChainHash]:
         """Names of the full blocks before the last known token: that one is always computed."""
         blocks = (len(request.tokens) - 1) // self.device.block_tokens
-        return list(request.names.upto(request.tokens, blocks))
+        return request.names.each(request.tokens, blocks)
 
     def _note_hit(self, request: Request) -> None:
         if request.cached_tokens is None and not request.output_tokens:
@@ -278,6 +295,8 @@ class Residency:
     def _drop_table(self, tier: Tier, request: Request) -> None:
         table = self._table(tier, request)
         if table is not None:
+            if tier is Tier.DEVICE and request.job.service_class is ServiceClass.LS:
+                self._ls_blocks.leave(table.blocks)
             self._kv(tier).close(table)
         if tier is Tier.HOST:
             request.copied_tokens = 0
@@ -291,5 +310,9 @@ class Residency:
         return request.device, request.host
 
     def _count_blocks(self, request: Request) -> None:
-        request.job.device_blocks = len(request.device.blocks) if request.device else 0
-        request.job.host_blocks = len(request.host.blocks) if request.host else 0
+        job, on_device = request.job, request.device.blocks if request.device else []
+        if job.service_class is ServiceClass.LS:
+            self._ls_blocks.take(on_device[job.device_blocks :])
+            self.jobs.ls_device_blocks = len(self._ls_blocks)
+        job.device_blocks = len(on_device)
+        job.host_blocks = len(request.host.blocks) if request.host else 0

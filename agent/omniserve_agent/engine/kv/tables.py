@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,10 +37,20 @@ class PrefixNames:
     def upto(self, tokens: Sequence[int], blocks: int) -> Sequence[ChainHash]:
         """Names of the first `blocks` blocks of `tokens`."""
         while len(self._names) < blocks:
-            start = len(self._names) * self.block_tokens
-            previous = self._names[-1] if self._names else chain_start(self.salt)
-            self._names.append(chain_next(previous, tokens[start : start + self.block_tokens]))
+            self._add(tokens)
         return self._names[:blocks]
+
+    def each(self, tokens: Sequence[int], blocks: int) -> Iterator[ChainHash]:
+        """The same one by one, none hashed before it is asked for."""
+        for index in range(blocks):
+            if index == len(self._names):
+                self._add(tokens)
+            yield self._names[index]
+
+    def _add(self, tokens: Sequence[int]) -> None:
+        start = len(self._names) * self.block_tokens
+        previous = self._names[-1] if self._names else chain_start(self.salt)
+        self._names.append(chain_next(previous, tokens[start : start + self.block_tokens]))
 
 
 @dataclass(eq=False)
@@ -72,7 +82,7 @@ class KvTier:
         """Blocks to add before `tokens` tokens fit."""
         return blocks_for(tokens, self.block_tokens) - (len(table.blocks) if table else 0)
 
-    def open(self, names: Sequence[ChainHash]) -> KvTable:
+    def open(self, names: Iterable[ChainHash]) -> KvTable:
         """A new table that starts with the longest cached prefix of `names`."""
         shared = self.pool.match(names)
         table = KvTable(self.store.open_sequence(), shared, len(shared), len(shared))
