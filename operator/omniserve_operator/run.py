@@ -165,6 +165,8 @@ async def _together(watch: Coroutine[Any, Any, None], *others: Coroutine[Any, An
     await asyncio.sleep(0)
     watching = asyncio.create_task(watch)
     done, _ = await asyncio.wait({watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    if all(task.cancelled() for task in done):  # Kopf's end caught a pass amid its calls
+        done, _ = await asyncio.wait({watching}, timeout=2 * KOPF_ENDS_WITHIN_S)
     for task in (watching, *tasks):
         if task not in done:
             task.cancel()
@@ -172,5 +174,5 @@ async def _together(watch: Coroutine[Any, Any, None], *others: Coroutine[Any, An
                 await task
     await _stop_all_but(before)  # what Kopf left
     for task in done:
-        if not task.cancelled():  # a pass that Kopf's end caught in the middle
+        if not task.cancelled():
             task.result()
