@@ -227,12 +227,25 @@ def test_a_prompt_that_waits_will_have_its_pace():
 
 
 def test_who_finds_no_row_waits_for_others_to_end():
-    """Ends come as often as the requests that have a row are long on the average."""
+    """Ends come as often as the requests that have a row are long on the average; then its prompt
+    is computed."""
     few = replace(CAPS, max_device_rows=4)
     going = [job(n, Stage.DECODE) for n in range(10, 14)]  # 100 tokens of 10 ms left of each
-    assert gate(caps=few).judge(index(*going), job(1, ttft_s=0.3), NOW_S).admitted
+    assert gate(caps=few).judge(index(*going), job(1, ttft_s=0.4), NOW_S).admitted
     verdict = gate(caps=few).judge(index(*going), job(1, ttft_s=0.2), NOW_S)
-    assert "the first token would take 250 ms" in verdict.reason
+    assert "the first token would take 306 ms" in verdict.reason  # 250, and the prompt
+
+
+def test_who_has_outlived_its_prediction_goes_on_for_as_long_again():
+    few = replace(CAPS, max_device_rows=4)
+    going = [job(n, Stage.DECODE, tokens=250) for n in range(10, 14)]
+    for one in going:  # 200 tokens of output, of which 100 were expected
+        one.prompt_tokens, one.predicted_tokens, one.max_total_tokens = 50, 150, 2000
+    verdict = gate(caps=few).judge(index(*going), job(1, ttft_s=0.4), NOW_S)
+    assert "the first token would take 556 ms" in verdict.reason
+    for one in going:
+        one.max_total_tokens = 251
+    assert gate(caps=few).judge(index(*going), job(1, ttft_s=0.4), NOW_S).admitted
 
 
 def test_the_reason_names_the_limit_that_was_used():

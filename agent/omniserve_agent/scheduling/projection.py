@@ -110,7 +110,7 @@ class Projection:
             prefill_s = self.prefill.seconds(rows[place], tpots[place])
             wait_s = max(0, place + 1 - free) * left[place] * token_s
             left_s = _due_s(order[place]) - self.now_s
-            yield FirstToken(max(prefill_s, wait_s), left_s)
+            yield FirstToken(prefill_s + wait_s, left_s)
 
     def _token_s(self) -> float:
         """Until a place comes free, by each token that those who have one still put out."""
@@ -158,4 +158,8 @@ def _due_s(job: Job) -> float:
 
 
 def _left_tokens(job: Job) -> int:
-    return max(1, job.predicted_tokens - job.tokens)
+    """To its predicted end; who has passed that goes on for as long again as it did so far."""
+    left = job.predicted_tokens - job.tokens
+    if left > 0:
+        return left
+    return max(1, min(job.tokens - job.prompt_tokens, job.max_total_tokens - job.tokens))
