@@ -76,7 +76,7 @@ class EmptyApiServer:
             return web.json_response(_resources(CORE))
         if parts[0] == "apis" and "/".join(parts[1:]) in GROUPS:
             return web.json_response(_resources(GROUPS["/".join(parts[1:])]))
-        if parts[-1] not in WATCHED:
+        if parts[-1] not in {*WATCHED, "controllerrevisions"}:  # these are listed every 10 s
             return web.Response(status=404, text="404 page not found")
         if self._holds:
             self.held += 1
