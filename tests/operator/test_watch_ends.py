@@ -37,8 +37,9 @@ async def until(met, what):
     assert met(), what
 
 
-def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_path):
-    """As an API server answers that comes back: 404 for one kind, 503 for another."""
+def ended(tmp_path, happens):
+    """(exit code, errors, Lease) of an operator to which `happens(server, process)` once it watches
+    everything."""
 
     async def scene():
         server = EmptyApiServer()
@@ -46,7 +47,7 @@ def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_p
         process = await operator(server, tmp_path)
         try:
             await until(lambda: server.watching == WATCHED and server.lease, "all are watched")
-            server.break_watches(dict.fromkeys(WATCHED, 503) | {"servingnodes": 404})
+            await happens(server, process)
             async with asyncio.timeout(END_S):
                 _, errors = await process.communicate()
         finally:
@@ -55,7 +56,16 @@ def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_p
             await server.down()
         return process.returncode, errors.decode(), server.lease
 
-    code, errors, lease = asyncio.run(scene())
+    return asyncio.run(scene())
+
+
+def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_path):
+    """As an API server answers that comes back: 404 for one kind, 503 for another."""
+
+    async def happens(server, process):
+        server.break_watches(dict.fromkeys(WATCHED, 503) | {"servingnodes": 404})
+
+    code, errors, lease = ended(tmp_path, happens)
     assert code == cli.EXIT_UNREACHABLE
     said = "omniserve-operator: a watch ended"
     assert any(line.startswith(said) for line in errors.splitlines()), errors
@@ -65,24 +75,12 @@ def test_a_kind_that_is_gone_while_others_are_asked_again_ends_the_process(tmp_p
 def test_a_signal_amid_a_pass_is_a_clean_end(tmp_path):
     """The pass's own calls are cut off, the Lease is given up, and the code is 0."""
 
-    async def scene():
-        server = EmptyApiServer()
-        await server.up()
-        process = await operator(server, tmp_path)
-        try:
-            await until(lambda: server.watching == WATCHED and server.lease, "all are watched")
-            server.hold_lists()
-            await until(lambda: server.held, "a list is under way")
-            process.terminate()
-            async with asyncio.timeout(END_S):
-                _, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await server.down()
-        return process.returncode, errors.decode(), server.lease
+    async def happens(server, process):
+        server.hold_lists()
+        await until(lambda: server.held, "a list is under way")
+        process.terminate()
 
-    code, errors, lease = asyncio.run(scene())
+    code, errors, lease = ended(tmp_path, happens)
     assert code == 0, errors
     assert "Traceback" not in errors
     assert lease["spec"].get("holderIdentity") is None
