@@ -20,9 +20,10 @@ SCARCE = SHARES[-1]
 POLICIES = ("omniserve", "static_headroom", "gpu_only_priority", "synchronous_offload", "ls_alone")
 STEADY_POLICIES = POLICIES[:3]
 HOSTS_USED_BY = ("omniserve", "static_headroom", "synchronous_offload")  # CPU-only hosts
+DRAFTS = "drafts: up to 7 guesses, half right"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "drafts: 2 guesses, half right": {"drafts": 2, "acceptance": 0.5},
+    DRAFTS: {"drafts": 7, "acceptance": 0.5},
     "sweeps off": {"sweeps": False},
     "same-iteration joins off": {"same_iteration_joins": False},
     "no prompts for the host": {"host_prompts": False},
@@ -35,7 +36,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 # concerns LS alone shows in the ramp.
 STEADY_ABLATIONS = (
     "as it is",
-    "drafts: 2 guesses, half right",
+    DRAFTS,
     "same-iteration joins off",
     "no prompts for the host",
     "residency off",

@@ -72,7 +72,7 @@ def test_those_held_back_are_counted_and_explained():
     engine.submit(submit("second", [2, 2, 3, 4, 5], **SLO))
     engine.submit(submit("third", [3, 2, 3, 4, 5], service="team/ls", **SLO))
     assert engine.door.held == 2
-    stats = Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0)
+    stats = Reporter(engine, LAYERS, 1, 50.0).report(51.0)
     assert (stats.services["default/ls"].waiting, stats.services["team/ls"].waiting) == (1, 1)
     late = "the first token would take"
     assert stats.waits["default/ls"].startswith(f"admission holds it back: {late}")
@@ -80,7 +80,7 @@ def test_those_held_back_are_counted_and_explained():
         f"admission holds it back behind 1 others; the first of them: {late}"
     )
     run(engine)
-    assert Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0).waits == {}
+    assert Reporter(engine, LAYERS, 1, 50.0).report(51.0).waits == {}
 
 
 def test_one_that_is_held_back_can_be_cancelled_and_the_line_has_an_end():
@@ -198,7 +198,7 @@ class Telling:
 def test_how_the_error_budget_controls_the_policy_is_reported():
     engine = engine_with(AdmissionMode.OFF, Clock())
     engine.policy = Telling(engine.policy)
-    stats = Reporter(engine, LAYERS, 8, 1, 50.0).report(51.0)
+    stats = Reporter(engine, LAYERS, 1, 50.0).report(51.0)
     assert (stats.margin_quantile, stats.margin_widening) == (0.98, 1.25)
     assert (stats.error_budget_slack_share, stats.error_budget_burn) == (0.05, 2.0)
 

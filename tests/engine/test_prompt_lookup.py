@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve_agent.engine.messages import SamplingParams
-from omniserve_agent.engine.prompt_lookup import PROBE_HOPS, ROW_COST, PromptLookup
+from omniserve_agent.engine.prompt_lookup import PROBE_HOPS, PromptLookup
 from omniserve_agent.scheduling.ceiling import BeFlow, ceilings
+from omniserve_agent.scheduling.draft_length import ROW_COST
 from support.fake_engine import submit
 from support.real_engine import engine_for, generate
 from support.tiny_models import TINY_MODELS
@@ -54,7 +55,7 @@ def test_dense_rows_binding_means_no_guess():
 
 
 def test_every_ceiling_has_a_row_cost():
-    flow = BeFlow(1, 1, 2, 0.1, 1, 1, 1, 0.5, 1, 1, True)
+    flow = BeFlow(1, 1, 1, 2, 0.1, 1, 1, 1, 0.5, 1, 1, True)
     assert set(ROW_COST) == {"none", "device", *ceilings(flow)}
 
 

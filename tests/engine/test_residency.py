@@ -286,7 +286,7 @@ def test_a_prefill_cancelled_as_it_ends_leaves_nothing():
 
 def test_figures_are_of_what_ran():
     engine = make_engine(be_device_residency=False, drafts=Right(1), layers=3)
-    reporter = Reporter(engine=engine, layers=3, join_rows=8, host_workers=1, now_s=100.0)
+    reporter = Reporter(engine=engine, layers=3, host_workers=1, now_s=100.0)
     engine.submit(submit("be", prompt(1, 6), "BE", max_tokens=9))
     engine.submit(submit("ls", prompt(2, 6), max_tokens=3))
     run(engine)

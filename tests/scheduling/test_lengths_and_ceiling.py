@@ -10,9 +10,10 @@ from omniserve_agent.scheduling.lengths import PRIOR_TOKENS, OutputLengths
 FLOW = BeFlow(
     rows_in_flight=16,
     tokens_per_hop=1,
+    rows_per_hop=1,
     layers=31,
     iteration_s=0.02,
-    join_rows=16,
+    lanes=16,
     output_tokens_per_s=20,
     host_tokens_per_s=20,
     host_busy_share=0.25,
@@ -50,7 +51,7 @@ def test_rows_in_flight_bind_when_the_host_is_idle():
     ("change", "name"),
     [
         ({"host_busy_share": 1.0}, "host_bandwidth"),
-        ({"rows_in_flight": 900, "join_rows": 1, "host_busy_share": 0.01}, "dense_rows"),
+        ({"rows_in_flight": 900, "lanes": 1, "host_busy_share": 0.01}, "dense_rows"),
         ({"prefilling": True, "prefill_tokens_per_s": 10}, "prefill"),
         (ON_DEVICE, "device"),
         (
@@ -77,3 +78,9 @@ def test_what_the_device_puts_out_by_itself_is_no_host_rate():
     assert ceilings(mixed) == pytest.approx(
         {"iterations": 80 + 25.0, "dense_rows": 80 + 800.0, "host_bandwidth": 80 + 80.0}
     )
+
+
+def test_wrong_guesses_take_lanes():
+    drafting = replace(FLOW, tokens_per_hop=1.75, rows_per_hop=3)
+    assert ceilings(drafting)["dense_rows"] == pytest.approx(800 * 1.75 / 3)
+    assert ceilings(drafting)["iterations"] == pytest.approx(25 * 1.75)

@@ -145,4 +145,4 @@ def test_the_same_seed_gives_the_same_run(depth, policy, arrivals):
     assert [(r.arrival, r.last_token_s) for r in first.ended] == [
         (r.arrival, r.last_token_s) for r in second.ended
     ]
-    assert first.iterations == second.iterations
+    assert first.counts == second.counts

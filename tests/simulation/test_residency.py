@@ -36,7 +36,7 @@ def used(node):
 def test_a_shared_prompt_is_computed_once_and_held_once_until_its_last_request_ends():
     node, (first, _, third) = node_of(30, 200, 200)
     step_until(node, lambda: third.output_tokens)
-    assert node.be_prefill_tokens == PROMPT + 2 * (PROMPT - SHARED * BLOCK_TOKENS)
+    assert node.counts.be_prefill_tokens == PROMPT + 2 * (PROMPT - SHARED * BLOCK_TOKENS)
     assert used(node) <= SHARED + 3 * 15
     step_until(node, lambda: first.job.stage is Stage.DONE)
     assert used(node) >= SHARED

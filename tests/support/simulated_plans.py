@@ -58,7 +58,12 @@ def run(machine, policy, setting):
     node.policy = Watched(inner, plan=plan)
     figures = asdict(experiment.run())
     case = (machine, policy, setting)
-    return {"run": case, "iterations": node.iterations, "plans": plans.hexdigest(), **figures}
+    return {
+        "run": case,
+        "iterations": node.counts.iterations,
+        "plans": plans.hexdigest(),
+        **figures,
+    }
 
 
 def mixed_backlog():

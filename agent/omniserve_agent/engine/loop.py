@@ -62,6 +62,7 @@ class LoopCounts:
         default_factory=lambda: dict.fromkeys(ServiceClass, 0)
     )
     be_prefill_tokens: int = 0
+    lanes: int = 0  # that rows in flight could have, at each layer of an iteration
     landed_hops: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
@@ -160,7 +161,7 @@ class Engine:
         iteration = self._carry_out(plan, interrupted)
         self.stalled = iteration is None
         if iteration is not None:
-            launched = self._launch(iteration, plan.join_rows)
+            launched = self._launch(iteration, plan)
             self._expect_deadlines(iteration, begins_s + self._expected_s(launched))
             self._uncollected.append((started_s, launched))
         keep = self.executor.depth if iteration is not None else 0
@@ -180,12 +181,13 @@ class Engine:
             for place in {0, self._turn}:
                 self.residency.look_up(self.intake.requests[waiting[place].handle])
 
-    def _launch(self, iteration: Iteration, lanes: int) -> Launched:
+    def _launch(self, iteration: Iteration, plan: Plan) -> Launched:
         promised = bool(self.jobs.promised)
         drawing = iteration.staged if promised else ()
         left = [staged.row_layers_left(self.layers) for staged in drawing]
         launched = self.executor.launch(iteration)
-        launched.work.lanes = lanes
+        launched.work.lanes = plan.join_rows
+        self.counts.lanes += plan.join_rows + plan.spare_lanes
         self._expect_reads(launched.work)
         if promised:
             self._book(iteration, left, launched.work)

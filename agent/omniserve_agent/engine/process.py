@@ -120,7 +120,6 @@ def _load_and_serve(config: EngineConfig, wire: Wire, stop: _Stop) -> None:
         reporter = Reporter(
             engine=engine,
             layers=engine.layers,
-            join_rows=config.join_lanes,
             host_workers=config.host_workers,
             now_s=time.monotonic(),
         )

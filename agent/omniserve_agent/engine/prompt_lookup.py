@@ -9,21 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from omniserve_agent.scheduling.draft_length import Acceptance, best_length
+from omniserve_agent.scheduling.draft_length import ROW_COST, Acceptance, best_length
 
 NGRAMS = (3, 2)  # the longest match wins
 PROBE_HOPS = 32  # after so many hops without a guess one is made all the same
-
-# What a further row of a hop costs beside a hop of one row, by the ceiling that binds: next to
-# nothing while rows in flight bind (or the host does: the KV is read once for all of them).
-ROW_COST = {
-    "none": 0.1,
-    "device": 0.1,
-    "iterations": 0.05,
-    "host_bandwidth": 0.1,
-    "prefill": 0.3,
-    "dense_rows": 1.0,
-}
 
 
 @dataclass(slots=True)

@@ -24,6 +24,8 @@ class _Mark:
     be_prefill_tokens: int
     hops: int
     accepted_drafts: int
+    rejected_drafts: int
+    lanes: int
     step_s: float
     exchange: ExchangeFigures
 
@@ -34,7 +36,6 @@ class Reporter:
 
     engine: Engine
     layers: int
-    join_rows: int
     host_workers: int
     now_s: float
     _step_s: float = 0.0
@@ -116,6 +117,8 @@ class Reporter:
             be_prefill_tokens=engine.counts.be_prefill_tokens,
             hops=engine.counts.landed_hops,
             accepted_drafts=engine.counts.accepted_drafts,
+            rejected_drafts=engine.counts.rejected_drafts,
+            lanes=engine.counts.lanes,
             step_s=self._step_s,
             exchange=replace(engine.executor.figures()),
         )
@@ -126,14 +129,16 @@ class Reporter:
         iterations = after.iterations - before.iterations
         hops = after.hops - before.hops
         accepted = after.accepted_drafts - before.accepted_drafts
+        rejected = after.rejected_drafts - before.rejected_drafts
         busy_ns = after.exchange.busy_ns - before.exchange.busy_ns
         jobs, totals = self.engine.jobs, self.engine.counts
         return BeFlow(
             rows_in_flight=jobs.count(BE, Stage.HOPPING),
             tokens_per_hop=1.0 + _rate(accepted, hops),
+            rows_per_hop=1.0 + _rate(accepted + rejected, hops),
             layers=self.layers,
             iteration_s=_rate(after.step_s - before.step_s, iterations),
-            join_rows=self.join_rows,
+            lanes=_rate(after.lanes - before.lanes, iterations),
             output_tokens_per_s=_rate(output, seconds),
             host_tokens_per_s=_rate(min(output, hops + accepted), seconds),
             host_busy_share=min(1.0, _rate(busy_ns / 1e9, seconds * self.host_workers)),

@@ -15,9 +15,10 @@ class BeFlow:
 
     rows_in_flight: float
     tokens_per_hop: float
+    rows_per_hop: float  # 1, and a hop's guesses
     layers: int
     iteration_s: float  # mean
-    join_rows: int  # lanes per layer
+    lanes: float  # per layer, that rows in flight could have: mean over iterations
     output_tokens_per_s: float
     host_tokens_per_s: float  # of them, those of rows whose attention the host computed
     host_busy_share: float
@@ -30,15 +31,16 @@ def ceilings(flow: BeFlow) -> dict[str, float]:
     """BE tokens per second each resource would allow if the others did not bind.
 
     Beside what the device puts out by itself, `iterations` allows rows in flight × tokens per hop /
-    ((layers + 1) × iteration time); `dense_rows` one token per lane and iteration; `host_bandwidth`
-    the host's present rate at a busy share of 1. `prefill`: the prefill rate × output per prompt
-    token.
+    ((layers + 1) × iteration time); `dense_rows` one token per lane and iteration, less where rows
+    are guesses; `host_bandwidth` the host's present rate at a busy share of 1. `prefill`: the
+    prefill rate × output per prompt token.
     """
     rates, on_device = {}, flow.output_tokens_per_s - flow.host_tokens_per_s
     if flow.rows_in_flight >= 1 and flow.iteration_s > 0:
         hops = (flow.layers + 1) * flow.iteration_s
         rates["iterations"] = on_device + flow.rows_in_flight * flow.tokens_per_hop / hops
-        rates["dense_rows"] = on_device + flow.join_rows / flow.iteration_s
+        lane_s = flow.iteration_s * flow.rows_per_hop / flow.tokens_per_hop
+        rates["dense_rows"] = on_device + flow.lanes / lane_s
         if flow.host_busy_share > 0:
             rates["host_bandwidth"] = on_device + flow.host_tokens_per_s / flow.host_busy_share
     if flow.prefilling:

@@ -7,6 +7,17 @@ from dataclasses import dataclass
 PRIOR_ACCEPTANCE = 0.5
 SMOOTHING = 0.2  # weight of the newest hop
 
+# What a further row of a hop costs beside a hop of one row, by the ceiling that binds: next to
+# nothing while rows in flight bind (or the host does: the KV is read once for all of them).
+ROW_COST = {
+    "none": 0.1,
+    "device": 0.1,
+    "iterations": 0.05,
+    "host_bandwidth": 0.1,
+    "prefill": 0.3,
+    "dense_rows": 1.0,
+}
+
 
 def expected_tokens(acceptance: float, length: int) -> float:
     """Tokens a hop with `length` guesses yields when each is right with this probability.

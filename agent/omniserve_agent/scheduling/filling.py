@@ -28,6 +28,7 @@ class Grant:
     sweeps: bool = True  # see `Plan`
     arrival_blocks: int | None = None  # kept free of BE for LS prompts to come; None: a fixed part
     be_rows: int | None = None  # of BE jobs on the device; None: what LS leaves of `device_rows`
+    spare_lanes: int = 0  # see `Plan`
     first_leaves: bool = True  # the first BE request goes on from the host where it has no row
 
 

@@ -76,5 +76,6 @@ class FixedCaps(Unlearning):
                 filling.ls_prefill_rows, rows, filling.staged
             ),
             join_rows=grant.join_rows,
+            spare_lanes=grant.spare_lanes,
             sweeps=grant.sweeps,
         )

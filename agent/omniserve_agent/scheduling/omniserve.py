@@ -161,6 +161,7 @@ class Omniserve:
             ls_prefill_rows=ls.rows,
             be_prefill=self._be_prefill(jobs, room, load, prefill_s, floor_s, waits),
             join_rows=self._lanes,
+            spare_lanes=self._spare_lanes(),
             entries=self.caps.join_rows,
             be_host_admissions=self.caps.be_host_admissions and pays,
             ls_prompts=ls.prompts.order,
@@ -337,6 +338,11 @@ class Omniserve:
         )
         lanes = joins.lanes(min(room.longest_hop, most), budget_s)
         return lanes, load.joined(self._flights.runs(lanes), step_bytes)
+
+    def _spare_lanes(self) -> int:
+        """Where every row that is expected back has a lane, lanes do not bind BE."""
+        bound = self._lanes < self._flights.most_ready
+        return 0 if bound else self.caps.join_rows - self._lanes
 
     def _be_prefill(
         self,

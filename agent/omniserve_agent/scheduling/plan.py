@@ -51,6 +51,7 @@ class Plan:
     staged: tuple[Job, ...] = ()  # layer-major prefills, in the order they draw from the pool
     prefill_row_layers: int = 0  # the pool: rows × layers
     join_rows: int = 0  # lanes per layer
+    spare_lanes: int = 0  # further ones that there could be, were rows expected back for them
     sweeps: bool = True  # without LS rows, layers may wait for their joins
     waits_for_host: bool = False  # each layer waits for its joins, beside LS rows too (NEO-like)
     overflow: tuple[Job, ...] = ()  # waiting BE jobs given to the CPU-only engine (Llumnix-like)

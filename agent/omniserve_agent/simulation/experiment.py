@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from omniserve_agent.scheduling import policies
 from omniserve_agent.scheduling.admission import AdmissionMode
-from omniserve_agent.scheduling.draft_length import expected_tokens
 from omniserve_agent.scheduling.held_back import HeldBack
 from omniserve_agent.scheduling.jobs import Job, ServiceClass, Stage
 from omniserve_agent.scheduling.omniserve import Omniserve
 from omniserve_agent.scheduling.plan import Caps
-from omniserve_agent.simulation.figures import Figures, Limits, Seen, figures_of
+from omniserve_agent.simulation.counted import Counted
+from omniserve_agent.simulation.figures import Figures, Seen, figures_of
+from omniserve_agent.simulation.guesses import Guesses
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.node import Node
 from omniserve_agent.simulation.overflow import CpuEngine
@@ -23,7 +24,6 @@ LS, BE = ServiceClass.LS, ServiceClass.BE
 Held = HeldBack[tuple[Arrival, Job]]
 BACKLOG_REQUESTS = 12  # BE requests kept waiting, so that BE never runs dry
 INT8_SAVES = 1.9  # two-byte KV over int8 with its scales
-DRAFT_HOST_COST = 0.1  # of a hop's time on the host, each guess beside it: the KV is read once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Setting:
     warm_up_s: float = 60.0
     seed: int = 0
     admission: AdmissionMode = AdmissionMode.OFF
-    drafts: int = 0  # guessed tokens that a hop verifies
+    drafts: int = 0  # guessed tokens that a hop verifies, at most
     acceptance: float = 0.5  # of a guess whose predecessors were right
     sweeps: bool = True
     same_iteration_joins: bool = True
@@ -51,11 +51,6 @@ class Setting:
     overflow: bool = True  # whether `static_headroom` has its CPU-only engine
     to_the_end: bool = False  # LS requests that came in time are judged, however late they end
     be_open: int | None = None  # BE requests kept open at once; None: there are always more
-
-    @property
-    def tokens_per_hop(self) -> float:
-        """Of an offloaded row, right guesses included."""
-        return expected_tokens(self.acceptance, self.drafts)
 
 
 def caps_for(hardware: Hardware, setting: Setting) -> Caps:
@@ -90,8 +85,6 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
     """An engine under the setting's policy."""
     if setting.int8_kv:
         hardware = _with_int8_kv(hardware)
-    if setting.drafts:
-        hardware = _with_drafts(hardware, setting.drafts)
     policy = policies.make(setting.policy, machine_for(hardware, setting))
     if isinstance(policy, Omniserve):
         policy.error_budget.enabled = setting.error_budget
@@ -99,7 +92,7 @@ def node_for(hardware: Hardware, setting: Setting) -> Node:
         hardware,
         policy,
         setting.seed,
-        tokens_per_hop=setting.tokens_per_hop,
+        guesses=Guesses(setting.drafts, setting.acceptance),
         same_iteration_joins=setting.same_iteration_joins,
         depth=setting.depth,
         slo=(setting.ttft_slo_s, setting.tpot_slo_s),
@@ -120,27 +113,13 @@ def _with_int8_kv(hardware: Hardware) -> Hardware:
     return replace(hardware, hosts=hosts, latency=latency)
 
 
-def _with_drafts(hardware: Hardware, drafts: int) -> Hardware:
-    """A hop of several rows: dearer on the host, and on the device what their arithmetic costs, as
-    if it never hid behind the weights' read. Their q, k, v and o on a network are left out."""
-    rate = 1 / (1 + DRAFT_HOST_COST * drafts)
-    hosts = tuple(replace(h, read_bytes_per_s=rate * h.read_bytes_per_s) for h in hardware.hosts)
-    dense = hardware.latency.dense
-    most = dense.rows[-1]
-    row_s = (dense.at(2 * most) - dense.at(most)) / most  # the last slope
-    latency = replace(hardware.latency, join=hardware.latency.join + drafts * row_s)
-    return replace(hardware, hosts=hosts, latency=latency)
-
-
 @dataclass(frozen=True, slots=True)
 class _Mark:
     """Counters at a moment."""
 
-    be_tokens: float = 0.0
-    host_tokens: float = 0.0
-    be_prefill_tokens: int = 0
-    busy_s: float = 0.0
-    iterations: int = 0
+    counts: Counted = field(default_factory=Counted)
+    cpu_tokens: float = 0.0  # of CPU-only engines
+    host_busy_s: float = 0.0
     row_seconds: float = 0.0
 
 
@@ -174,8 +153,7 @@ class Experiment:
     def figures(self, seen: Sequence[Seen]) -> Figures:
         """Of engines like this one."""
         setting, hardware = self.setting, self.hardware
-        limits = Limits(hardware.latency.layers, hardware.join_rows, setting.tokens_per_hop)
-        return figures_of(seen, limits, setting.policy, hardware.engines)
+        return figures_of(seen, hardware.latency.layers, setting.policy, hardware.engines)
 
     def measure(self) -> Seen:
         """Until the setting's time is over, and with `to_the_end` until each LS request that came
@@ -219,15 +197,9 @@ class Experiment:
             self._overflow(overflow, node.now_s - before_s)
 
     def _mark(self) -> _Mark:
-        node, cpu_tokens = self._node, sum(engine.tokens for engine in self._cpu)
-        return _Mark(
-            node.be_tokens + cpu_tokens,
-            node.be_host_tokens + cpu_tokens,
-            node.be_prefill_tokens,
-            node.hosts.busy_s,
-            node.iterations,
-            self._row_seconds,
-        )
+        node = self._node
+        cpu_tokens = sum(engine.tokens for engine in self._cpu)
+        return _Mark(replace(node.counts), cpu_tokens, node.hosts.busy_s, self._row_seconds)
 
     def _undecided(self) -> bool:
         """Whether an LS request that came in time may still attain."""
@@ -288,6 +260,9 @@ class Experiment:
         open_runs = [run for run in node.runs.values() if run.job.service_class is LS]
         late = [run for run in open_runs if counts(run.arrival) and self._missed(run)]
         overdue = [a for a, _ in self._held if counts(a) and self._overdue(a)]
+        before, done = start.counts, end.counts
+        cpu_tokens = end.cpu_tokens - start.cpu_tokens
+        hop_tokens = done.be_host_tokens - before.be_host_tokens
         return Seen(
             span_s=span_s,
             ttfts=[_ttft(run) for run in ended],
@@ -295,12 +270,16 @@ class Experiment:
             attained=sum(self._attains(run) for run in ended),
             missed=len(late) + len(overdue),
             refused=sum(counts(arrival) for arrival in self.refused),
-            be_tokens=end.be_tokens - start.be_tokens,
-            host_tokens=end.host_tokens - start.host_tokens,
-            be_prefill_tokens=end.be_prefill_tokens - start.be_prefill_tokens,
-            iterations=end.iterations - start.iterations,
+            be_tokens=done.be_tokens - before.be_tokens + cpu_tokens,
+            host_tokens=hop_tokens + cpu_tokens,
+            be_prefill_tokens=done.be_prefill_tokens - before.be_prefill_tokens,
+            iterations=done.iterations - before.iterations,
             row_seconds=end.row_seconds - start.row_seconds,
-            host_busy_s=(end.busy_s - start.busy_s) / len(self.hardware.hosts),
+            hops=done.hops - before.hops,
+            hop_tokens=hop_tokens,
+            guessed=done.guessed - before.guessed,
+            lanes=done.lanes - before.lanes,
+            host_busy_s=(end.host_busy_s - start.host_busy_s) / len(self.hardware.hosts),
             prefilling=node.jobs.count(BE, Stage.STAGED, Stage.PREFILL) > 0,
         )
 

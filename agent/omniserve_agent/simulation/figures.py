@@ -56,6 +56,10 @@ class Seen:
     be_prefill_tokens: int
     iterations: int
     row_seconds: float  # rows in flight, summed over time
+    hops: int  # that came to their end
+    hop_tokens: int  # theirs
+    guessed: int  # in them
+    lanes: int  # that rows in flight could have, at each layer of an iteration
     host_busy_s: float  # mean over hosts
     prefilling: bool
 
@@ -65,19 +69,10 @@ class Seen:
         return len(self.ttfts) + self.missed + self.refused
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of an engine, for its ceilings."""
-
-    layers: int
-    join_rows: int
-    tokens_per_hop: float
-
-
-def figures_of(seen: Sequence[Seen], limits: Limits, policy: str, engines: int) -> Figures:
+def figures_of(seen: Sequence[Seen], layers: int, policy: str, engines: int) -> Figures:
     """Of `engines` engines, of which those in `seen` were simulated: one that stands for all, or
     each. LS requests are theirs together, BE rates are scaled to all engines."""
-    flow = _flow(seen, limits)
+    flow = _flow(seen, layers)
     ended = sum(len(one.ttfts) for one in seen)
     offered = sum(one.offered for one in seen)
     attained = sum(one.attained for one in seen)
@@ -104,16 +99,19 @@ def figures_of(seen: Sequence[Seen], limits: Limits, policy: str, engines: int) 
     )
 
 
-def _flow(seen: Sequence[Seen], limits: Limits) -> BeFlow:
+def _flow(seen: Sequence[Seen], layers: int) -> BeFlow:
     """Of the average engine."""
     busy = _mean([one.host_busy_s / one.span_s for one in seen])
     made = sum(one.be_tokens for one in seen)
+    hops = max(1, sum(one.hops for one in seen))
+    iterations = sum(max(1, one.iterations) for one in seen)
     return BeFlow(
         rows_in_flight=_mean([one.row_seconds / one.span_s for one in seen]),
-        tokens_per_hop=limits.tokens_per_hop,
-        layers=limits.layers,
-        iteration_s=sum(one.span_s for one in seen) / sum(max(1, one.iterations) for one in seen),
-        join_rows=limits.join_rows,
+        tokens_per_hop=max(1.0, sum(one.hop_tokens for one in seen) / hops),
+        rows_per_hop=1.0 + sum(one.guessed for one in seen) / hops,
+        layers=layers,
+        iteration_s=sum(one.span_s for one in seen) / iterations,
+        lanes=sum(one.lanes for one in seen) / iterations,
         output_tokens_per_s=_mean([one.be_tokens / one.span_s for one in seen]),
         host_tokens_per_s=_mean([one.host_tokens / one.span_s for one in seen]),
         host_busy_share=min(1.0, busy),

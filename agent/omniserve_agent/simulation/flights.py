@@ -1,4 +1,5 @@
-"""Offloaded rows between their layers, as arrays: one entry per row in flight."""
+"""Offloaded rows between their layers, as arrays: one entry per request in flight, whose row and
+the guesses behind it go together."""
 
 from __future__ import annotations
 
@@ -32,18 +33,26 @@ class Flights:
     _handle: NDArray[np.int64] = field(init=False)
     _layer: NDArray[np.int64] = field(init=False)
     _host: NDArray[np.int64] = field(init=False)
+    _rows: NDArray[np.int64] = field(init=False)
     _ready: NDArray[np.float64] = field(init=False)
     _tokens: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._handle, self._layer, self._host = np.zeros((3, self.capacity), np.int64)
+        self._handle, self._layer, self._host, self._rows = np.zeros((4, self.capacity), np.int64)
         self._ready, self._tokens = np.zeros((2, self.capacity))
 
-    def enter(self, handles: list[int], hosts: list[int], tokens: list[int], at_s: float) -> None:
-        """Rows that start a token: their layer 0 is on its way to the host."""
+    def enter(
+        self,
+        handles: list[int],
+        hosts: list[int],
+        tokens: list[float],
+        rows: list[int],
+        at_s: float,
+    ) -> None:
+        """Hops that begin, each of so many rows: their layer 0 is on its way to the host."""
         new = slice(self.count, self.count + len(handles))
         self._handle[new], self._layer[new], self._host[new] = handles, 0, hosts
-        self._tokens[new] = tokens
+        self._tokens[new], self._rows[new] = tokens, rows
         at = np.full(len(handles), at_s)
         self._ready[new] = self.hosts.submit(self._host[new], at, self._tokens[new])
         self.count = new.stop
@@ -54,8 +63,10 @@ class Flights:
         self._keep(np.array(keep, np.int64))
 
     def _keep(self, which: NDArray[np.int64]) -> None:
-        for column in (self._handle, self._layer, self._host, self._ready, self._tokens):
-            column[: len(which)] = column[which]
+        at = slice(len(which))
+        for column in (self._handle, self._layer, self._host, self._rows):
+            column[at] = column[which]
+        self._ready[at], self._tokens[at] = self._ready[which], self._tokens[which]
         self.count = len(which)
 
     def due(self, start_s: float, span_s: float, lanes: int) -> NDArray[np.int64]:
@@ -64,17 +75,19 @@ class Flights:
         n = self.count
         passed = start_s + span_s * (self._layer[:n] + 0.5) / self.layers
         found = np.flatnonzero(self._ready[:n] <= passed)
-        if len(found) <= lanes:
+        if self._rows[found].sum() <= lanes:
             return found
         found = found[np.argsort(self._ready[found], kind="stable")]
         by_layer = found[np.argsort(self._layer[found], kind="stable")]
-        layers = self._layer[by_layer]
-        first = np.searchsorted(layers, layers)  # where each row's layer begins
-        return by_layer[np.arange(len(by_layer)) - first < lanes]
+        layers, rows = self._layer[by_layer], self._rows[by_layer]
+        before = np.cumsum(rows) - rows
+        within = before - before[np.searchsorted(layers, layers)]  # of their layer, before each
+        return by_layer[within + rows <= lanes]
 
     def joined(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows per layer [layers]."""
-        return np.bincount(self._layer[rows], minlength=self.layers)
+        counted = np.repeat(self._layer[rows], self._rows[rows])
+        return np.bincount(counted, minlength=self.layers)
 
     def advance(
         self, rows: NDArray[np.int64], start_s: float, span_s: float, window_s: float = 0.0
@@ -112,10 +125,11 @@ class Flights:
         first = int(self._layer[:n].min()) if n else 0
         joined = [0.0] * first
         for layer in range(first, self.layers):
-            here = np.flatnonzero(self._layer[: self.count] == layer)[:lanes]
+            here = np.flatnonzero(self._layer[: self.count] == layer)
+            here = here[np.cumsum(self._rows[here]) <= lanes]
             host_s = self.hosts.layer_s(self._host[here], self._tokens[here])
             seconds += dense_s + host_s
-            joined.append(float(len(here)))
+            joined.append(float(self._rows[here].sum()))
             self.joins += len(here)
             self.hosts.busy_s += host_s
             self.hosts.cross(self._host[here])
@@ -126,6 +140,16 @@ class Flights:
             if start_s + seconds >= end_s:
                 break
         return Swept(seconds, landed, joined)
+
+    @property
+    def rows(self) -> int:
+        """In flight, guesses among them."""
+        return int(self._rows[: self.count].sum())
+
+    @property
+    def longest(self) -> int:
+        """Most rows that go together."""
+        return int(self._rows[: self.count].max(initial=1))
 
     def layer_s(self) -> float:
         """Seconds that the hosts take for one layer of all rows, for a device that waits."""

@@ -29,7 +29,9 @@ from omniserve_agent.scheduling.latency import Work, pairs
 from omniserve_agent.scheduling.lengths import OutputLengths
 from omniserve_agent.scheduling.plan import STAGED_CHUNK_ROWS, Plan, Policy, Room
 from omniserve_agent.scheduling.predictions import predict_again, predicted_tokens
+from omniserve_agent.simulation.counted import Counted
 from omniserve_agent.simulation.flights import Flights
+from omniserve_agent.simulation.guesses import Guesses, read_tokens
 from omniserve_agent.simulation.hardware import BLOCK_TOKENS, Hardware
 from omniserve_agent.simulation.hosts import Hosts
 from omniserve_agent.simulation.residency import Residency
@@ -62,17 +64,13 @@ class Node:
     hardware: Hardware
     policy: Policy
     seed: int
-    tokens_per_hop: float = 1.0  # drafts: expected tokens of a hop, right guesses included
+    guesses: Guesses = field(default_factory=Guesses)
     same_iteration_joins: bool = True
     depth: int = 0  # iterations launched ahead: 0 or 1
     slo: tuple[float, float] = (2.0, 0.2)  # TTFT, TPOT in seconds
     min_shares: Mapping[str, int] = field(default_factory=dict)  # percent promised to BE services
     now_s: float = 0.0
-    iterations: int = 0
-    busy_s: float = 0.0
-    be_tokens: int = 0
-    be_host_tokens: int = 0  # of `be_tokens`, by rows that the host attended for
-    be_prefill_tokens: int = 0
+    counts: Counted = field(default_factory=Counted)
     runs: dict[int, Run] = field(default_factory=dict)
     jobs: JobIndex = field(default_factory=JobIndex)
     ended: list[Run] = field(default_factory=list)
@@ -142,6 +140,7 @@ class Node:
             due, self._ahead = self._ahead, launched
         if due is not None:
             self._pass(due, next_arrival_s)
+            self._guess_on()
         elif launched is None:
             self.now_s = min(max(next_arrival_s, self.now_s + 1e-6), self.now_s + STALL_S)
             return plan.overflow
@@ -196,10 +195,13 @@ class Node:
         return sampled
 
     def _room(self) -> Room:
+        guessing = self.guesses.longest > 0
         return Room(
             self.kv.device.free,
             self.kv.host.free,
             self.hardware.slots - self.jobs.count(BE, Stage.HOPPING),
+            hop_rows=self.flights.rows if guessing else 0,
+            longest_hop=self.flights.longest if guessing else 1,
         )
 
     def _pass(self, launched: Launched, next_arrival_s: float) -> None:
@@ -217,8 +219,9 @@ class Node:
         else:
             seconds, landed = self._piggyback_pass(launched, noise)
         self.now_s += seconds
-        self.busy_s += seconds
-        self.iterations += 1
+        self.counts.busy_s += seconds
+        self.counts.iterations += 1
+        self.counts.lanes += plan.join_rows + plan.spare_lanes
         self._deliver(launched, landed)
 
     def _piggyback_pass(self, launched: Launched, noise: float) -> tuple[float, list[int]]:
@@ -243,7 +246,7 @@ class Node:
     ) -> tuple[float, list[int]]:
         """Without LS rows layers wait for the host; ends early when work comes in."""
         latency, lanes = self.hardware.latency, plan.join_rows
-        dense_s = latency.dense.at(work.device_rows + min(lanes, self.flights.count)) * noise
+        dense_s = latency.dense.at(work.device_rows + min(lanes, self.flights.rows)) * noise
         swept = self.flights.sweep(self.now_s, dense_s, next_arrival_s, lanes)
         # Layer-major prefill runs while the host attends.
         seconds = max(swept.seconds, latency.predict(work) * noise) + latency.fixed
@@ -257,7 +260,7 @@ class Node:
         latency = self.hardware.latency
         host_s = self.flights.layer_s()
         device_s = latency.predict(work) / latency.layers * noise
-        offloaded_s = latency.dense.at(self.flights.count)
+        offloaded_s = latency.dense.at(self.flights.rows)
         self.hosts.busy_s += host_s * latency.layers
         work.waited = True
         self.policy.observed(work, device_s * latency.layers)
@@ -284,15 +287,30 @@ class Node:
         for handle in landed:
             run = self.runs[handle]
             self.jobs.move(run.job, Stage.BOUNDARY)
-            tokens = min(self._hop_tokens(), run.arrival.output_tokens - run.output_tokens)
-            self.be_host_tokens += tokens
+            tokens = min(self._hop_tokens(run), run.arrival.output_tokens - run.output_tokens)
+            self.counts.be_host_tokens += tokens
             run.job.computed += tokens
             run.job.tokens += tokens
             self._token(run, tokens)
 
-    def _hop_tokens(self) -> int:
-        whole = int(self.tokens_per_hop)
-        return whole + int(self.random.random() < self.tokens_per_hop - whole)
+    def _hop_tokens(self, run: Run) -> int:
+        """Its row's, and those of the guesses that were right."""
+        self.counts.hops += 1
+        self.counts.guessed += run.guesses
+        return 1 + self.guesses.right(run.guesses, self.random.random())
+
+    def _guess_on(self) -> None:
+        """From now on as many guesses a hop as pay under what binds BE."""
+        if not self.guesses.due(self.now_s):
+            return
+        self.guesses.settle(
+            self.now_s,
+            self.counts,
+            self.hosts.busy_s / len(self.hardware.hosts),
+            self.hardware.latency.layers,
+            self.flights.count,
+            self.jobs.count(BE, Stage.STAGED, Stage.PREFILL) > 0,
+        )
 
     def _token(self, run: Run, tokens: int) -> None:
         job = run.job
@@ -303,7 +321,7 @@ class Node:
         if job.deadlines is not None:
             job.deadlines.emitted(self.now_s, tokens, run.pending)
         if job.service_class is BE:
-            self.be_tokens += tokens
+            self.counts.be_tokens += tokens
         self.kv.published(job)
         if run.output_tokens >= run.arrival.output_tokens:
             self.kv.release(job)
@@ -342,7 +360,7 @@ class Node:
             if rows > 1:
                 work.device_pairs += pairs(job.computed, rows)
             if job.stage is Stage.PREFILL and job.service_class is BE:
-                self.be_prefill_tokens += rows
+                self.counts.be_prefill_tokens += rows
         return work, chunks
 
     def _entries(self, plan: Plan) -> list[Run]:
@@ -354,15 +372,23 @@ class Node:
                 continue
             if self.kv.grow(Tier.HOST, job, job.computed + 1):
                 self.jobs.move(job, Stage.HOPPING)
-                found.append(self.runs[job.handle])
+                run = self.runs[job.handle]
+                left = run.arrival.output_tokens - run.output_tokens
+                run.guesses = max(0, min(self.guesses.length, plan.join_rows - 1, left - 1))
+                found.append(run)
         return found
 
     def _enter(self, entries: list[Run]) -> None:
         """Those that did not have to give way since are on their way to the host."""
         runs = [run for run in entries if run.job.stage is Stage.HOPPING]
         if runs:
-            handles, hosts = [run.job.handle for run in runs], [run.host for run in runs]
-            self.flights.enter(handles, hosts, [run.job.tokens for run in runs], self.now_s)
+            self.flights.enter(
+                [run.job.handle for run in runs],
+                [run.host for run in runs],
+                [read_tokens(run.job.tokens, run.guesses) for run in runs],
+                [1 + run.guesses for run in runs],
+                self.now_s,
+            )
 
     def _staged_work(
         self, plan: Plan, work: Work
@@ -384,7 +410,7 @@ class Node:
             if run.staged_left == 0:
                 finished.append(run)
                 work.logit_rows += 1
-                self.be_prefill_tokens += rows
+                self.counts.be_prefill_tokens += rows
         return finished, drawn
 
     def _may_draw(self, run: Run) -> bool:

@@ -15,6 +15,7 @@ class Run:
     job: Job
     arrival: Arrival
     host: int = 0
+    guesses: int = 0  # behind its row in flight
     host_load: int = 0  # tokens that its host was chosen for
     copied_tokens: int = 0  # of its KV on the device, the host has so much
     staged_left: int = 0  # row-layers of its layer-major prefill still to compute
