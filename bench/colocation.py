@@ -1,6 +1,6 @@
 """`make bench-colocation`: LS and BE on one engine under every policy, on the same seeded traces.
 
-First `ls_alone` is run over a range of rates: SLOs and loads follow from it (design.md, section 9).
+First `ls_alone` is run over a range of rates: SLOs and loads follow from it (docs/benchmarks.md).
 Then policies take turns, round by round; a server keeps its BE backlog over the loads of a round.
 Finished cells are kept in bench/out/colocation.rounds.jsonl and skipped by the next call, until the
 code that they depend on changes. Results: bench/out/colocation.json (of the emulated device; else
@@ -289,7 +289,7 @@ def _collect(benchmark: Benchmark, calibration: Calibration) -> Run:
 
 
 def result_name(device: Device) -> str:
-    """Of the result file: design.md, section 10, names that of the comparison with bars."""
+    """Of the result file: `colocation` is the comparison with bars, on the emulated device."""
     return "colocation" if device.name == "emulated" else f"colocation_{device.name}"
 
 

@@ -15,7 +15,7 @@ from colocation_client import CellFigures, LsResult
 
 BLOCK_S = 5.0  # requests that arrive together fare alike: they are drawn together
 RESAMPLES = 2000
-TTFT_FACTOR = 3.0  # design.md, section 9
+TTFT_FACTOR = 3.0  # SLO over the median TTFT of requests that meet nobody
 LOADS = {"light": 0.30, "medium": 0.60, "heavy": 0.85}
 
 

@@ -55,7 +55,7 @@ class Run:
 
 
 def rows_and_ratios(run: Run) -> dict[str, Any]:
-    """The contents of the result file (design.md, section 10)."""
+    """The contents of the result file."""
     calibration, slo = run.calibration, run.calibration.slo
     return {
         "device": run.device.name,

@@ -27,7 +27,7 @@ class Device:
     note: str = ""
     patience: int = 1  # times as long at heavy load and per rate of the calibration: a slow device
     single_rate: float = 0.8  # at which requests meet nobody
-    tpot_factor: float = 1.5  # SLO over `ls_alone`'s median TPOT at medium load (design.md, 9)
+    tpot_factor: float = 1.5  # SLO over `ls_alone`'s median TPOT at medium load
     objective: float = 0.99  # what `ls_alone` attains at the highest rate
 
 

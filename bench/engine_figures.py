@@ -41,7 +41,7 @@ NULLS = ("tpot_ms", "decode_tokens_per_s", "prefill_tokens_per_s")
 def engine_row(
     common: Row, streams: int, own: Sequence[Round], peer: Sequence[Round] | None
 ) -> Row:
-    """design.md section 10; each figure is a median over rounds, `*_range` its least and largest.
+    """A row of engine.json; each figure is a median over rounds, `*_range` its least and largest.
 
     `*_ratio` is ours over the peer's of the same round. Peer fields are null without a peer.
     """

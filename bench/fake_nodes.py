@@ -1,7 +1,7 @@
 """The agents of many nodes in one process: each reports its ServingNode as a real agent does.
 
 Started by bench/operator_scale.py, which measures the operator beside it. A change of the spec is
-reported at once, figures every 15 s with jitter (design.md, section 4).
+reported at once, figures every 15 s with jitter, as a real agent does.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ SPIN_NS = 1000 * OWN_SPIN_US  # as the engine's workers on cores of their own
 
 @dataclass(frozen=True)
 class JoinCosts:
-    """Medians over iterations; `added` = with joins − without. `allowed`: the issue's target, 3 µs
-    and the bytes at the speed of a large copy."""
+    """Medians over iterations; `added` = with joins − without. `allowed`: the target, 3 µs and
+    the bytes at the speed of a large copy."""
 
     slots: int
     iterations: int

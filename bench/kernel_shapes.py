@@ -111,8 +111,8 @@ class Shape:
 
 
 def grid() -> list[Shape]:
-    """Every group with every head size at context 2048 in bf16, and every other dimension of the
-    issue around some of them."""
+    """Every group with every head size at context 2048 in bf16, and every other dimension around
+    some of them."""
     crossed = [Shape(group, size, 8) for group in GROUPS for size in HEAD_SIZES]
     parts = crossed, [*lengths(), *few_rows()], several_tokens(), other_dtypes()
     return interleaved(*map(evenly, parts))

@@ -1,4 +1,4 @@
-"""What the kernel issue asks for, from kernel.json: each figure beside its target, and how many
+"""What host attention is to reach, from kernel.json: each figure beside its target, and how many
 shapes arithmetic keeps from it."""
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Target:
 
 
 def of(figures: dict[str, Any]) -> dict[str, Any]:
-    """By name, in the issue's order."""
+    """By name: the roof, peers, pairs, errors, joins."""
     rows = figures["rows"]
     best = [row for row in rows if row["isa"] == rows[0]["isa"]]
     found = of_the_roof(rows, best) | of_peers(best) | of_pairs(best) | of_errors(rows)

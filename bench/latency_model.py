@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def headline(figures: Mapping[str, Figures]) -> Figures:
-    """The names of design.md, section 10, and the error over the floor's."""
+    """Accuracy of all iterations, that of the floor, and the error over the floor's."""
     found = figures["all"]
     names = ("mean_accuracy", "p90_accuracy", "iterations", *FLOOR)
     return {name: found[name] for name in names if name in found}

@@ -1,6 +1,6 @@
 """`make bench-operator`: one operator, many nodes and services, on a real API server.
 
-200 nodes with fake agents and 1,000 LLMServices (design.md, section 10, operator.json):
+200 nodes with fake agents and 1,000 LLMServices; bench/out/operator.json:
 change -> ServingNode written, API writes per second at rest, memory of the operator. etcd and
 kube-apiserver are real; agents are one process that reports for all nodes (bench/fake_nodes.py).
 The file is not called operator.py: beside other scripts that name would shadow Python's own module.

@@ -1,4 +1,4 @@
-"""What `make simulate` runs: the settings of the paper's evaluation (paper.md), and ours.
+"""What `make simulate` runs: the settings of the paper's evaluation (SIGMOD 2026), and ours.
 
 Yi-34B and Llama-2-70B on 4 A100 with 0 to 4 CPU-only hosts, ShareGPT-like LS, LongBench-v2-like
 and DailyMails-like BE without end; decode-heavy BE where KV is scarce.

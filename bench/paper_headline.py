@@ -186,7 +186,7 @@ def _ratio(claim: Claim, rows: Sequence[Row]) -> Row | None:
 
 
 def headline(found: Sequence[Row]) -> dict[str, float | None]:
-    """design.md, section 10: of each claim the median; None: no setting has it."""
+    """`headline` of paper.json: of each claim the median; None: no setting has it."""
     medians = {one["name"]: one["median"] for one in found}
     return {claim.name: medians.get(claim.name) for claim in CLAIMS}
 

@@ -1,4 +1,4 @@
-"""`LLMService`: a model, a class and, for LS, an objective (design.md, section 4)."""
+"""`LLMService`: a model, a class and, for LS, an objective."""
 
 from __future__ import annotations
 

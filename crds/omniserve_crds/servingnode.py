@@ -1,4 +1,4 @@
-"""`ServingNode`: what a node shall run and what it reports (design.md, section 4).
+"""`ServingNode`: what a node shall run and what it reports.
 
 Cluster-scoped, named like its Node. `spec` is the operator's alone, `status` that node's agent's
 alone. No secrets: keys are mirrored into the release namespace and named here. Both sides ignore

@@ -1,6 +1,6 @@
 /* OmniServe's native library: KV arenas, attention, host workers and the exchange.
  *
- * Nouns (design.md, section 1): an *arena* holds KV blocks of one tier; a *sequence* is one
+ * Nouns: an *arena* holds KV blocks of one tier; a *sequence* is one
  * request's block table in an arena; a *slot* is the preallocated place of an offloaded row in
  * flight; *workers* are pinned threads that run attention *items*; the *exchange* ties slots, the
  * submit ring, the workers and the stack of completed slots together.

@@ -1,1 +1,1 @@
-"""The Kubernetes operator: its own issue builds it; its import rules hold from the start."""
+"""The Kubernetes operator: LLMServices to ServingNodes, endpoints, statuses and Events."""

@@ -228,7 +228,7 @@ def test_every_row_is_a_server_that_can_be_started(row, monkeypatch):
     assert seen
 
 
-def test_what_the_issue_names_can_be_switched():
+def test_every_feature_that_an_ablation_is_wanted_of_can_be_switched():
     names = " ".join(row.name for row in ABLATIONS)
     for feature in (
         *("drafts", "sweeps", "same-iteration joins", "layer-major prefill", "residency"),

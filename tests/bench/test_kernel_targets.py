@@ -1,4 +1,4 @@
-"""The kernel issue's targets from kernel.json."""
+"""The targets of host attention, from kernel.json."""
 
 from __future__ import annotations
 

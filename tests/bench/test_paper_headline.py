@@ -11,7 +11,7 @@ from paper_headline import CLAIMS, Claim, further, headline, ratios
 from support.paper_rows import row
 
 RATIO = Claim("ratio", {"policy": "omniserve"}, {"policy": "static_headroom"})
-CONTRACT = (  # design.md, section 10
+CONTRACT = (  # names in `headline` of paper.json that its readers rely on
     "attainment_ratio",
     "be_ratio_four_hosts",
     "be_ratio_local",

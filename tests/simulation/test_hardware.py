@@ -24,7 +24,7 @@ def test_shapes_come_to_the_models_known_sizes():
     assert YI.model.weight_bytes / 2 == pytest.approx(34.39e9, rel=0.001)
     assert LLAMA.model.kv_bytes == 80 * 2 * 8 * 128 * 2
     hop_bytes = LLAMA.model.hop_bytes_there + LLAMA.model.hop_bytes_back
-    assert 80 * hop_bytes == pytest.approx(2.95e6, rel=0.001)  # of a BE token, as paper.md says
+    assert 80 * hop_bytes == pytest.approx(2.95e6, rel=0.001)  # of a BE token, as in the paper
 
 
 def test_few_rows_take_as_long_as_weights_are_read():

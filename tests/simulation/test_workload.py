@@ -1,4 +1,4 @@
-"""Made-up requests have the lengths of the paper's data sets (paper.md)."""
+"""Made-up requests have the lengths of the paper's data sets."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Attainment, pure: which requests count as offered, and which of those attained (design.md, 1)."""
+"""Attainment, pure: which requests count as offered, and which of those attained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Admission: whether one more LS request can attain without another one missing (design.md, 7).
+"""Admission: whether one more LS request can attain without another one missing.
 
 The engine is projected forward: prompts are computed in the policy's own order, in chunks that
 leave decodes within their TPOT; whoever finds no row or no KV waits for decodes to end, which they

@@ -1,4 +1,4 @@
-"""Which ceiling binds BE throughput (design.md, section 6): the smallest of four rates.
+"""Which ceiling binds BE throughput: the smallest of four rates.
 
 A rate counts where there is something that it bounds: joins where rows are in flight, prefill where
 prompts are computed. Where BE only decodes on the device, that binds: its KV there and LS's slack.

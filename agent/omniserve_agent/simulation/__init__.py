@@ -1,1 +1,1 @@
-"""The simulator (built by the SLO issue; pure)."""
+"""The simulator: one engine, or several, in virtual time. Pure."""

@@ -15,7 +15,7 @@ MS = 1e3
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One row of the result tables; names as in design.md, section 10."""
+    """One row of the result tables. Result files have these names: older ones are read by them."""
 
     policy: str
     offered: int

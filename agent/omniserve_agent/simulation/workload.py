@@ -54,7 +54,8 @@ class Workload:
     output: Lengths
 
 
-# Means after clipping are those of paper.md; spreads are those of the public data sets, to the eye.
+# Means after clipping are those of the paper's data sets (OmniServe, SIGMOD 2026); spreads are
+# those of the public ones, to the eye.
 SHAREGPT = Workload("sharegpt", Lengths(163, 1.1, 4, 2048), Lengths(372, 0.9, 4, 1024))
 LONGBENCH = Workload(
     "longbench-v2", Lengths(10_110, 0.45, 2_000, 12_000), Lengths(137, 0.6, 8, 512)

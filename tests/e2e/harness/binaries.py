@@ -1,4 +1,5 @@
-"""Where the control plane comes from: KUBEBUILDER_ASSETS, ../shared/kube, or our own build."""
+"""Where the control plane comes from: KUBEBUILDER_ASSETS, an installer in a folder above the
+checkout (shared/kube/install), or our own build."""
 
 from __future__ import annotations
 
