@@ -55,7 +55,7 @@ def test_dense_rows_binding_means_no_guess():
 
 
 def test_every_ceiling_has_a_row_cost():
-    flow = BeFlow(1, 1, 1, 2, 0.1, 1, 1, 1, 0.5, 1, 1, True)
+    flow = BeFlow(1, 1, 1, 2, 0.1, 0, 1, 1, 1, 0.5, 1, 1, True)
     assert set(ROW_COST) == {"none", "device", *ceilings(flow)}
 
 

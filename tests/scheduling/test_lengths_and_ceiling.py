@@ -13,6 +13,7 @@ FLOW = BeFlow(
     rows_per_hop=1,
     layers=31,
     iteration_s=0.02,
+    waited_share=0.0,
     lanes=16,
     output_tokens_per_s=20,
     host_tokens_per_s=20,
@@ -84,3 +85,9 @@ def test_wrong_guesses_take_lanes():
     drafting = replace(FLOW, tokens_per_hop=1.75, rows_per_hop=3)
     assert ceilings(drafting)["dense_rows"] == pytest.approx(800 * 1.75 / 3)
     assert ceilings(drafting)["iterations"] == pytest.approx(25 * 1.75)
+
+
+def test_an_iteration_that_waits_brings_a_token_of_every_row():
+    swept = replace(FLOW, waited_share=1.0)
+    assert ceilings(swept)["iterations"] == pytest.approx(16 / 0.02)
+    assert binding(replace(swept, lanes=8, host_busy_share=0.01)) == "dense_rows"

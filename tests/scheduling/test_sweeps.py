@@ -97,7 +97,7 @@ def be_job(number, stage):
     )
 
 
-def planned(in_flight, host_s, staged=2, device=1, caps=CAPS):
+def planned(in_flight, host_s, staged=2, device=1, caps=CAPS, hop_rows=0):
     """With rows on a full device, so that who waits can begin on the host alone."""
     policy = Omniserve(caps, MODEL)
     policy.observed(swept(CAPS.join_rows), 0.010 + host_s)
@@ -105,7 +105,14 @@ def planned(in_flight, host_s, staged=2, device=1, caps=CAPS):
     many = {Stage.HOPPING: in_flight, Stage.STAGED: staged, Stage.DECODE: device, Stage.WAITING: 1}
     for number, stage in enumerate(stage for stage, count in many.items() for _ in range(count)):
         jobs.add(be_job(number, stage))
-    return policy.plan(jobs, Room(0, 1000, 64), 0.0)
+    return policy.plan(jobs, Room(0, 1000, 64, hop_rows), 0.0)
+
+
+def test_a_sweep_has_a_lane_for_every_row_guesses_among_them():
+    answer = planned(2, 0.005, hop_rows=6)
+    assert answer.sweeps
+    assert answer.join_rows == 6
+    assert planned(2, 0.005, hop_rows=60).join_rows == CAPS.join_rows
 
 
 def test_once_lanes_are_full_a_sweep_has_prompts_for_as_long_as_the_host_attends():

@@ -54,6 +54,7 @@ class LoopCounts:
 
     iterations: int = 0
     sweeps: int = 0
+    waited: int = 0  # iterations that wait for the host at every layer
     late_rows: int = 0  # rows of requests found finished one iteration late
     device_rows: dict[ServiceClass, int] = field(  # attended on the device at every layer
         default_factory=lambda: dict.fromkeys(ServiceClass, 0)
@@ -286,6 +287,7 @@ class Engine:
         requests = self.intake.requests
         self.counts.iterations += 1
         self.counts.sweeps += not iteration.has_ls
+        self.counts.waited += iteration.wait_ns > 0
         for segment in iteration.segments:
             request = requests[segment.handle]
             rows = len(segment.token_ids)

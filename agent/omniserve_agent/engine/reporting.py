@@ -26,6 +26,7 @@ class _Mark:
     accepted_drafts: int
     rejected_drafts: int
     lanes: int
+    waited: int
     step_s: float
     exchange: ExchangeFigures
 
@@ -119,6 +120,7 @@ class Reporter:
             accepted_drafts=engine.counts.accepted_drafts,
             rejected_drafts=engine.counts.rejected_drafts,
             lanes=engine.counts.lanes,
+            waited=engine.counts.waited,
             step_s=self._step_s,
             exchange=replace(engine.executor.figures()),
         )
@@ -138,6 +140,7 @@ class Reporter:
             rows_per_hop=1.0 + _rate(accepted + rejected, hops),
             layers=self.layers,
             iteration_s=_rate(after.step_s - before.step_s, iterations),
+            waited_share=_rate(after.waited - before.waited, iterations),
             lanes=_rate(after.lanes - before.lanes, iterations),
             output_tokens_per_s=_rate(output, seconds),
             host_tokens_per_s=_rate(min(output, hops + accepted), seconds),

@@ -18,6 +18,7 @@ class BeFlow:
     rows_per_hop: float  # 1, and a hop's guesses
     layers: int
     iteration_s: float  # mean
+    waited_share: float  # of iterations, those that waited for the host at every layer
     lanes: float  # per layer, that rows in flight could have: mean over iterations
     output_tokens_per_s: float
     host_tokens_per_s: float  # of them, those of rows whose attention the host computed
@@ -31,14 +32,15 @@ def ceilings(flow: BeFlow) -> dict[str, float]:
     """BE tokens per second each resource would allow if the others did not bind.
 
     Beside what the device puts out by itself, `iterations` allows rows in flight × tokens per hop /
-    ((layers + 1) × iteration time); `dense_rows` one token per lane and iteration, less where rows
-    are guesses; `host_bandwidth` the host's present rate at a busy share of 1. `prefill`: the
-    prefill rate × output per prompt token.
+    ((layers + 1) × iteration time), and a hop of every row in an iteration that waits; `dense_rows`
+    one token per lane and iteration, less where rows are guesses; `host_bandwidth` the host's
+    present rate at a busy share of 1. `prefill`: the prefill rate × output per prompt token.
     """
     rates, on_device = {}, flow.output_tokens_per_s - flow.host_tokens_per_s
     if flow.rows_in_flight >= 1 and flow.iteration_s > 0:
-        hops = (flow.layers + 1) * flow.iteration_s
-        rates["iterations"] = on_device + flow.rows_in_flight * flow.tokens_per_hop / hops
+        passed = flow.waited_share + (1.0 - flow.waited_share) / (flow.layers + 1)
+        hops = passed * flow.rows_in_flight / flow.iteration_s
+        rates["iterations"] = on_device + hops * flow.tokens_per_hop
         lane_s = flow.iteration_s * flow.rows_per_hop / flow.tokens_per_hop
         rates["dense_rows"] = on_device + flow.lanes / lane_s
         if flow.host_busy_share > 0:

@@ -230,7 +230,8 @@ class Omniserve:
         That is as long as the host attends, where its rows fill the lanes: more of them would bring
         nothing while no LS row makes them wait. Else prompts go first, as in every iteration.
         """
-        in_flight = jobs.count(BE, Stage.HOPPING, Stage.BOUNDARY)
+        # Rows, guesses among them: who begins a token brings its own once it is under way.
+        in_flight = self._flights.total + jobs.count(BE, Stage.BOUNDARY)
         has_ls = jobs.count(LS, Stage.DECODE) or _ls_chunks(jobs)
         if has_ls or not in_flight or not self.caps.sweeps:
             return None

@@ -10,6 +10,7 @@ class Counted:
     """Times in seconds."""
 
     iterations: int = 0
+    waited: int = 0  # iterations that waited for the host at every layer
     busy_s: float = 0.0  # of the device
     be_tokens: int = 0
     be_host_tokens: int = 0  # of `be_tokens`, by rows that the host attended for

@@ -274,6 +274,7 @@ class Experiment:
             host_tokens=hop_tokens + cpu_tokens,
             be_prefill_tokens=done.be_prefill_tokens - before.be_prefill_tokens,
             iterations=done.iterations - before.iterations,
+            waited=done.waited - before.waited,
             row_seconds=end.row_seconds - start.row_seconds,
             hops=done.hops - before.hops,
             hop_tokens=hop_tokens,

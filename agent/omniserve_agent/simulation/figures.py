@@ -55,6 +55,7 @@ class Seen:
     host_tokens: float  # of them, those of rows whose attention a host computed
     be_prefill_tokens: int
     iterations: int
+    waited: int  # of them, for the host at every layer
     row_seconds: float  # rows in flight, summed over time
     hops: int  # that came to their end
     hop_tokens: int  # theirs
@@ -111,6 +112,7 @@ def _flow(seen: Sequence[Seen], layers: int) -> BeFlow:
         rows_per_hop=1.0 + sum(one.guessed for one in seen) / hops,
         layers=layers,
         iteration_s=sum(one.span_s for one in seen) / iterations,
+        waited_share=sum(one.waited for one in seen) / iterations,
         lanes=sum(one.lanes for one in seen) / iterations,
         output_tokens_per_s=_mean([one.be_tokens / one.span_s for one in seen]),
         host_tokens_per_s=_mean([one.host_tokens / one.span_s for one in seen]),

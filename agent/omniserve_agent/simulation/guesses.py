@@ -56,6 +56,7 @@ class Guesses:
             rows_per_hop=1.0 + (counts.guessed - before.guessed) / hops,
             layers=layers,
             iteration_s=(counts.busy_s - before.busy_s) / iterations,
+            waited_share=(counts.waited - before.waited) / iterations,
             lanes=(counts.lanes - before.lanes) / iterations,
             output_tokens_per_s=(counts.be_tokens - before.be_tokens) / seconds,
             host_tokens_per_s=host_tokens / seconds,

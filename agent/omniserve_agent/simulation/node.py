@@ -221,6 +221,7 @@ class Node:
         self.now_s += seconds
         self.counts.busy_s += seconds
         self.counts.iterations += 1
+        self.counts.waited += work.waited
         self.counts.lanes += plan.join_rows + plan.spare_lanes
         self._deliver(launched, landed)
 
