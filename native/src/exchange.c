@@ -12,9 +12,10 @@ enum { MAX_SPLITS = 16, MAX_RANGES = 32, MAX_SHARES = 256 };
 
 /* ---- sizes --------------------------------------------------------------------------------- */
 
-/* Bytes of one slot's parts, each rounded to cache lines. */
+/* Bytes of one token's parts in a slot, each rounded to cache lines. They lie side by side, since a hop
+ * mostly has one token: what is written and read at a time then shares pages. */
 typedef struct {
-  size_t q, kv, lse, residual, total;
+  size_t q, kv, lse, residual, token, total;
 } slot_bytes;
 
 static size_t whole_lines(size_t bytes) {
@@ -23,13 +24,13 @@ static size_t whole_lines(size_t bytes) {
 
 static slot_bytes measure_slot(const os_exchange_config *c) {
   const size_t element = os_dtype_bytes(c->dtype), head_size = (size_t)c->arena->config.head_size;
-  const size_t tokens = OS_MAX_Q_LEN;
   slot_bytes b = {
-      .q = whole_lines(tokens * (size_t)c->q_heads * head_size * element),
-      .kv = whole_lines(tokens * (size_t)c->arena->config.kv_heads * head_size * element),
-      .lse = whole_lines(tokens * (size_t)c->q_heads * sizeof(float)),
-      .residual = c->host_residual ? whole_lines(tokens * (size_t)c->hidden_size * element) : 0};
-  b.total = 2 * b.q + 2 * b.kv + b.lse + b.residual;
+      .q = whole_lines((size_t)c->q_heads * head_size * element),
+      .kv = whole_lines((size_t)c->arena->config.kv_heads * head_size * element),
+      .lse = whole_lines((size_t)c->q_heads * sizeof(float)),
+      .residual = c->host_residual ? whole_lines((size_t)c->hidden_size * element) : 0};
+  b.token = 2 * b.q + 2 * b.kv + b.lse + b.residual;
+  b.total = OS_MAX_Q_LEN * b.token;
   return b;
 }
 
@@ -84,21 +85,21 @@ static void place_slot(os_exchange *x, int32_t index, const slot_bytes *bytes) {
                                 .threads = os_workers_count(x->config.workers),
                                 .scale = x->config.scale};
   s->area = s->previous = s->next = OS_NONE;
-  s->q = at;
-  s->o = s->q + bytes->q;
-  s->k = s->o + bytes->q;
+  s->residual = x->config.host_residual ? at : NULL;
+  s->q = at + bytes->residual;
+  s->k = s->q + bytes->q;
   s->v = s->k + bytes->kv;
-  s->lse = (float *)(s->v + bytes->kv);
-  s->residual = x->config.host_residual ? (uint8_t *)s->lse + bytes->lse : NULL;
-  const int64_t width = (int64_t)x->kv_heads * x->head_size, q_width = width * x->group;
+  s->o = s->v + bytes->kv; /* from here on the workers write */
+  s->lse = (float *)(s->o + bytes->q);
+  const int64_t stride = (int64_t)(bytes->token / os_dtype_bytes(x->config.dtype));
   s->row = (os_row){.append = true,
                     .q = s->q,
                     .k = s->k,
                     .v = s->v,
-                    .q_stride = q_width,
-                    .k_stride = width,
-                    .v_stride = width,
-                    .result = {s->o, q_width, s->lse, x->config.q_heads}};
+                    .q_stride = stride,
+                    .k_stride = stride,
+                    .v_stride = stride,
+                    .result = {s->o, stride, s->lse, (int64_t)(bytes->token / sizeof *s->lse)}};
   x->free_slots[x->config.slots - 1 - index] = index; /* slot 0 is opened first */
 }
 
@@ -156,6 +157,7 @@ os_exchange *os_exchange_create(const os_exchange_config *config) {
   x->kv_heads = config->arena->config.kv_heads;
   x->head_size = config->arena->config.head_size;
   x->group = config->q_heads / x->kv_heads;
+  x->token_bytes = bytes.token;
   x->memory_bytes = (size_t)config->slots * bytes.total;
   x->splits = measure_splits(config);
   x->shares = measure_shares(config);

@@ -68,8 +68,8 @@ struct os_exchange {
   int32_t free_count;
   int32_t *freed; /* for os_exchange_reap, oldest first */
   int32_t freed_count;
-  uint8_t *memory;
-  size_t memory_bytes;
+  uint8_t *memory; /* [slots][OS_MAX_Q_LEN] of token_bytes */
+  size_t memory_bytes, token_bytes;
   os_areas splits, shares; /* where ranges of a hop meet; prefix and rest of a hop */
   _Atomic int32_t *plans;  /* [shares.count][kv_heads], see share.c */
   int32_t *youngest;       /* [layers][OS_KIN_KEYS]: by key, the slot submitted last, or OS_NONE */

@@ -57,14 +57,14 @@ static rows rows_of(const void *first, int64_t stride, int64_t width, size_t ele
   return (rows){(uint8_t *)first, (size_t)stride * element, (size_t)width * element};
 }
 
-static void read_rows(rows *from, uint8_t *to, int32_t count) {
-  for (int32_t i = 0; i < count; i++, from->at += from->stride)
-    memcpy(to + (size_t)i * from->width, from->at, from->width);
+static void read_rows(const os_exchange *x, rows *from, uint8_t *to, int32_t count) {
+  for (int32_t i = 0; i < count; i++, from->at += from->stride, to += x->token_bytes)
+    memcpy(to, from->at, from->width);
 }
 
-static void write_rows(rows *to, const uint8_t *from, int32_t count) {
-  for (int32_t i = 0; i < count; i++, to->at += to->stride)
-    memcpy(to->at, from + (size_t)i * to->width, to->width);
+static void write_rows(const os_exchange *x, rows *to, const uint8_t *from, int32_t count) {
+  for (int32_t i = 0; i < count; i++, to->at += to->stride, from += x->token_bytes)
+    memcpy(to->at, from, to->width);
 }
 
 static int check_submission(const os_exchange *x, int32_t index) {
@@ -111,14 +111,11 @@ static int32_t choose_ranges(os_exchange *x, slot *s, const os_load *load) {
   return ranges;
 }
 
-/* The rows that a submission writes: they lie with the workers' cores, or in memory. */
+/* What a submission writes: it lies with the workers' cores, or in memory. */
 static void fetch_to_park(const os_exchange *x, const slot *s) {
-  const size_t row = (size_t)s->row.q_len * os_dtype_bytes(x->config.dtype);
-  const size_t kv = row * (size_t)(x->kv_heads * x->head_size);
-  os_fetch_to_write(s->q, kv * (size_t)x->group);
-  os_fetch_to_write(s->k, kv);
-  os_fetch_to_write(s->v, kv);
-  if (s->residual) os_fetch_to_write(s->residual, row * (size_t)x->config.hidden_size);
+  const uint8_t *first = s->residual ? s->residual : s->q;
+  for (int32_t i = 0; i < s->row.q_len; i++)
+    os_fetch_to_write(first + (size_t)i * x->token_bytes, (size_t)(s->o - first));
 }
 
 /* What waits with the slots that are about to leave; counts these in. */
@@ -196,10 +193,10 @@ int os_exchange_submit(os_exchange *x, int32_t layer, int64_t iteration, int32_t
   for (int32_t i = 0; i < count; i++) {
     if (i + 1 < count) fetch_to_park(x, &x->slots[slots[i + 1]]);
     slot *s = &x->slots[slots[i]];
-    read_rows(&q_rows, s->q, s->row.q_len);
-    read_rows(&k_rows, s->k, s->row.q_len);
-    read_rows(&v_rows, s->v, s->row.q_len);
-    if (residual) read_rows(&residual_rows, s->residual, s->row.q_len);
+    read_rows(x, &q_rows, s->q, s->row.q_len);
+    read_rows(x, &k_rows, s->k, s->row.q_len);
+    read_rows(x, &v_rows, s->v, s->row.q_len);
+    if (residual) read_rows(x, &residual_rows, s->residual, s->row.q_len);
     const int32_t own_items = prepare(x, slots[i], layer, iteration, &load);
     os_kin_join(x, slots[i]);
     s->state = SLOT_IN_FLIGHT;
@@ -284,8 +281,8 @@ int os_pick_run(os_exchange *x, const os_pick *p) {
     next = s->next;
     if (s->state != SLOT_READY || too_early(x, s, p)) continue;
     if (*p->rows + s->row.q_len > p->max_rows) break; /* those behind it must not overtake */
-    write_rows(&o, s->o, s->row.q_len);
-    if (p->residual) write_rows(&residual, s->residual, s->row.q_len);
+    write_rows(x, &o, s->o, s->row.q_len);
+    if (p->residual) write_rows(x, &residual, s->residual, s->row.q_len);
     for (int32_t i = 0; i < s->row.q_len; i++) p->positions[*p->rows + i] = s->row.start + i;
     os_line_remove(x, index);
     s->state = SLOT_OPEN;

@@ -157,6 +157,7 @@ int os_slot_lse(os_exchange *x, int32_t index, float *lse) {
   if (!lse) return os_fail(OS_EINVAL, "lse is NULL; it must have room for q_len * q_heads floats");
   os_drain(x);
   if (!s->has_result) return os_fail(OS_ESTATE, "slot %d has no finished hop", index);
-  memcpy(lse, s->lse, (size_t)(s->row.q_len * x->config.q_heads) * sizeof *lse);
+  for (int32_t i = 0; i < s->row.q_len; i++, lse += x->config.q_heads)
+    memcpy(lse, s->lse + i * s->row.result.lse_stride, (size_t)x->config.q_heads * sizeof *lse);
   return OS_OK;
 }

@@ -27,8 +27,17 @@ ATTENTION = {
 # name: rows
 DENSE = {"layer, 2 rows": 2, "layer, 64 rows": 64}
 HIDDEN, INTERMEDIATE, Q_HEADS, KV_HEADS, HEAD_SIZE = 256, 512, 4, 2, 64
-HOPS = ("submit 16 slots", "pick 16 slots")
 SLOTS = 16
+HOPS = (f"submit {SLOTS} slots", f"pick {SLOTS} slots")
+LANES = SLOTS // 2
+LAYER = (
+    "nothing to do",
+    "2 device rows",
+    f"{LANES} rows leave",
+    f"{LANES} rows leave and {LANES} join",
+)
+SPLIT_TOKENS, FAMILY, PREFIX_BLOCKS = 2048, 4, 40
+PARTS = ("a row split in 4", f"a prefix that {FAMILY} rows share")
 # name: way, KV dtype, dtype of rows, first token, tokens
 TOKENS = {
     "append bf16, 1 token": ("append", BF16, BF16, 5, 1),
@@ -124,34 +133,135 @@ def dense(library: Library) -> None:
         library.end_case()
 
 
+class Exchange:
+    """A slot at position `start` for each block table, and one worker behind a closed gate."""
+
+    def __init__(self, library: Library, tables: list[list[int]], start: int = 0) -> None:
+        self.library, ffi, lib = library, library.ffi, library.lib
+        blocks, dtype = 1 + max(block for table in tables for block in table), BF16
+        self.arena = library.arena(KV_HEADS, HEAD_SIZE, dtype, 16 * blocks)
+        self.workers = lib.os_workers_create(ffi.new("os_workers_config *", {"count": 1}))
+        config = [self.arena, self.workers, SLOTS, Q_HEADS, HIDDEN, dtype, 1, 0, 0.125]
+        self.exchange = lib.os_exchange_create(ffi.new("os_exchange_config *", config))
+        slots = [self._open(i, tables[i], start) for i in range(len(tables))]
+        self.slots, self.count = ffi.new("int32_t[]", slots), len(slots)
+        q_width, kv_width = Q_HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
+        self.q, self.kv = (library.rows(dtype, SLOTS * width) for width in (q_width, kv_width))
+        self.x, self.strides = library.rows(dtype, SLOTS * HIDDEN), (q_width, kv_width, kv_width)
+        self.positions = ffi.new("int64_t[]", SLOTS)
+        lib.os_workers_pause(self.workers)
+
+    def _open(self, i: int, table: list[int], start: int) -> int:
+        library, lib = self.library, self.library.lib
+        seq = library.check(lib.os_seq_open(self.arena)) if i else 0
+        blocks = library.ffi.new("int32_t[]", table)
+        library.check(lib.os_seq_set_blocks(self.arena, seq, 0, len(table), blocks))
+        library.check(lib.os_seq_truncate(self.arena, seq, start))
+        slot = library.check(lib.os_slot_open(self.exchange, seq))
+        library.check(lib.os_slot_begin(self.exchange, slot, start, 1))
+        return slot
+
+    def submit(self) -> None:
+        """All slots leave."""
+        places = zip((self.q, self.kv, self.kv), self.strides, strict=True)
+        rows = *(part for place in places for part in place), self.x, HIDDEN
+        submission = self.exchange, 0, 0, self.count, self.slots, *rows
+        self.library.check(self.library.lib.os_exchange_submit(*submission))
+
+    def attend(self, count: int) -> None:
+        """The gate is open until so many hops are back."""
+        lib, stats = self.library.lib, self.library.ffi.new("os_exchange_stats *")
+        lib.os_workers_resume(self.workers)
+        while stats.ready < count:
+            self.library.check(lib.os_exchange_get_stats(self.exchange, stats))
+        lib.os_workers_pause(self.workers)
+
+    def pick(self) -> None:
+        """All slots join."""
+        rows = self.q, self.strides[0], self.x, HIDDEN, self.positions
+        asked = self.exchange, 0, 0, self.count, 0, self.slots, *rows
+        self.library.check(
+            self.library.lib.os_exchange_pick(*asked, self.library.ffi.new("int32_t *"))
+        )
+
+    def layer_args(self) -> Any:
+        """Of a layer's call with LANES join lanes and nothing else."""
+        args = self.library.ffi.new("os_layer_args *")
+        device = args.device
+        device.arena, device.q_heads, device.dtype, device.scale = self.arena, Q_HEADS, BF16, 0.125
+        device.q = device.o = self.q
+        device.k = device.v = self.kv
+        device.q_stride, device.k_stride, device.v_stride = self.strides
+        device.o_stride, args.residual_stride = self.strides[0], HIDDEN
+        args.residual, args.positions, args.tail_slots = self.x, self.positions, self.slots
+        args.max_join_rows = LANES
+        return args
+
+    def close(self) -> None:
+        """Nothing is under way any more."""
+        self.library.lib.os_exchange_destroy(self.exchange)
+        self.library.lib.os_workers_destroy(self.workers)
+
+
 def hops(library: Library) -> None:
     """SLOTS rows leave while the workers' gate is closed, and are picked once all are back."""
-    ffi, lib = library.ffi, library.lib
-    arena, dtype, width = library.arena(KV_HEADS, HEAD_SIZE, BF16, 16 * SLOTS), BF16, HEAD_SIZE
+    exchange = Exchange(library, [[i] for i in range(SLOTS)])
+    exchange.submit()
+    library.end_case()
+    exchange.attend(SLOTS)
+    exchange.pick()
+    library.end_case()
+    exchange.close()
+
+
+def layer(library: Library) -> None:
+    """What LAYER names, one call each; the workers' gate is closed meanwhile."""
+    exchange = Exchange(library, [[i] for i in range(SLOTS)])
+    args, ffi = exchange.layer_args(), library.ffi
+
+    def run() -> None:
+        library.check(library.lib.os_layer(exchange.exchange, args))
+        library.end_case()
+
+    run()
+    segments = ffi.new("os_segment[]", [[0, 1, 0], [1, 1, 0]])
+    args.device.segments, args.device.segments_count, args.device_rows = segments, 2, 2
+    run()
+    args.device.segments_count = args.device_rows = 0
+    args.tail_count = LANES
+    run()
+    exchange.attend(LANES)
+    args.tail_slots, args.tail_count = exchange.slots + LANES, LANES
+    run()
+    exchange.attend(LANES)
+    exchange.close()
+
+
+def parts(library: Library) -> None:
+    """A row whose KV the caller and a worker share out, then rows that have a prefix in common."""
+    split_row(library)
+    library.end_case()
+    prefix = list(range(PREFIX_BLOCKS))
+    tables = [[*prefix, PREFIX_BLOCKS + i] for i in range(FAMILY)]
+    exchange = Exchange(library, tables, start=16 * PREFIX_BLOCKS)
+    exchange.submit()
+    exchange.attend(FAMILY)
+    library.end_case()
+    exchange.close()
+
+
+def split_row(library: Library) -> None:
+    """One kv head, group 4, head size 128."""
+    ffi, lib, size, group = library.ffi, library.lib, 128, 4
+    arena = library.arena(1, size, BF16, SPLIT_TOKENS)
+    library.check(lib.os_seq_truncate(arena, 0, SPLIT_TOKENS))
     workers = lib.os_workers_create(ffi.new("os_workers_config *", {"count": 1}))
-    config = [arena, workers, SLOTS, Q_HEADS, HIDDEN, dtype, 1, 0, 0.125]
-    exchange = lib.os_exchange_create(ffi.new("os_exchange_config *", config))
-    slots, q_width, kv_width = ffi.new("int32_t[]", SLOTS), Q_HEADS * width, KV_HEADS * width
-    for i in range(SLOTS):
-        seq = library.check(lib.os_seq_open(arena)) if i else 0
-        library.check(lib.os_seq_set_blocks(arena, seq, 0, 1, ffi.new("int32_t[]", [i])))
-        slots[i] = library.check(lib.os_slot_open(exchange, seq))
-        library.check(lib.os_slot_begin(exchange, slots[i], 0, 1))
-    q, x = library.rows(BF16, SLOTS * q_width), library.rows(BF16, SLOTS * HIDDEN)
-    kv, strides = library.rows(BF16, SLOTS * kv_width), (q_width, kv_width, kv_width)
-    rows = [part for row in zip((q, kv, kv), strides, strict=True) for part in row]
-    lib.os_workers_pause(workers)
-    library.check(lib.os_exchange_submit(exchange, 0, 0, SLOTS, slots, *rows, x, HIDDEN))
-    library.end_case()
-    lib.os_workers_resume(workers)
-    stats = ffi.new("os_exchange_stats *")
-    while stats.ready < SLOTS:
-        library.check(lib.os_exchange_get_stats(exchange, stats))
-    positions, count = ffi.new("int64_t[]", SLOTS), ffi.new("int32_t *")
-    back = q, q_width, x, HIDDEN, positions, count
-    library.check(lib.os_exchange_pick(exchange, 0, 0, SLOTS, 0, slots, *back))
-    library.end_case()
-    lib.os_exchange_destroy(exchange)
+    segment, args = ffi.new("os_segment *", [0, 1, SPLIT_TOKENS - 1]), ffi.new("os_attend_args *")
+    args.arena, args.workers, args.q_heads = arena, workers, group
+    args.dtype, args.scale, args.segments, args.segments_count = BF16, size**-0.5, segment, 1
+    args.q = args.o = q = library.rows(BF16, group * size)
+    args.q_stride = args.o_stride = len(q)
+    library.check(lib.os_attend(args))
     lib.os_workers_destroy(workers)
 
 
@@ -171,7 +281,14 @@ def tokens(library: Library) -> None:
         lib.os_arena_destroy(arena)
 
 
+CALLS = {
+    "attention": attention,
+    "dense": dense,
+    "hops": hops,
+    "layer": layer,
+    "parts": parts,
+    "tokens": tokens,
+}
+
 if __name__ == "__main__":
-    {"attention": attention, "dense": dense, "hops": hops, "tokens": tokens}[sys.argv[1]](
-        Library(sys.argv[2])
-    )
+    CALLS[sys.argv[1]](Library(sys.argv[2]))

@@ -37,12 +37,18 @@ class Group:
 
 HALVES = ("os_dense_before", "os_dense_after")
 HOPS = ("os_exchange_submit", "os_exchange_pick")
+# Not one of them within another: each toggles the count.
+PARTS = ("os_attend_item", "os_attend_prefix", "os_attend_rest")
+MERGE = ("finish",)  # of each path, a static function behind a pointer
 TOKENS = ("os_arena_append", "os_arena_import", "os_arena_export")
 GROUPS = {
     "avx2": Group("attention", "avx2", tuple(calls.ATTENTION), ("os_attend_item",)),
     "portable": Group("attention", "portable", tuple(calls.ATTENTION), ("os_attend_item",)),
     "dense": Group("dense", "avx2", tuple(calls.DENSE), HALVES),
     "hops": Group("hops", "avx2", calls.HOPS, HOPS),
+    "layer": Group("layer", "avx2", calls.LAYER, ("os_layer",)),
+    "parts": Group("parts", "avx2", calls.PARTS, PARTS),
+    "merges": Group("parts", "avx2", calls.PARTS, MERGE),
     "tokens": Group("tokens", "avx2", tuple(calls.TOKENS), TOKENS),
 }
 
