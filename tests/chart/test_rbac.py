@@ -103,6 +103,21 @@ def test_watched_namespaces_narrow_the_operators_rights(render):
     assert rights[("omniserve-operator", NAMESPACE)] == own
 
 
+@pytest.mark.parametrize("lease", ["omniserve-operator", "7.1"])
+def test_the_lease_of_the_rights_is_the_operators(render, lease):
+    """Releases in one namespace share it by default: only one of their operators writes."""
+    values = {} if lease == "omniserve-operator" else {"operator": {"leaseName": lease}}
+    rendered = render(values, name="prod")
+    (rule,) = [
+        rule
+        for rule in rendered.one("Role", "prod-omniserve-operator")["rules"]
+        if rule["resources"] == ["leases"] and "resourceNames" in rule
+    ]
+    (operator,) = rendered.pod_specs()["Deployment/prod-omniserve-operator"]["containers"]
+    assert rule["resourceNames"] == [lease]
+    assert {"name": "OMNISERVE_LEASE_NAME", "value": lease} in operator["env"]
+
+
 def test_patching_nodes_is_a_right_that_has_to_be_asked_for(render):
     rights = _rights(render({"autoscaler": {"protectNodes": True}}))
     assert rights[("omniserve-operator", ALL)] == (
