@@ -618,6 +618,41 @@ def test_a_failed_load_is_told_in_the_agents_words(cluster):
     assert cluster.addresses("chat") == []
 
 
+FAILURES = [
+    # the replica's (state, reason), then ModelLoaded's and Ready's
+    ("Failed", "EngineFailed", ("False", "EngineFailed"), ("False", "EngineFailed")),
+    ("Failed", "Refused", ("False", "Refused"), ("False", "Refused")),
+    ("Failed", "PortUnavailable", ("True", "Loaded"), ("False", "PortUnavailable")),
+    ("Failed", "OfANewerAgent", ("False", "ReplicasUnavailable"), ("False", "ReplicasUnavailable")),
+    ("Pending", "KeysMissing", ("True", "Loaded"), ("False", "ReplicasUnavailable")),
+    ("Loading", "Probing", ("True", "Loaded"), ("False", "ReplicasUnavailable")),
+    ("Loading", "EngineRestarting", ("False", "Loading"), ("False", "Loading")),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "loaded", "ready"), FAILURES, ids=lambda v: str(v))
+def test_each_failure_has_its_own_reason(cluster, state, reason, loaded, ready):
+    cluster.apply("chat")
+    cluster.figures["chat"] = {"state": state, "reason": reason, "message": "the agent's words"}
+    cluster.settle()
+    assert cluster.condition("chat", "ModelLoaded") == loaded
+    assert cluster.condition("chat", "Ready") == ready
+    assert cluster.condition("chat", "Serving") == ("False", "ReplicasUnavailable")
+    assert "the agent's words" in cluster.message("chat", "Ready")
+
+
+def test_of_two_failures_the_models_comes_first():
+    cluster = Cluster(["n1", "n2"])
+    cluster.apply("chat", replicas=2)
+    cluster.settle()
+    for node, reason, words in (("n1", "PortUnavailable", "taken"), ("n2", "EngineFailed", "died")):
+        report = {"state": "Failed", "reason": reason, "message": words}
+        cluster.figures[node, "chat"] = report
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("False", "EngineFailed")
+    assert "n1: PortUnavailable, taken; n2: EngineFailed, died" in cluster.message("chat", "Ready")
+
+
 # ---- upgrade --------------------------------------------------------------------------------
 
 
