@@ -1,7 +1,8 @@
 """Prometheus metrics, base units, one registry per server.
 
 By service and class: `omniserve_requests_total` (by outcome), `omniserve_slo_offered_total`,
-`omniserve_slo_attained_total`, `omniserve_slo_error_budget_burn_ratio` (see `slo_metrics`),
+`omniserve_slo_attained_total`, `omniserve_slo_objective_ratio` and
+`omniserve_slo_error_budget_burn_ratio` (see `slo_metrics`),
 `omniserve_ttft_seconds`, `omniserve_tpot_seconds`, `omniserve_delivery_seconds`,
 `omniserve_prompt_tokens_total`, `omniserve_cached_prompt_tokens_total`,
 `omniserve_output_tokens_total`. By engine:
