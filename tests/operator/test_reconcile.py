@@ -2,7 +2,7 @@
 
 import pytest
 
-from omniserve_operator.api import ApiError
+from omniserve_operator.api import LLM_SERVICES, ApiError
 from omniserve_operator.mirror import INDEX
 from omniserve_operator.settings import FIGURES_BURST, FIGURES_PER_S, Settings, Tenancy
 from omniserve_operator.writer import NotLeaderError
@@ -375,6 +375,20 @@ def test_only_watched_namespaces_count():
     cluster.apply("chat")
     cluster.settle()
     assert cluster.status("chat") == {}
+
+
+def test_what_is_made_between_two_lists_of_one_kind_is_not_forgotten():
+    """Each namespace has a list of its own: what the second is older than, the first may be too."""
+    cluster = Cluster(["n1"], settings=Settings(RELEASE, watch_namespaces=("default", "team")))
+    cluster.namespace("team")
+
+    def made():
+        body = cluster.apply("chat")
+        cluster.store.put(LLM_SERVICES, body, cluster.now_s)  # the watch is first
+
+    cluster.api.before["list", f"{OMNISERVE}/namespaces/team/llmservices"] = made
+    cluster.one_pass()
+    assert [s.name for s in cluster.store.world(cluster.now_s).services] == ["chat"]
 
 
 def test_a_pod_elsewhere_with_an_agents_labels_is_no_agent():
