@@ -225,6 +225,22 @@ async def test_refused_and_failed_requests_burn_the_error_budget_of_clients(
     assert backend.judgements == [("default/chat", True)] * 18
 
 
+async def test_counters_begin_at_0_with_the_service(engine, service, serving, say):
+    """`rate` sees a rise only where there was something before: the first failure is one too."""
+    services = [
+        service(engine(say("x"))),
+        service(engine(say("x")), name="batch", service_class=ServiceClass.BE),
+    ]
+    async with serving(services) as client:
+        found = await samples(client)
+    for name, kind in (("default/chat", "LS"), ("default/batch", "BE")):
+        names = {"service": name, "class": kind}
+        for outcome in ("finished", "refused", "failed"):
+            assert found[labelled("omniserve_requests_total", outcome=outcome, **names)] == 0
+        for counter in ("omniserve_slo_offered_total", "omniserve_slo_attained_total"):
+            assert found.get(labelled(counter, **names)) == (0 if kind == "LS" else None)
+
+
 async def test_each_ls_services_objective_is_told(engine, service, serving, say):
     loose = Slo(ttft_ms=100, tpot_ms=20, objective_percent=95)
     services = [
