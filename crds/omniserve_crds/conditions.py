@@ -51,6 +51,9 @@ class Reason(StrEnum):
     LOADED = "Loaded"
     LOADING = "Loading"
     LOAD_FAILED = "LoadFailed"
+    ENGINE_FAILED = "EngineFailed"
+    REFUSED = "Refused"
+    PORT_UNAVAILABLE = "PortUnavailable"
 
     REPLICAS_READY = "ReplicasReady"
     REPLICAS_UNAVAILABLE = "ReplicasUnavailable"
@@ -90,6 +93,9 @@ _NOT_ACCEPTED = (
     Reason.NAME_CONFLICT,
 )
 
+# Of replicas, as their agents report them. A port is opened once the model is in memory.
+_NOT_LOADED = (Reason.LOADING, Reason.LOAD_FAILED, Reason.ENGINE_FAILED, Reason.REFUSED)
+
 # Type: (what True means, the reasons it may carry beside Pending).
 CONDITIONS: dict[ConditionType, tuple[str, tuple[Reason, ...]]] = {
     ConditionType.READY: (
@@ -98,8 +104,8 @@ CONDITIONS: dict[ConditionType, tuple[str, tuple[Reason, ...]]] = {
             Reason.REPLICAS_READY,
             Reason.REPLICAS_UNAVAILABLE,
             Reason.PAUSED,
-            Reason.LOADING,
-            Reason.LOAD_FAILED,
+            *_NOT_LOADED,
+            Reason.PORT_UNAVAILABLE,
             *_NOT_ACCEPTED,
             *_REFUSALS,
         ),
@@ -114,7 +120,7 @@ CONDITIONS: dict[ConditionType, tuple[str, tuple[Reason, ...]]] = {
     ),
     ConditionType.MODEL_LOADED: (
         "every placed replica has the model's weights in memory",
-        (Reason.LOADED, Reason.LOADING, Reason.LOAD_FAILED, Reason.PAUSED),
+        (Reason.LOADED, *_NOT_LOADED, Reason.REPLICAS_UNAVAILABLE, Reason.PAUSED),
     ),
     ConditionType.SERVING: (
         "at least one replica answers",
@@ -169,6 +175,11 @@ REASONS: dict[Reason, str] = {
     Reason.LOADED: "all weights are in memory",
     Reason.LOADING: "weights are being fetched or loaded; the message has the progress",
     Reason.LOAD_FAILED: "an agent could not load the model; the message has its words",
+    Reason.ENGINE_FAILED: "an engine process failed too often, or in a way that would not be other "
+    "next time; the message has its words. It is tried again after 10 s to 5 min",
+    Reason.REFUSED: "a node cannot carry out what it was told; the message has figures",
+    Reason.PORT_UNAVAILABLE: "a node cannot listen on status.port; the message says why. The model "
+    "is in memory there",
     Reason.REPLICAS_READY: "each replica counted here has answered a real completion",
     Reason.REPLICAS_UNAVAILABLE: "replicas have a device but do not answer yet, or not any more",
     Reason.PAUSED: "spec.state is Paused or spec.replicas is 0",

@@ -31,6 +31,7 @@ EXIT_REFUSED = 1
 EXIT_BAD_INPUT = 2
 EXIT_UNREACHABLE = 3
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -39,6 +40,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def _namespace(text: str) -> str:
     if not _NAMESPACE.fullmatch(text):
         raise typer.BadParameter(f"is {text!r}; write a namespace such as omniserve")
+    return text
+
+
+def _object_name(text: str) -> str:
+    if not _OBJECT_NAME.fullmatch(text):
+        raise typer.BadParameter(f"is {text!r}; write a name such as omniserve-operator")
     return text
 
 
@@ -124,7 +131,13 @@ def run(
     default_classes: DefaultClasses = "LS,BE",
     default_max_replicas: DefaultMaxReplicas = -1,
     lease_name: Annotated[
-        str, typer.Option(envvar="OMNISERVE_LEASE_NAME", callback=_namespace)
+        str,
+        typer.Option(
+            envvar="OMNISERVE_LEASE_NAME",
+            callback=_object_name,
+            help="The Lease in the release's namespace; of operators with the same one a single "
+            "one writes.",
+        ),
     ] = "omniserve-operator",
     tls: Annotated[
         bool, typer.Option(envvar="OMNISERVE_TLS", help="The agents' service ports speak HTTPS.")

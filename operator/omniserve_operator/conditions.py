@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from omniserve_crds.conditions import ConditionStatus, ConditionType, Reason
-from omniserve_crds.servingnode import ServiceReport, ServiceRunState
+from omniserve_crds.servingnode import RunReason, ServiceReport, ServiceRunState
 from omniserve_crds.status import Condition
 from omniserve_operator.attainment import Finding
 from omniserve_operator.placement.result import Phase, Replica, ServicePlan
@@ -16,6 +16,15 @@ from omniserve_operator.world import Node
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _UNPLACED = Finding(UNKNOWN, Reason.PENDING, "no replica has a device")
 MAX_MESSAGE = 4096
+# Reasons of replicas that have failed, as the service's own; of several the first is told.
+_FAILURES = {
+    RunReason.LOAD_FAILED: Reason.LOAD_FAILED,
+    RunReason.ENGINE_FAILED: Reason.ENGINE_FAILED,
+    RunReason.REFUSED: Reason.REFUSED,
+    RunReason.PORT_UNAVAILABLE: Reason.PORT_UNAVAILABLE,
+}
+# What an agent waits for once the engine has the weights.
+_LOADED_BUT = (RunReason.PROBING, RunReason.KEYS_MISSING, RunReason.PORT_UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,15 @@ class Seen:
     @property
     def answers(self) -> bool:
         return self.replica.ready and self.replica.phase is not Phase.DRAINS
+
+    @property
+    def reason(self) -> str:
+        return self.report.reason if self.report else ""
+
+    @property
+    def in_memory(self) -> bool:
+        draining = self.state is ServiceRunState.DRAINING
+        return self.replica.ready or draining or self.reason in _LOADED_BUT
 
 
 def seen(plan: ServicePlan, nodes: Mapping[str, Node]) -> list[Seen]:
@@ -85,9 +103,9 @@ def _ready(plan: ServicePlan, replicas: Sequence[Seen]) -> Finding:
     words = f"{answering} of {plan.allowed} replicas answer"
     if answering >= plan.allowed:
         return Finding(TRUE, Reason.REPLICAS_READY, words)
-    loaded = _model_loaded(plan, replicas)
-    if loaded.status is FALSE:
-        return Finding(FALSE, loaded.reason, f"{words}; {loaded.message}")
+    cause = _failure(_staying(replicas)) or _model_loaded(plan, replicas)
+    if cause.status is FALSE:
+        return Finding(FALSE, cause.reason, f"{words}; {cause.message}")
     return Finding(FALSE, Reason.REPLICAS_UNAVAILABLE, _with_words(words, replicas))
 
 
@@ -96,21 +114,31 @@ def _answering(replicas: Sequence[Seen]) -> int:
     return sum(s.replica.phase is Phase.STAYS and s.replica.ready for s in replicas)
 
 
+def _staying(replicas: Sequence[Seen]) -> list[Seen]:
+    return [s for s in replicas if s.replica.phase is Phase.STAYS]
+
+
+def _failure(replicas: Sequence[Seen]) -> Finding | None:
+    """What is wrong with replicas that have failed."""
+    failed = [s for s in replicas if s.state is ServiceRunState.FAILED]
+    if not failed:
+        return None
+    told = {s.reason for s in failed}
+    known = (ours for theirs, ours in _FAILURES.items() if theirs in told)
+    # Newer agents may know more reasons; the message has them.
+    return Finding(FALSE, next(known, Reason.REPLICAS_UNAVAILABLE), _with_words("", failed))
+
+
 def _model_loaded(plan: ServicePlan, replicas: Sequence[Seen]) -> Finding:
-    staying = [s for s in replicas if s.replica.phase is Phase.STAYS]
+    staying = _staying(replicas)
     if not staying:
         return _paused_or(plan, _UNPLACED)
-    failed = [s for s in staying if s.state is ServiceRunState.FAILED]
-    if failed:
-        return Finding(FALSE, Reason.LOAD_FAILED, _with_words("", failed))
-    missing = [s for s in staying if not _in_memory(s)]
+    missing = [s for s in staying if not s.in_memory]
+    if failure := _failure(missing):
+        return failure
     if missing:
         return Finding(FALSE, Reason.LOADING, "; ".join(_progress(s) for s in missing[:5]))
     return Finding(TRUE, Reason.LOADED, f"on {', '.join(s.node.name for s in staying[:5])}")
-
-
-def _in_memory(replica: Seen) -> bool:
-    return replica.replica.ready or replica.state is ServiceRunState.DRAINING
 
 
 def _progress(replica: Seen) -> str:

@@ -228,11 +228,10 @@ class Reconciler:
         """Namespaced kinds only where they are watched."""
         watched = self._settings.watch_namespaces if kind.namespaced else ()
         namespaces = (self._settings.namespace,) if kind is PODS else watched or ("",)
-        items, version = [], ""
-        for namespace in namespaces:
-            found, version = await self._api.list(kind.path(namespace), labels)
-            items += found
-        self._store.replace(kind, items, version, now_s)
+        lists = [await self._api.list(kind.path(namespace), labels) for namespace in namespaces]
+        items = [item for found, _ in lists for item in found]
+        # The oldest's: what was made after it is missing in it and is not gone.
+        self._store.replace(kind, items, lists[0][1], now_s)
 
     async def _write(self, world: World, done: Plan, now_s: float) -> int:
         """Nodes first, since a change is waited for there; nobody is drained at once anyway."""

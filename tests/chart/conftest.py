@@ -22,13 +22,21 @@ def helm() -> str:
 def helm_template(helm, tmp_path):
     """Run `helm template`; the finished process, whatever its exit code."""
 
-    def run(values=None, *, chart=CHART, api_versions=(), kube_version="1.31.0", name="omniserve"):
+    def run(
+        values=None,
+        *,
+        chart=CHART,
+        api_versions=(),
+        kube_version="1.31.0",
+        name="omniserve",
+        namespace=NAMESPACE,
+    ):
         file = tmp_path / "values.yaml"
         file.write_text(yaml.safe_dump(values or {}))
         flags = [f"--api-versions={version}" for version in api_versions]
         flags.append(f"--kube-version={kube_version}")
         return subprocess.run(
-            [helm, "template", name, chart, "-n", NAMESPACE, "-f", file, *flags],
+            [helm, "template", name, chart, "-n", namespace, "-f", file, *flags],
             capture_output=True,
             text=True,
             timeout=HELM_TIMEOUT_S,

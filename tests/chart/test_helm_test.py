@@ -114,10 +114,11 @@ def cluster():
 def run(render, cluster, tmp_path):
     """Run the pod's own command and environment; the finished process."""
 
-    def start(*, certificate=None, **values):
+    def start(*, certificate=None, watched=(), **values):
         values = {"through": "Endpoints", "timeoutSeconds": 10} | values
         tls = {"secretName": "tls" if certificate else ""}
-        pod = render({"tests": values, "agent": {"tls": tls}}).one("Pod", "omniserve-test")
+        chart = {"tests": values, "agent": {"tls": tls}, "watchNamespaces": list(watched)}
+        pod = render(chart).one("Pod", "omniserve-test")
         (container,) = pod["spec"]["containers"]
         environment = {e["name"]: e.get("value", NAMESPACE) for e in container["env"]}
         environment["TIMEOUT_SECONDS"] = "0"  # everything is there at once, or never
@@ -180,6 +181,12 @@ def test_what_an_earlier_run_left_is_removed_first(run, cluster):
     assert run().returncode == 0
     first = cluster.calls.index(f"DELETE {SERVICES}/{NAME}")
     assert first < cluster.calls.index(f"POST {SERVICES}")
+
+
+def test_a_service_is_made_where_services_are_served(run, cluster):
+    run(watched=["web"])
+    assert f"POST {SERVICES.replace(NAMESPACE, 'web')}" in cluster.calls
+    assert f"GET {APPS}/deployments/omniserve-operator" in cluster.calls
 
 
 def test_no_operator(run, cluster):

@@ -2,19 +2,22 @@
 
 import json
 import re
+import time
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from omniserve_agent.http.metrics import Metrics as AgentMetrics
+from omniserve_agent.http.records import Books
 from omniserve_agent.http.registry import ServiceRegistry
+from omniserve_agent.http.slo_metrics import SloCollector
 from omniserve_operator.metrics import Metrics as OperatorMetrics
 from support.chart import MONITORING
 
 VALUES = {
     "metrics": {
-        "prometheusRule": {"enabled": True, "attainmentPercent": 95},
+        "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
     }
 }
@@ -27,6 +30,10 @@ def rendered(render):
 
 @pytest.fixture
 def alerts(rendered):
+    return _alerts(rendered)
+
+
+def _alerts(rendered):
     (rule,) = rendered.of("PrometheusRule")
     return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
 
@@ -40,9 +47,11 @@ def dashboard(rendered):
 
 def _known():
     """Names as scraped, by the programs' own registries."""
-    names = set()
+    names, services = set(), ServiceRegistry(())
+    agent = AgentMetrics(services)
+    agent.include(SloCollector(services, Books(services, agent, time.monotonic), time.monotonic))
     for text in (
-        AgentMetrics(ServiceRegistry(())).text(),
+        agent.text(),
         generate_latest(OperatorMetrics().registry),
     ):
         for family in text_string_to_metric_families(text.decode()):
@@ -91,9 +100,18 @@ def test_panels_do_not_overlap(dashboard):
     assert len(set(identities)) == len(identities)
 
 
-def test_the_threshold_is_the_values(alerts):
+@pytest.mark.parametrize(
+    ("percent", "threshold"),
+    [(None, "< min by (service) (omniserve_slo_objective_ratio)"), (95, "< 0.95"), (100, "< 1)")],
+)
+def test_attainment_is_held_against_each_services_objective_or_the_values(
+    render, percent, threshold
+):
+    rule = {"enabled": True, "force": True} | ({"attainmentPercent": percent} if percent else {})
+    alerts = _alerts(render({"metrics": {"prometheusRule": rule}}))
     (missed,) = (a for a in alerts if a["alert"] == "OmniServeSLOMissed")
-    assert missed["expr"].count("< 0.95") == 2
+    assert missed["expr"].count(threshold) == 2
+    assert ("objective_ratio" in missed["expr"]) == (percent is None)
     assert "{{ $labels.service }}" in missed["annotations"]["summary"]
 
 

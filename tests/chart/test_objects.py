@@ -348,6 +348,56 @@ def test_names_follow_the_release(render):
             assert object_["metadata"]["name"].startswith("prod-omniserve-")
 
 
+NUMBERS = {
+    "watchNamespaces": ["4", "0x5"],
+    "imagePullSecrets": [{"name": "6"}],
+    "operator": {"priorityClassName": "7", "serviceAccount": {"name": "8"}},
+    "agent": {
+        "priorityClassName": "9",
+        "runtimeClassName": "10",
+        "serviceAccount": {"name": "11"},
+        "tls": {"secretName": "12"},
+        "cache": {"hostPath": "/a, b"},
+    },
+    "agentPools": [
+        {
+            "name": "on",
+            "cpu": 1,
+            "memory": "1Gi",
+            "modelVolumes": [
+                {"name": "14", "claimName": "15"},
+                {"name": "m", "hostPath": "/{x}"},
+            ],
+        }
+    ],
+    "metrics": {"monitors": {"enabled": True}, "dashboard": {"enabled": True}},
+}
+
+
+def test_names_that_look_like_numbers_stay_names(render):
+    rendered = render(NUMBERS, name="7", namespace="13", api_versions=[*MONITORING, ADMISSION])
+    for object_ in rendered.objects:
+        if object_["kind"] not in ("CustomResourceDefinition", "PriorityClass"):
+            _names_are_texts(object_, object_["kind"])
+    volumes = {
+        v["name"]: v for v in rendered.pod_specs()["DaemonSet/7-omniserve-agent-on"]["volumes"]
+    }
+    assert volumes["cache"]["hostPath"]["path"] == "/a, b"
+    assert volumes["model-m"]["hostPath"]["path"] == "/{x}"
+    assert volumes["tls"]["secret"]["secretName"] == "12"
+
+
+def _names_are_texts(node, path):
+    names = ("name", "namespace", "value", "path", "secretName", "claimName", "serviceAccountName")
+    names = (*names, "priorityClassName", "runtimeClassName")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        where = f"{path}.{key}"
+        if isinstance(value, (dict, list)):
+            _names_are_texts(value, where)
+        elif key in names or path.endswith(("abels", "annotations")):
+            assert isinstance(value, str), f"{where}: {value!r}"
+
+
 def test_every_port_names_its_protocol(render):
     """Server-side apply on old servers refuses one without: it is part of the list's key."""
     rendered = render(EVERYTHING)

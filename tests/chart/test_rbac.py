@@ -103,6 +103,36 @@ def test_watched_namespaces_narrow_the_operators_rights(render):
     assert rights[("omniserve-operator", NAMESPACE)] == own
 
 
+@pytest.mark.parametrize("lease", ["omniserve-operator", "7.1"])
+def test_the_lease_of_the_rights_is_the_operators(render, lease):
+    """Releases in one namespace share it by default: only one of their operators writes."""
+    values = {} if lease == "omniserve-operator" else {"operator": {"leaseName": lease}}
+    rendered = render(values, name="prod")
+    (rule,) = [
+        rule
+        for rule in rendered.one("Role", "prod-omniserve-operator")["rules"]
+        if rule["resources"] == ["leases"] and "resourceNames" in rule
+    ]
+    (operator,) = rendered.pod_specs()["Deployment/prod-omniserve-operator"]["containers"]
+    assert rule["resourceNames"] == [lease]
+    assert {"name": "OMNISERVE_LEASE_NAME", "value": lease} in operator["env"]
+
+
+@pytest.mark.parametrize(
+    ("watched", "where"), [(["web", "batch"], "web"), (["web", NAMESPACE], NAMESPACE)]
+)
+def test_the_tests_service_is_made_where_services_are_served(render, watched, where):
+    rendered = render({"watchNamespaces": watched})
+    service = {r: verbs for r, verbs in TEST_RELEASE.items() if r.startswith("omniserve.io/")}
+    apps = {r: verbs for r, verbs in TEST_RELEASE.items() if r.startswith("apps/")}
+    rights = _rights(rendered).items()
+    found = {place: table for (who, place), table in rights if who == "omniserve-test"}
+    elsewhere = {NAMESPACE: apps, where: service}
+    assert found == ({NAMESPACE: TEST_RELEASE} if where == NAMESPACE else elsewhere)
+    (pod,) = rendered.one("Pod", "omniserve-test")["spec"]["containers"]
+    assert {"name": "SERVICE_NAMESPACE", "value": where} in pod["env"]
+
+
 def test_patching_nodes_is_a_right_that_has_to_be_asked_for(render):
     rights = _rights(render({"autoscaler": {"protectNodes": True}}))
     assert rights[("omniserve-operator", ALL)] == (

@@ -46,6 +46,11 @@ REFUSED = [
         "agent.env and agentPools[].env: A is set already",
     ),
     ({"operator": {"env": [{"name": "OMNISERVE_PORT", "value": "1"}]}}, "operator.env:"),
+    (
+        {"operator": {"env": [{"name": "OMNISERVE_LEASE_NAME", "value": "x"}]}},
+        "operator.env: OMNISERVE_LEASE_NAME is set already",
+    ),
+    ({"operator": {"leaseName": "My_Lease"}}, "does not match pattern"),
     ({"operator": {"replicas": 2}}, "additional properties 'replicas' not allowed"),
     ({"tenancy": {"defaultClasses": ["XL"]}}, "value must be one of 'LS', 'BE'"),
     ({"tenancy": {"defaultClasses": []}}, "minItems: got 0, want 1"),

@@ -1,5 +1,7 @@
 """Every kind of bad input: status, the field at fault, and what would be right."""
 
+import json
+
 import pytest
 
 from omniserve_agent.http.chat import template_message
@@ -164,6 +166,44 @@ async def test_bodies(engine, service, serving, say, body, content_type, refusal
         )
     assert (found, answer["error"]["code"]) == refusal
     assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("HEAD", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/chat", "GET, HEAD"),
+        ("OPTIONS", "/v1/completions", "POST"),
+        ("PUT", "/healthz", "GET, HEAD"),
+        ("TRACE", "/metrics", "GET, HEAD"),
+    ],
+)
+async def test_a_refused_method_names_those_allowed(
+    engine, service, serving, say, method, path, allowed
+):
+    async with (
+        serving([service(engine(say("x")))]) as client,
+        client.session.request(method, client.url + path) as response,
+    ):
+        assert (response.status, response.headers.get("Allow")) == (405, allowed)
+        body = await response.read()
+    if method == "HEAD":
+        assert not body
+    else:
+        error = json.loads(body)["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/chat", "/healthz", "/metrics"])
+async def test_head_is_get_without_the_body(engine, service, serving, say, path):
+    async with serving([service(engine(say("x")))]) as client:
+        _, _, got = await client.get(path)
+        async with client.session.head(client.url + path) as response:
+            assert response.status == 200
+            assert response.headers["Content-Type"] == got["Content-Type"]
+            assert await response.read() == b""
 
 
 async def test_paths_methods_and_models(engine, service, serving, say):

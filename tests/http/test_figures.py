@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from omniserve_agent.engine.messages import HostMemory, ServiceClass, Stats, TokenEvent
 from omniserve_agent.http.settings import HttpSettings
-from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
+from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError, Slo
 
 
 @pytest.fixture
@@ -223,6 +223,39 @@ async def test_refused_and_failed_requests_burn_the_error_budget_of_clients(
     assert found[labelled(burn[0], service="default/quiet", **{"class": "LS"})] == 0
     assert labelled(burn[0], service="default/batch", **{"class": "BE"}) not in found
     assert backend.judgements == [("default/chat", True)] * 18
+
+
+async def test_counters_begin_at_0_with_the_service(engine, service, serving, say):
+    """`rate` sees a rise only where there was something before: the first failure is one too."""
+    services = [
+        service(engine(say("x"))),
+        service(engine(say("x")), name="batch", service_class=ServiceClass.BE),
+    ]
+    async with serving(services) as client:
+        found = await samples(client)
+    for name, kind in (("default/chat", "LS"), ("default/batch", "BE")):
+        names = {"service": name, "class": kind}
+        for outcome in ("finished", "refused", "failed"):
+            assert found[labelled("omniserve_requests_total", outcome=outcome, **names)] == 0
+        for counter in ("omniserve_slo_offered_total", "omniserve_slo_attained_total"):
+            assert found.get(labelled(counter, **names)) == (0 if kind == "LS" else None)
+
+
+async def test_each_ls_services_objective_is_told(engine, service, serving, say):
+    loose = Slo(ttft_ms=100, tpot_ms=20, objective_percent=95)
+    services = [
+        service(engine(say("x"))),
+        service(engine(say("x")), name="loose", slo=loose),
+        service(engine(say("x")), name="batch", service_class=ServiceClass.BE),
+    ]
+    async with serving(services) as client:
+        found = await samples(client)
+    told = {
+        dict(labels)["service"]: value
+        for (name, labels), value in found.items()
+        if name == "omniserve_slo_objective_ratio"
+    }
+    assert told == {"default/chat": 0.99, "default/loose": 0.95}
 
 
 async def test_be_figures_and_token_counters(engine, service, serving, say, clock, tokenizer):

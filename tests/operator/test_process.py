@@ -45,6 +45,7 @@ def kubeconfig(tmp_path, monkeypatch):
         (["run"], "Missing option '--namespace'"),
         (["run", "--namespace", "A"], "is 'A'; write a namespace such as omniserve"),
         (["run", "--namespace", "a", "--watch-namespaces", "b,C"], "is 'C'; write a namespace"),
+        (["run", "--namespace", "a", "--lease-name", "B"], "is 'B'; write a name such as"),
         (["run", "--namespace", "a", "--default-classes", "LS,XX"], "write LS, BE or LS,BE"),
         (["run", "--namespace", "a", "--log-level", "loud"], "write one of debug"),
         (["run", "--namespace", "a", "--port", "0"], "--port"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from omniserve_operator.api import ApiError
+from omniserve_operator.api import LLM_SERVICES, ApiError
 from omniserve_operator.mirror import INDEX
 from omniserve_operator.settings import FIGURES_BURST, FIGURES_PER_S, Settings, Tenancy
 from omniserve_operator.writer import NotLeaderError
@@ -377,6 +377,20 @@ def test_only_watched_namespaces_count():
     assert cluster.status("chat") == {}
 
 
+def test_what_is_made_between_two_lists_of_one_kind_is_not_forgotten():
+    """Each namespace has a list of its own: what the second is older than, the first may be too."""
+    cluster = Cluster(["n1"], settings=Settings(RELEASE, watch_namespaces=("default", "team")))
+    cluster.namespace("team")
+
+    def made():
+        body = cluster.apply("chat")
+        cluster.store.put(LLM_SERVICES, body, cluster.now_s)  # the watch is first
+
+    cluster.api.before["list", f"{OMNISERVE}/namespaces/team/llmservices"] = made
+    cluster.one_pass()
+    assert [s.name for s in cluster.store.world(cluster.now_s).services] == ["chat"]
+
+
 def test_a_pod_elsewhere_with_an_agents_labels_is_no_agent():
     cluster = Cluster([])
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -616,6 +630,41 @@ def test_a_failed_load_is_told_in_the_agents_words(cluster):
     assert cluster.condition("chat", "Ready") == ("False", "LoadFailed")
     assert "n1: LoadFailed, no such file" in cluster.message("chat", "Ready")
     assert cluster.addresses("chat") == []
+
+
+FAILURES = [
+    # the replica's (state, reason), then ModelLoaded's and Ready's
+    ("Failed", "EngineFailed", ("False", "EngineFailed"), ("False", "EngineFailed")),
+    ("Failed", "Refused", ("False", "Refused"), ("False", "Refused")),
+    ("Failed", "PortUnavailable", ("True", "Loaded"), ("False", "PortUnavailable")),
+    ("Failed", "OfANewerAgent", ("False", "ReplicasUnavailable"), ("False", "ReplicasUnavailable")),
+    ("Pending", "KeysMissing", ("True", "Loaded"), ("False", "ReplicasUnavailable")),
+    ("Loading", "Probing", ("True", "Loaded"), ("False", "ReplicasUnavailable")),
+    ("Loading", "EngineRestarting", ("False", "Loading"), ("False", "Loading")),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "loaded", "ready"), FAILURES, ids=lambda v: str(v))
+def test_each_failure_has_its_own_reason(cluster, state, reason, loaded, ready):
+    cluster.apply("chat")
+    cluster.figures["chat"] = {"state": state, "reason": reason, "message": "the agent's words"}
+    cluster.settle()
+    assert cluster.condition("chat", "ModelLoaded") == loaded
+    assert cluster.condition("chat", "Ready") == ready
+    assert cluster.condition("chat", "Serving") == ("False", "ReplicasUnavailable")
+    assert "the agent's words" in cluster.message("chat", "Ready")
+
+
+def test_of_two_failures_the_models_comes_first():
+    cluster = Cluster(["n1", "n2"])
+    cluster.apply("chat", replicas=2)
+    cluster.settle()
+    for node, reason, words in (("n1", "PortUnavailable", "taken"), ("n2", "EngineFailed", "died")):
+        report = {"state": "Failed", "reason": reason, "message": words}
+        cluster.figures[node, "chat"] = report
+    cluster.settle()
+    assert cluster.condition("chat", "Ready") == ("False", "EngineFailed")
+    assert "n1: PortUnavailable, taken; n2: EngineFailed, died" in cluster.message("chat", "Ready")
 
 
 # ---- upgrade --------------------------------------------------------------------------------

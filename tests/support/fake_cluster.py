@@ -26,7 +26,7 @@ class Cluster:
         self.slices = slices
         self.settings = settings or Settings(RELEASE)
         self.silent = set()
-        self.figures = {}  # by service name: the agents' words
+        self.figures = {}  # by service name, or (node, service name): the agents' words
         self.namespace("default")
         place = f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE}/leases/omniserve-operator"
         self.api.put(place, {"metadata": {"name": "omniserve-operator"}, "spec": {}})
@@ -142,7 +142,7 @@ class Cluster:
 
     def _report(self, name, body):
         spec = body.get("spec", {})
-        services = [self._service(a, spec) for a in spec.get("assignments", [])]
+        services = [self._service(name, a, spec) for a in spec.get("assignments", [])]
         engines = [
             {"device": e["device"], "key": e["key"], "hostKvBytes": e["hostKvBytes"]}
             | {"hostKvFreeBytes": e["hostKvBytes"]}
@@ -158,7 +158,7 @@ class Cluster:
             "services": services,
         }
 
-    def _service(self, assignment, spec):
+    def _service(self, node, assignment, spec):
         leaving = spec.get("drain") or assignment.get("drain")
         report = {
             "uid": assignment["uid"],
@@ -166,7 +166,8 @@ class Cluster:
             "state": "Draining" if leaving else "Ready",
             "reason": "Drained" if leaving else "Serving",
         }
-        return report | self.figures.get(assignment["name"], {})
+        name = assignment["name"]
+        return report | self.figures.get(name, {}) | self.figures.get((node, name), {})
 
     # ---- what is so ----------------------------------------------------------------------
 

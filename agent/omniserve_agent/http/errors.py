@@ -12,7 +12,8 @@ from omniserve_agent.serving import EngineUnavailableError, RequestRefusedError
 
 
 class ApiError(Exception):
-    """An answer other than 200. `param` names the request field at fault."""
+    """An answer other than 200. `param` names the request field at fault; `allowed`: the methods
+    that the path takes, of a 405."""
 
     def __init__(
         self,
@@ -23,6 +24,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        allowed: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +33,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.allowed = allowed
 
     @property
     def body(self) -> dict[str, Any]:
@@ -45,10 +48,12 @@ class ApiError(Exception):
         }
 
     def response(self) -> web.Response:
-        """The JSON response, with `Retry-After` in whole seconds where it applies."""
+        """The JSON response, with `Retry-After` in whole seconds and `Allow` where they apply."""
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.allowed is not None:
+            headers["Allow"] = self.allowed
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body, status=self.status, headers=headers)

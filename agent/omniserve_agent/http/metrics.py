@@ -1,7 +1,8 @@
 """Prometheus metrics, base units, one registry per server.
 
 By service and class: `omniserve_requests_total` (by outcome), `omniserve_slo_offered_total`,
-`omniserve_slo_attained_total`, `omniserve_slo_error_budget_burn_ratio` (see `slo_metrics`),
+`omniserve_slo_attained_total`, `omniserve_slo_objective_ratio` and
+`omniserve_slo_error_budget_burn_ratio` (see `slo_metrics`),
 `omniserve_ttft_seconds`, `omniserve_tpot_seconds`, `omniserve_delivery_seconds`,
 `omniserve_prompt_tokens_total`, `omniserve_cached_prompt_tokens_total`,
 `omniserve_output_tokens_total`. By engine:
@@ -13,7 +14,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
-from omniserve_agent.http.attainment import Observation
+from omniserve_agent.http.attainment import Observation, Outcome
 from omniserve_agent.http.engine_metrics import EngineCollector
 from omniserve_agent.http.registry import ServiceRegistry
 from omniserve_agent.serving import ServedService
@@ -31,6 +32,7 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(EngineCollector(services))
         self._registry = registry
+        self._services = services
         self._tokens: dict[tuple[str, str], tuple[Counter, ...]] = {}  # looked up once
         self._requests = Counter(
             "omniserve_requests",
@@ -74,7 +76,19 @@ class Metrics:
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
+        self._begin()
         return generate_latest(self._registry)
+
+    def _begin(self) -> None:
+        """Counters of every service, at 0 if need be: rates see no rise to a counter's first value,
+        and that may be the failure."""
+        for service in self._services.services:
+            labels = (service.key, service.service_class.value)
+            for outcome in Outcome:
+                self._requests.labels(*labels, outcome.value)
+            if service.slo is not None:
+                self._offered.labels(*labels)
+                self._attained.labels(*labels)
 
     def caller_error(self) -> None:
         """A request that named no service, or none that could be read."""

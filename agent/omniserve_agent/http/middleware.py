@@ -77,7 +77,7 @@ def _from_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             text = f"{request.path} does not take {request.method}; use {allowed}"
-            return ApiError(405, text, code="method_not_allowed")
+            return ApiError(405, text, code="method_not_allowed", allowed=allowed)
         case web.HTTPNotFound():
             return ApiError(
                 404, f"no such path: {request.path}; see GET /v1/models", code="no_path"

@@ -14,15 +14,22 @@ from omniserve_agent.http.registry import ServiceRegistry
 
 @dataclass(eq=False)
 class SloCollector(Collector):
-    """By service: the burn of its error budget. `omniserve_engine_service_error_budget_burn_ratio`
-    leaves out refused and failed requests, which margins cannot help; here they missed."""
+    """By service: its objective, and the burn of its error budget.
+
+    `omniserve_engine_service_error_budget_burn_ratio` leaves out refused and failed requests, which
+    margins cannot help; here they missed."""
 
     services: ServiceRegistry
     books: Books
     clock: Clock
 
     def collect(self) -> Iterator[Metric]:
-        """One family."""
+        """Two families."""
+        objective = GaugeMetricFamily(
+            "omniserve_slo_objective_ratio",
+            "Share of offered LS requests that shall attain: spec.slo.objectivePercent.",
+            labels=["service", "class"],
+        )
         burn = GaugeMetricFamily(
             "omniserve_slo_error_budget_burn_ratio",
             "Share of offered LS requests that missed, refused and failed ones included, over the "
@@ -32,6 +39,9 @@ class SloCollector(Collector):
         now_s = self.clock()
         for service in self.services.services:
             if service.slo is not None:
+                names = [service.key, service.service_class.value]
+                objective.add_metric(names, service.slo.objective_percent / 100)
                 value = self.books.tally(service).error_budget_burn(service.slo, now_s)
-                burn.add_metric([service.key, service.service_class.value], value)
+                burn.add_metric(names, value)
+        yield objective
         yield burn

@@ -36,6 +36,7 @@ class Check:
         self._namespace = environment["NAMESPACE"]
         self._pools = environment["POOLS"].split()
         self._service = environment["SERVICE"]
+        self._service_namespace = environment["SERVICE_NAMESPACE"]
         self._uri = environment["MODEL_URI"]
         self._through = environment["THROUGH"]
         self._scheme = environment["SCHEME"]
@@ -95,13 +96,18 @@ class Check:
             "spec": {"class": "BE", "model": {"uri": self._uri}},
         }
         self._objects.create_namespaced_custom_object(
-            GROUP, VERSION, self._namespace, PLURAL, body, _request_timeout=CALL_S
+            GROUP, VERSION, self._service_namespace, PLURAL, body, _request_timeout=CALL_S
         )
 
     def _delete(self) -> None:
         try:
             self._objects.delete_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, PLURAL, self._service, _request_timeout=CALL_S
+                GROUP,
+                VERSION,
+                self._service_namespace,
+                PLURAL,
+                self._service,
+                _request_timeout=CALL_S,
             )
         except client.ApiException as error:
             if error.status != 404:
@@ -109,7 +115,7 @@ class Check:
 
     def _service_problem(self) -> str | None:
         found = self._objects.get_namespaced_custom_object(
-            GROUP, VERSION, self._namespace, PLURAL, self._service, _request_timeout=CALL_S
+            GROUP, VERSION, self._service_namespace, PLURAL, self._service, _request_timeout=CALL_S
         )
         conditions = {c["type"]: c for c in _mapping(found).get("status", {}).get("conditions", [])}
         if conditions.get("Ready", {}).get("status") == "True":
@@ -143,7 +149,7 @@ class Check:
 
     def _host(self) -> str:
         if self._through == "Service":
-            return f"{self._service}.{self._namespace}.svc"
+            return f"{self._service}.{self._service_namespace}.svc"
         return self._endpoint()
 
     def _endpoint(self) -> str:
@@ -162,7 +168,7 @@ class Check:
             slices = self._objects.list_namespaced_custom_object(
                 "discovery.k8s.io",
                 "v1",
-                self._namespace,
+                self._service_namespace,
                 "endpointslices",
                 label_selector=f"kubernetes.io/service-name={self._service}",
                 _request_timeout=CALL_S,
@@ -180,7 +186,7 @@ class Check:
 
     def _from_endpoints(self) -> list[tuple[str, int]]:
         endpoints = client.CoreV1Api().read_namespaced_endpoints(
-            self._service, self._namespace, _request_timeout=CALL_S
+            self._service, self._service_namespace, _request_timeout=CALL_S
         )
         return [
             (subset.addresses[0].ip, subset.ports[0].port)

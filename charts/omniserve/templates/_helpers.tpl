@@ -10,7 +10,7 @@
 {{/* What selectors use and pod templates carry: no chart and no app version, which would change them. */}}
 {{- define "omniserve.selectorLabels" -}}
 app.kubernetes.io/name: omniserve
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 

@@ -6,6 +6,8 @@
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 - name: OMNISERVE_PORT
   value: "8080"
+- name: OMNISERVE_LEASE_NAME
+  value: {{ .Values.operator.leaseName | quote }}
 - name: OMNISERVE_DEFAULT_CLASSES
   value: {{ join "," .Values.tenancy.defaultClasses | quote }}
 {{- if ne .Values.tenancy.defaultMaxReplicas nil }}

@@ -71,6 +71,6 @@
   verbs: [create]
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  resourceNames: [omniserve-operator]
+  resourceNames: [{{ .Values.operator.leaseName | quote }}]
   verbs: [get, update, patch]
 {{- end -}}
