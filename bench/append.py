@@ -99,7 +99,8 @@ class Prompt:
                     *where, k
                 )  # K's rows and V's side by side are as many bytes
             elif self.case.way == "torch":
-                self.arena.import_tiles(*where, self.packed(layer).data_ptr())
+                tiles = self.packed(layer)
+                self.arena.import_tiles(*where, tiles.data_ptr())
             elif self.case.way == "import":
                 self.arena.import_tokens(*where, k, v)
             else:
