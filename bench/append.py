@@ -1,9 +1,9 @@
 """What writing KV into packed tiles and reading it back costs, beside memcpy of the same bytes.
 
-Append (from rows of the arena's dtype and of others), import and export of a prompt, layer after
-layer, so that neither rows nor tiles are in a cache; one thread, its time on its core. GB/s count
-each stored byte of K and V once, and memcpy's each copied byte once. Results: bench/out/append.json
-and a table.
+Append (from rows of the arena's dtype and of others), import, import of tiles that a device has
+packed, the same packed here by torch, and export of a prompt, layer after layer, so that neither
+rows nor tiles are in a cache; one thread, its time on its core. GB/s count each stored byte of K
+and V once, and memcpy's each copied byte once. Results: bench/out/append.json and a table.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import report
+from omniserve_agent.engine.kv.tiles import pack_tiles
 from omniserve_native import Arena, ArenaConfig, DType, isa_name
 
 LAYERS, KV_HEADS, SIZE = 8, 8, 128
@@ -33,16 +35,18 @@ NUMBERS = {DType.BF16: 0x3F00, DType.F16: 0x3800}  # of 16 bits: from 0.5 on
 class Case:
     """One way in or out."""
 
-    way: str  # "append", "import" or "export"
+    way: str  # "append", "import", "tiles", "torch" or "export"
     kv: DType
     rows: DType
 
 
 CASES = (
-    *(Case(way, kv, kv) for kv in KINDS for way in ("import", "export")),
+    *(Case(way, kv, kv) for kv in KINDS for way in ("import", "tiles", "export")),
     *(Case("append", kv, kv) for kv in KINDS if kv is not DType.I8),
     Case("append", DType.BF16, DType.F32),
     Case("append", DType.I8, DType.BF16),
+    Case("torch", DType.BF16, DType.BF16),
+    Case("torch", DType.I8, DType.BF16),
 )
 
 
@@ -64,6 +68,7 @@ class Prompt:
         blocks = tokens // 16
         self.arena = Arena(ArenaConfig(LAYERS, KV_HEADS, SIZE, blocks, 1, blocks, case.kv))
         self.arena.prefault()
+        self.layout = self.arena.layout()
         self.sequence = self.arena.open_sequence()
         self.arena.set_blocks(
             self.sequence, 0, np.random.default_rng(0).permutation(blocks).tolist()
@@ -89,10 +94,24 @@ class Prompt:
             if self.case.way == "append":
                 stride = KV_HEADS * SIZE
                 self.arena.append(*where, k, v, stride=stride, dtype=self.case.rows)
+            elif self.case.way == "tiles":
+                self.arena.import_tiles(
+                    *where, k
+                )  # K's rows and V's side by side are as many bytes
+            elif self.case.way == "torch":
+                tiles = self.packed(layer)
+                self.arena.import_tiles(*where, tiles.data_ptr())
             elif self.case.way == "import":
                 self.arena.import_tokens(*where, k, v)
             else:
                 self.arena.export_tokens(*where, k, v)
+
+    def packed(self, layer: int) -> torch.Tensor:
+        """One layer's bfloat16 rows as the arena's tiles."""
+        shape = (2, self.tokens, KV_HEADS, SIZE)
+        rows = torch.from_numpy(self.rows[2 * layer : 2 * layer + 2]).view(torch.bfloat16)
+        k, v = rows.view(shape)
+        return pack_tiles(k, v, self.layout)
 
 
 def seconds(call: Callable[[], None]) -> float:
@@ -144,6 +163,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measures, shows, writes."""
     options = parse()
+    torch.set_num_threads(1)
     results = [measure(case, options) for case in CASES]
     show(results)
     shape = {"layers": LAYERS, "kv_heads": KV_HEADS, "head_size": SIZE, "tokens": options.tokens}

@@ -137,6 +137,10 @@ int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
                     const void *k, const void *v);
 int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t start,
                     int32_t count, void *k, void *v);
+/* Import of whole blocks that a device has packed: tiles [count / OS_BLOCK_TOKENS][kv_heads], each as
+ * os_arena_layout tells. start and count are multiples of OS_BLOCK_TOKENS. */
+int os_arena_import_tiles(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                          const void *tiles);
 /* The inverse of append: rows of `dtype`, converted from what is stored. */
 int os_arena_read(const os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
                   void *k, void *v, int64_t stride, int32_t dtype);

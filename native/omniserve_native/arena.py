@@ -151,6 +151,12 @@ class Arena(Closing):
         addresses = pointer(k), pointer(v)
         checked(lib.os_arena_import(self.handle, sequence, layer, start, count, *addresses))
 
+    def import_tiles(self, sequence: int, layer: int, start: int, count: int, tiles: int) -> None:
+        """Writes whole blocks from tiles [blocks, kv_heads] of `Layout.tile_bytes`, packed as the
+        layout tells."""
+        where = sequence, layer, start, count
+        checked(lib.os_arena_import_tiles(self.handle, *where, pointer(tiles)))
+
     def export_tokens(
         self, sequence: int, layer: int, start: int, count: int, k: int, v: int
     ) -> None:

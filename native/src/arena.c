@@ -346,6 +346,28 @@ int os_arena_import(os_arena *arena, int32_t seq, int32_t layer, int64_t start, 
   return OS_OK;
 }
 
+static int check_whole_blocks(const char *name, int64_t tokens) {
+  if (tokens % OS_BLOCK_TOKENS == 0) return OS_OK;
+  return os_fail(OS_EINVAL, "%s is %lld; it must be a multiple of %d", name, (long long)tokens,
+                 OS_BLOCK_TOKENS);
+}
+
+int os_arena_import_tiles(os_arena *arena, int32_t seq, int32_t layer, int64_t start, int32_t count,
+                          const void *tiles) {
+  os_sequence *sequence = os_seq_get(arena, seq);
+  if (!sequence || os_check_layer(arena, layer) || check_write(sequence, start, count))
+    return OS_EINVAL;
+  if (check_whole_blocks("start", start) || check_whole_blocks("count", count)) return OS_EINVAL;
+  if (!tiles)
+    return os_fail(OS_EINVAL, "tiles is NULL; it must hold %d blocks", count / OS_BLOCK_TOKENS);
+  const uint8_t *from = tiles;
+  for (int32_t i = 0; i < count; i += OS_BLOCK_TOKENS)
+    for (int32_t head = 0; head < arena->config.kv_heads; head++, from += arena->tile_bytes)
+      memcpy(token_tile(arena, sequence, layer, start + i, head), from, arena->tile_bytes);
+  if (start + count > sequence->length) sequence->length = start + count;
+  return OS_OK;
+}
+
 int os_arena_export(const os_arena *arena, int32_t seq, int32_t layer, int64_t start,
                     int32_t count, void *k, void *v) {
   const os_sequence *sequence = os_seq_get(arena, seq);

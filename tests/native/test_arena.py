@@ -244,6 +244,8 @@ def test_bad_arguments_are_named(arena: Arena) -> None:
         (lambda: arena.set_blocks(sequence, 0, range(17)), "count is 17"),
         (lambda: arena.import_tokens(sequence, 2, 0, 1, at, at), "layer is 2"),
         (lambda: arena.import_tokens(sequence, 0, 0, 1, at, at), "count is 1"),
+        (lambda: arena.import_tiles(8, 0, 0, 0, at), "seq is 8"),
+        (lambda: arena.import_tiles(sequence, -1, 0, 0, at), "layer is -1"),
         (lambda: arena.truncate(sequence, 1), "tokens is 1; it must lie between 0 and 0"),
         (lambda: arena.length(8), "seq is 8"),
     ]:
@@ -254,6 +256,18 @@ def test_bad_arguments_are_named(arena: Arena) -> None:
         arena.import_tokens(sequence, 0, 1, 1, at, at)
     with pytest.raises(NativeError, match="k is NULL"):
         arena.import_tokens(sequence, 0, 0, 1, 0, at)
+    for start, count, tiles, message in [
+        (0, 15, at, "count is 15; it must be a multiple of 16"),
+        (0, 48, at, "count is 48; it must lie between 0 and 32"),
+        (0, -16, at, "count is -16; it must lie between 0 and 32"),
+        (16, 16, at, "start is 16; it must lie between 0 and 0"),
+        (0, 16, 0, "tiles is NULL; it must hold 1 blocks"),
+    ]:
+        with pytest.raises(NativeError, match=message):
+            arena.import_tiles(sequence, 0, start, count, tiles)
+    arena.import_tokens(sequence, 0, 0, 1, at, at)
+    with pytest.raises(NativeError, match="start is 1; it must be a multiple of 16"):
+        arena.import_tiles(sequence, 0, 1, 16, at)
     with pytest.raises(NativeError, match="stride is 31; it must lie between 32"):
         arena.append(sequence, 0, 0, 1, at, at, stride=31)
 

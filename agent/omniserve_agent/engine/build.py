@@ -31,7 +31,7 @@ from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
 from omniserve_agent.engine.kv.host_store import ArenaStore
 from omniserve_agent.engine.kv.sizes import block_bytes, host_kv_type, token_bytes
 from omniserve_agent.engine.kv.tables import KvTier
-from omniserve_agent.engine.kv.torch_copies import TorchCopies
+from omniserve_agent.engine.kv.torch_copies import LEAST_PACKED_TOKENS, TorchCopies
 from omniserve_agent.engine.kv.torch_store import TorchKv
 from omniserve_agent.engine.loop import Engine
 from omniserve_agent.engine.measured import Measured
@@ -274,7 +274,8 @@ class Parts:
             model.device,
             self.device_blocks + SPARE_SEQUENCES,
         )
-        copies = TorchCopies(kv, self.host, NATIVE_DTYPES[model.dtype])
+        packs_from = LEAST_PACKED_TOKENS if model.device.type == "cuda" else None
+        copies = TorchCopies(kv, self.host, NATIVE_DTYPES[model.dtype], packs_from)
         executor = LayerLoopExecutor(
             model,
             TorchBatchAttention(kv, self.exchange, self.config.slots, buffers),

@@ -45,6 +45,16 @@ int64_t play_sequence(player *p) {
   }
 }
 
+/* Mostly whole blocks, which chance alone would seldom give. */
+static int64_t import_tiles(player *p, os_arena *arena, int32_t seq, int32_t layer, int64_t start,
+                            int32_t count) {
+  if (below(p, 8)) {
+    start -= start % OS_BLOCK_TOKENS;
+    count -= count % OS_BLOCK_TOKENS;
+  }
+  return os_arena_import_tiles(arena, seq, layer, start, count, buffer(p, 0));
+}
+
 int64_t play_tokens(player *p) {
   os_arena *arena = some_arena(p);
   const int32_t seq = some_seq(p), layer = near_int(p, 0, LAYERS - 1);
@@ -52,12 +62,13 @@ int64_t play_tokens(player *p) {
   const int32_t count = near_int(p, 0, TOKENS / 2), dtype = near_int(p, OS_F32, OS_I8);
   const void *k = buffer(p, 0), *v = buffer(p, 1);
   void *k_out = buffer(p, 2), *v_out = buffer(p, 2);
-  switch (below(p, 5)) {
+  switch (below(p, 6)) {
     case 0: return os_arena_append(arena, seq, layer, start, count, k, v, stride, dtype);
     case 1: return os_arena_import(arena, seq, layer, start, count, k, v);
     case 2: return os_arena_export(arena, seq, layer, start, count, k_out, v_out);
     case 3:
       return os_arena_read(arena, seq, layer, start, count, k_out, v_out, stride, dtype);
+    case 4: return import_tiles(p, arena, seq, layer, start, count);
     default: return os_arena_copy(some_arena(p), some_seq(p), arena, seq, start, count);
   }
 }

@@ -19,8 +19,9 @@ from omniserve_agent.engine.execution.iteration import (
 )
 from omniserve_agent.engine.execution.rows import Rows, device_work
 from omniserve_agent.engine.kv.dtypes import NATIVE_DTYPES
+from omniserve_agent.engine.kv.tiles import pack_tiles, whole_blocks
 from omniserve_agent.scheduling.latency import pairs
-from omniserve_native import Arena, Exchange
+from omniserve_native import BLOCK_TOKENS, Arena, Exchange
 
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 NO_SLOTS: Int32s = np.empty(0, np.int32)
@@ -120,7 +121,8 @@ class EmulatedBatchAttention:
 
 
 class EmulatedStageAttention:
-    """See `StageAttention`. A layer's KV is really imported into the host arena."""
+    """See `StageAttention`. A layer's KV is really imported into the host arena, whole blocks as
+    the tiles that a device would have packed."""
 
     def __init__(self, model: EmulatedModel, host: Arena) -> None:
         self._timeline, self._latency, self._host = (
@@ -130,7 +132,10 @@ class EmulatedStageAttention:
         )
         shape = model.config
         width = shape.kv_heads * shape.head_size
-        self._kv = torch.randn(model.positions, width).to(model.dtype)
+        self._kv = torch.randn(BLOCK_TOKENS, width).to(model.dtype)
+        rows = self._kv.view(BLOCK_TOKENS, shape.kv_heads, shape.head_size)
+        blocks = -(-model.positions // BLOCK_TOKENS)
+        self._tiles = pack_tiles(rows, rows, host.layout()).repeat(blocks, 1, 1)
         self._o = torch.zeros(1, shape.q_heads * shape.head_size, dtype=model.dtype)
 
     def attend(self, layer: int, staged: StagedPrefill, qkv: Qkv) -> torch.Tensor:
@@ -141,9 +146,17 @@ class EmulatedStageAttention:
 
     def finish_layer(self, layer: int, staged: StagedPrefill) -> None:
         """See `StageAttention`. A copy engine does this beside the device's work: no time of it."""
-        at, count = self._kv.data_ptr(), len(staged.token_ids)
-        kind = NATIVE_DTYPES[self._kv.dtype]
-        self._host.append(staged.sequence, layer, staged.start, count, at, at, dtype=kind)
+        start, count = staged.start, len(staged.token_ids)
+        first, end = whole_blocks(start, count)
+        self._append(staged.sequence, layer, start, first)
+        if end > first:
+            where = staged.sequence, layer, start + first, end - first
+            self._host.import_tiles(*where, self._tiles.data_ptr())
+        self._append(staged.sequence, layer, start + end, count - end)
+
+    def _append(self, sequence: int, layer: int, start: int, count: int) -> None:
+        at, kind = self._kv.data_ptr(), NATIVE_DTYPES[self._kv.dtype]
+        self._host.append(sequence, layer, start, count, at, at, dtype=kind)
 
     def discard(self, staged: StagedPrefill) -> None:
         """See `StageAttention`; nothing is kept here."""

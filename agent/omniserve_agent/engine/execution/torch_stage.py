@@ -55,7 +55,7 @@ class TorchStageAttention:
     def finish_layer(self, layer: int, staged: StagedPrefill) -> None:
         """See `StageAttention`."""
         area_k, area_v = self._areas[staged.handle]
-        k, v = area_k[staged.start :].cpu(), area_v[staged.start :].cpu()
+        k, v = area_k[staged.start :], area_v[staged.start :]
         self.copies.write(staged.sequence, layer, staged.start, k, v)
         if layer == self.copies.device.config.layers - 1:
             del self._areas[staged.handle]
