@@ -71,7 +71,8 @@ typedef struct {
 os_workers *os_workers_create(const os_workers_config *config);
 void os_workers_destroy(os_workers *workers); /* stops, joins; NULL is fine */
 /* Gate for tests and drains: after pause returns no worker is inside an item, and none takes one
- * until resume. Submissions are still accepted. */
+ * until resume. Submissions are still accepted. OS_EBUSY when an item takes longer than 60 s: the gate
+ * is open then. */
 int os_workers_pause(os_workers *workers);
 int os_workers_resume(os_workers *workers);
 int os_workers_get_stats(const os_workers *workers, os_workers_stats *out);
