@@ -233,9 +233,9 @@ int os_exchange_pick(os_exchange *exchange, int32_t layer, int64_t iteration, in
 /* How many hops wait at `layer`: in flight and ready together. */
 int os_exchange_waiting(const os_exchange *exchange, int32_t layer);
 int os_exchange_get_stats(os_exchange *exchange, os_exchange_stats *out);
-/* Copy the log-sum-exp of the slot's finished hop, [q_len][q_heads]; OS_ESTATE before it
- * has come back and after os_slot_begin. */
-int os_slot_lse(os_exchange *exchange, int32_t slot, float *lse);
+/* Copy the log-sum-exp of the slot's finished hop, [q_len][q_heads], into room for so many floats;
+ * OS_ESTATE before it has come back and after os_slot_begin. */
+int os_slot_lse(os_exchange *exchange, int32_t slot, int64_t floats, float *lse);
 
 /* ---- one call per layer (CPU device) ------------------------------------------------------- */
 
