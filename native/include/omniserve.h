@@ -69,7 +69,8 @@ typedef struct {
 } os_workers_stats;
 
 os_workers *os_workers_create(const os_workers_config *config);
-void os_workers_destroy(os_workers *workers); /* stops, joins; NULL is fine */
+/* Stops, joins; NULL is fine. In a forked child, which has none of the threads, only frees. */
+void os_workers_destroy(os_workers *workers);
 /* Gate for tests and drains: after pause returns no worker is inside an item, and none takes one
  * until resume. Submissions are still accepted. OS_EBUSY when an item takes longer than 60 s: the gate
  * is open then. */

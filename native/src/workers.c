@@ -56,6 +56,7 @@ struct os_workers {
   size_t partials_bytes;
   _Atomic int32_t *counters;
   os_nodes nodes;
+  pid_t creator;
 };
 
 /* ---- ring -------------------------------------------------------------------------------- */
@@ -271,6 +272,7 @@ static os_workers *allocate(int32_t count) {
   os_workers *w = aligned_alloc(128, sizeof *w);
   if (!w) return NULL;
   memset(w, 0, sizeof *w);
+  w->creator = getpid();
   size_t splits = 4 * ((size_t)count + 1);
   w->partials_bytes =
       splits * os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE) * sizeof(float);
@@ -306,15 +308,17 @@ os_workers *os_workers_create(const os_workers_config *config) {
   return NULL;
 }
 
-void os_workers_destroy(os_workers *w) {
-  if (!w) return;
+static void stop_all(os_workers *w) {
   atomic_store(&w->stop, 1);
   atomic_fetch_add(&w->signal, 1);
   os_futex_wake(&w->signal, INT32_MAX);
-  for (int32_t i = 0; i < w->count; i++) {
-    pthread_join(w->workers[i].thread, NULL);
-    os_hand_destroy(&w->workers[i].hand);
-  }
+  for (int32_t i = 0; i < w->count; i++) pthread_join(w->workers[i].thread, NULL);
+}
+
+void os_workers_destroy(os_workers *w) {
+  if (!w) return;
+  if (getpid() == w->creator) stop_all(w); /* a forked child has the memory, not the threads */
+  for (int32_t i = 0; i < w->count; i++) os_hand_destroy(&w->workers[i].hand);
   os_unmap(w->partials, w->partials_bytes);
   free(w->counters);
   free(w->workers);
