@@ -217,7 +217,8 @@ int os_slot_close(os_exchange *exchange, int32_t slot);
 int os_exchange_reap(os_exchange *exchange, int32_t max, int32_t *slots);
 
 /* Park and submit: rows of the slots in order, q_len rows each, leave the batch at `layer`. Residual
- * may be NULL iff host_residual is 0. The worker that owns a kv head appends its k and v. */
+ * may be NULL iff host_residual is 0. The worker that owns a kv head appends its k and v: of the slots of one
+ * sequence at most one may be in flight (not checked), else one's KV is read while the other's is written. */
 int os_exchange_submit(os_exchange *exchange, int32_t layer, int64_t iteration, int32_t count,
                        const int32_t *slots, const void *q, int64_t q_stride, const void *k,
                        int64_t k_stride, const void *v, int64_t v_stride, const void *residual,
