@@ -69,9 +69,11 @@ typedef struct {
 } os_workers_stats;
 
 os_workers *os_workers_create(const os_workers_config *config);
-void os_workers_destroy(os_workers *workers); /* stops, joins; NULL is fine */
+/* Stops, joins; NULL is fine. In a forked child, which has none of the threads, only frees. */
+void os_workers_destroy(os_workers *workers);
 /* Gate for tests and drains: after pause returns no worker is inside an item, and none takes one
- * until resume. Submissions are still accepted. */
+ * until resume. Submissions are still accepted. OS_EBUSY when an item takes longer than 60 s: the gate
+ * is open then. */
 int os_workers_pause(os_workers *workers);
 int os_workers_resume(os_workers *workers);
 int os_workers_get_stats(const os_workers *workers, os_workers_stats *out);
@@ -219,7 +221,8 @@ int os_slot_close(os_exchange *exchange, int32_t slot);
 int os_exchange_reap(os_exchange *exchange, int32_t max, int32_t *slots);
 
 /* Park and submit: rows of the slots in order, q_len rows each, leave the batch at `layer`. Residual
- * may be NULL iff host_residual is 0. The worker that owns a kv head appends its k and v. */
+ * may be NULL iff host_residual is 0. The worker that owns a kv head appends its k and v: of the slots of one
+ * sequence at most one may be in flight (not checked), else one's KV is read while the other's is written. */
 int os_exchange_submit(os_exchange *exchange, int32_t layer, int64_t iteration, int32_t count,
                        const int32_t *slots, const void *q, int64_t q_stride, const void *k,
                        int64_t k_stride, const void *v, int64_t v_stride, const void *residual,
@@ -236,9 +239,9 @@ int os_exchange_pick(os_exchange *exchange, int32_t layer, int64_t iteration, in
 /* How many hops wait at `layer`: in flight and ready together. */
 int os_exchange_waiting(const os_exchange *exchange, int32_t layer);
 int os_exchange_get_stats(os_exchange *exchange, os_exchange_stats *out);
-/* Copy the log-sum-exp of the slot's finished hop, [q_len][q_heads]; OS_ESTATE before it
- * has come back and after os_slot_begin. */
-int os_slot_lse(os_exchange *exchange, int32_t slot, float *lse);
+/* Copy the log-sum-exp of the slot's finished hop, [q_len][q_heads], into room for so many floats;
+ * OS_ESTATE before it has come back and after os_slot_begin. */
+int os_slot_lse(os_exchange *exchange, int32_t slot, int64_t floats, float *lse);
 
 /* ---- one call per layer (CPU device) ------------------------------------------------------- */
 

@@ -32,12 +32,14 @@ class Segments:
         return count, int(np.sum(q_len))
 
 
-def _fill_device(
-    device: Pointer, arena: Arena, workers: Workers | None, q_heads: int, dtype: DType, scale: float
-) -> None:
+def _fill_device(device: Pointer, q_heads: int, dtype: DType, scale: float) -> None:
+    device.q_heads, device.dtype, device.scale = q_heads, int(dtype), scale
+
+
+def _set_handles(device: Pointer, arena: Arena, workers: Workers | None) -> None:
+    """For each call anew: raises ValueError when one is closed."""
     device.arena = arena.handle
     device.workers = workers.handle if workers else ffi.NULL
-    device.q_heads, device.dtype, device.scale = q_heads, int(dtype), scale
 
 
 class AttendCall:
@@ -55,7 +57,7 @@ class AttendCall:
         self._arena, self._workers = arena, workers
         self._segments = Segments(max_segments)
         self._args = ffi.new("os_attend_args *")
-        _fill_device(self._args, arena, workers, q_heads, dtype, scale)
+        _fill_device(self._args, q_heads, dtype, scale)
         self._args.segments = self._segments.address
 
     def set_segments(self, seq: Int32s, q_len: Int32s, start: Int64s) -> None:
@@ -71,7 +73,8 @@ class AttendCall:
         """Appends k and v (0: the KV is already there), then attends; `lse` float32 [rows, q_heads]
         or 0. Raises NativeError."""
         args, cast = self._args, ffi.cast
-        args.arena, args.layer = self._arena.handle, layer  # raises when the arena is closed
+        _set_handles(args, self._arena, self._workers)
+        args.layer = layer
         args.q, args.k = cast("void *", q), cast("void *", k)
         args.v, args.o = cast("void *", v), cast("void *", o)
         args.lse = cast("float *", lse)
@@ -104,7 +107,7 @@ class LayerCall:
         self._capacity_rows = capacity_rows
         self._args = ffi.new("os_layer_args *")
         self._device = self._args.device
-        _fill_device(self._device, arena, workers, q_heads, dtype, scale)
+        _fill_device(self._device, q_heads, dtype, scale)
         self._device.segments = self._segments.address
         self._args.tail_slots = ffi.cast("int32_t *", self.tail_slots.ctypes.data)
         self._args.positions = ffi.cast("int64_t *", self.positions.ctypes.data)
@@ -144,7 +147,7 @@ class LayerCall:
                 f"{args.device_rows} device rows and {max_join_rows} join lanes; "
                 f"there is room for {self._capacity_rows} rows"
             )
-        device.arena = self._arena.handle  # these raise when closed
+        _set_handles(device, self._arena, self._workers)
         exchange = self._exchange.handle if self._exchange else ffi.NULL
         device.layer, args.iteration = layer, iteration
         device.q, device.k = cast("void *", q), cast("void *", k)

@@ -103,8 +103,7 @@ class DenseLayer:
         helpers: Workers | None = None,
     ) -> None:
         self.shape = shape
-        self._keep = (scratch, helpers)
-        self._helpers: Pointer = _workers(helpers)
+        self._scratch, self._helpers = scratch, helpers
         config = _config(shape, weights)
         dense = created(lib.os_dense_create(config, pointer(scratch.address)))
         self._handle = ffi.gc(dense, lib.os_dense_destroy)
@@ -117,7 +116,7 @@ class DenseLayer:
         checked(
             lib.os_dense_before(
                 self._handle,
-                self._helpers,
+                _workers(self._helpers),
                 rows,
                 cast("void *", x),
                 x_stride,
@@ -134,7 +133,7 @@ class DenseLayer:
         checked(
             lib.os_dense_after(
                 self._handle,
-                self._helpers,
+                _workers(self._helpers),
                 rows,
                 cast("void *", o),
                 o_stride,

@@ -64,9 +64,10 @@ class Exchange(Closing):
 
     @property
     def handle(self) -> Pointer:
-        """The `os_exchange *`."""
+        """The `os_exchange *`, which uses its arena and its workers until it is closed."""
         if self._handle == ffi.NULL:
             raise ValueError("this exchange is closed")
+        _ = self.arena.handle, self.workers.handle  # these raise when closed
         return self._handle
 
     # ---- slots -----------------------------------------------------------------------------
@@ -90,9 +91,10 @@ class Exchange(Closing):
         return [int(slot) for slot in self._reaped[:count]]
 
     def lse(self, slot: int, q_len: int) -> npt.NDArray[np.float32]:
-        """Log-sum-exp [q_len, q_heads] of the slot's finished hop."""
+        """Log-sum-exp [q_len, q_heads] of the slot's finished hop, which carried `q_len` tokens."""
         out = np.empty((q_len, self.config.q_heads), np.float32)
-        checked(lib.os_slot_lse(self.handle, slot, ffi.cast("float *", out.ctypes.data)))
+        to = ffi.cast("float *", out.ctypes.data)
+        checked(lib.os_slot_lse(self.handle, slot, out.size, to))
         return out
 
     # ---- hops ------------------------------------------------------------------------------
@@ -185,5 +187,7 @@ class Exchange(Closing):
 
     def close(self) -> None:
         """Waits for items in flight (also behind a closed gate) and frees everything."""
-        handle, self._handle = self._handle, ffi.NULL
+        if self._handle == ffi.NULL:
+            return
+        handle, self._handle = self.handle, ffi.NULL
         lib.os_exchange_destroy(handle)

@@ -51,7 +51,7 @@ static inline part side_bf16(const uint16_t *pairs, const int odd) {
   part side;
   if (odd)
     __asm__ volatile("vmovdqu %1, %0\n\tvpand %2, %0, %0"
-                     : "=x"(side)
+                     : "=&x"(side)
                      : "m"(*words), "xm"(_mm256_set1_epi32((int)0xffff0000)));
   else
     __asm__ volatile("vmovdqu %1, %0\n\tvpslld $16, %0, %0" : "=x"(side) : "m"(*words));

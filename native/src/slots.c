@@ -151,12 +151,14 @@ int os_exchange_reap(os_exchange *x, int32_t max, int32_t *slots) {
   return count;
 }
 
-int os_slot_lse(os_exchange *x, int32_t index, float *lse) {
+int os_slot_lse(os_exchange *x, int32_t index, int64_t floats, float *lse) {
   slot *s = os_slot_get(x, index);
   if (!s) return OS_EINVAL;
   if (!lse) return os_fail(OS_EINVAL, "lse is NULL; it must have room for q_len * q_heads floats");
   os_drain(x);
   if (!s->has_result) return os_fail(OS_ESTATE, "slot %d has no finished hop", index);
+  const int64_t needed = s->row.q_len * x->config.q_heads;
+  if (os_check_range("floats", floats, needed, INT64_MAX)) return OS_EINVAL;
   for (int32_t i = 0; i < s->row.q_len; i++, lse += x->config.q_heads)
     memcpy(lse, s->lse + i * s->row.result.lse_stride, (size_t)x->config.q_heads * sizeof *lse);
   return OS_OK;

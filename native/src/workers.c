@@ -19,6 +19,7 @@
 #include "memory.h"
 
 enum { LONG_SLICE_NS = 50 * 1000 * 1000 };
+static const int64_t SECOND_NS = 1000 * 1000 * 1000;
 
 typedef struct {
   _Atomic uint64_t claim;
@@ -55,6 +56,7 @@ struct os_workers {
   size_t partials_bytes;
   _Atomic int32_t *counters;
   os_nodes nodes;
+  pid_t creator;
 };
 
 /* ---- ring -------------------------------------------------------------------------------- */
@@ -236,11 +238,20 @@ static int start_worker(os_workers *w, int32_t i, const int32_t *cores) {
                  cores[i]);
 }
 
-/* Python's signals belong to its main thread: workers start with all of them blocked. */
+/* Python's signals belong to its main thread: workers start with all of them blocked, but not with those of
+ * a thread's own faults, which would end the process before any handler (faulthandler's) had its say. */
+static sigset_t workers_mask(void) {
+  static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS};
+  sigset_t blocked;
+  sigfillset(&blocked);
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&blocked, faults[i]);
+  return blocked;
+}
+
 static int start_all(os_workers *w, int32_t count, const int32_t *cores) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const sigset_t blocked = workers_mask();
+  sigset_t before;
+  pthread_sigmask(SIG_SETMASK, &blocked, &before);
   int status = OS_OK;
   for (int32_t i = 0; i < count && status == OS_OK; i++) status = start_worker(w, i, cores);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -261,6 +272,7 @@ static os_workers *allocate(int32_t count) {
   os_workers *w = aligned_alloc(128, sizeof *w);
   if (!w) return NULL;
   memset(w, 0, sizeof *w);
+  w->creator = getpid();
   size_t splits = 4 * ((size_t)count + 1);
   w->partials_bytes =
       splits * os_partial_floats(OS_MAX_QUERIES, OS_MAX_HEAD_SIZE) * sizeof(float);
@@ -296,15 +308,17 @@ os_workers *os_workers_create(const os_workers_config *config) {
   return NULL;
 }
 
-void os_workers_destroy(os_workers *w) {
-  if (!w) return;
+static void stop_all(os_workers *w) {
   atomic_store(&w->stop, 1);
   atomic_fetch_add(&w->signal, 1);
   os_futex_wake(&w->signal, INT32_MAX);
-  for (int32_t i = 0; i < w->count; i++) {
-    pthread_join(w->workers[i].thread, NULL);
-    os_hand_destroy(&w->workers[i].hand);
-  }
+  for (int32_t i = 0; i < w->count; i++) pthread_join(w->workers[i].thread, NULL);
+}
+
+void os_workers_destroy(os_workers *w) {
+  if (!w) return;
+  if (getpid() == w->creator) stop_all(w); /* a forked child has the memory, not the threads */
+  for (int32_t i = 0; i < w->count; i++) os_hand_destroy(&w->workers[i].hand);
   os_unmap(w->partials, w->partials_bytes);
   free(w->counters);
   free(w->workers);
@@ -313,19 +327,6 @@ void os_workers_destroy(os_workers *w) {
 
 /* ---- gate and figures ---------------------------------------------------------------------- */
 
-int os_workers_pause(os_workers *w) {
-  if (!w) return os_fail(OS_EINVAL, "workers is NULL; it must be an os_workers");
-  atomic_store(&w->paused, 1);
-  const int64_t until = os_now_ns() + 60000000000;
-  for (int32_t i = 0; i < w->count; i++)
-    while (atomic_load(&w->workers[i].inside)) {
-      if (os_now_ns() > until)
-        return os_fail(OS_EBUSY, "worker %d is still inside an item after 60 s", i);
-      os_sleep_ns(20000);
-    }
-  return OS_OK;
-}
-
 int os_workers_resume(os_workers *w) {
   if (!w) return os_fail(OS_EINVAL, "workers is NULL; it must be an os_workers");
   atomic_store(&w->paused, 0);
@@ -333,6 +334,28 @@ int os_workers_resume(os_workers *w) {
   os_futex_wake(&w->signal, INT32_MAX);
   return OS_OK;
 }
+
+static int await_gate(os_workers *w, int64_t patience_ns) {
+  const int64_t until = os_now_ns() + patience_ns;
+  for (int32_t i = 0; i < w->count; i++)
+    while (atomic_load(&w->workers[i].inside)) {
+      if (os_now_ns() > until)
+        return os_fail(OS_EBUSY, "worker %d is still inside an item after %d s", i,
+                       (int)(patience_ns / SECOND_NS));
+      os_sleep_ns(20000);
+    }
+  return OS_OK;
+}
+
+int os_workers_pause_for(os_workers *w, int64_t patience_ns) {
+  if (!w) return os_fail(OS_EINVAL, "workers is NULL; it must be an os_workers");
+  atomic_store(&w->paused, 1);
+  const int status = await_gate(w, patience_ns);
+  if (status != OS_OK) os_workers_resume(w);
+  return status;
+}
+
+int os_workers_pause(os_workers *w) { return os_workers_pause_for(w, 60 * SECOND_NS); }
 
 int os_workers_get_stats(const os_workers *w, os_workers_stats *out) {
   if (!w) return os_fail(OS_EINVAL, "workers is NULL; it must be an os_workers");

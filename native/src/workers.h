@@ -41,6 +41,8 @@ void os_workers_put(os_workers *workers, int32_t at, os_task *task, int32_t item
 void os_workers_publish(os_workers *workers, int32_t count);
 /* Wakes as many sleepers as `items` can use; after a publication. */
 void os_workers_wake(os_workers *workers, int32_t items);
+/* os_workers_pause with another patience; where it runs out the gate is open again. */
+int os_workers_pause_for(os_workers *workers, int64_t patience_ns);
 /* Runs one queued item on the calling thread, gate or not; false when there was none. */
 bool os_workers_run_one(os_workers *workers, os_hand *hand);
 

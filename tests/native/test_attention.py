@@ -142,3 +142,16 @@ def test_attending_without_k_reads_what_is_there(arena) -> None:
     call.set_segments(np.array([sequence]), np.array([3]), np.array([28]))
     with pytest.raises(NativeError, match="end by token 30"):
         call.run(1, q.ctypes.data, 0, 0, o.ctypes.data)
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"])
+def test_no_token_depends_on_a_later_one(isa: str) -> None:
+    if isa not in available_isas():
+        pytest.skip(f"this machine has no {isa}")
+    code = (
+        "import omniserve_native as n; from support import masked_tokens as m; "
+        "print(n.isa_name()); m.main()"
+    )
+    answer = in_process(isa, code)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines() == [isa]  # further lines are tokens that changed

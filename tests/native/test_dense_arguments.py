@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniserve_native import dense_supported
+from omniserve_native import (
+    DenseLayer,
+    DenseLinear,
+    DenseScratch,
+    DenseShape,
+    DenseWeights,
+    Weight,
+    Workers,
+    dense_supported,
+)
 from omniserve_native.library import ffi, lib
 
 pytestmark = pytest.mark.skipif(not dense_supported(), reason="this ISA path has no dense modules")
@@ -112,3 +121,19 @@ def test_scratch_off_its_line() -> None:
     assert "its address must be a multiple of 64" in refusal(
         lib.os_dense_create(config(), ffi.cast("char *", ROWS) + 2)
     )
+
+
+def test_closed_helpers() -> None:
+    at = int(ffi.cast("uintptr_t", ROWS))
+    shape, weight, helpers = DenseShape(**SIZES, rms_eps=1e-5), Weight(at), Workers(1)
+    weights = DenseWeights(weight, weight, weight, weight, input_norm=at, mlp_norm=at)
+    layer = DenseLayer(shape, weights, DenseScratch(shape), helpers)
+    linear = DenseLinear(weight, OUTPUTS, INPUTS, helpers)
+    helpers.close()
+    for call in (
+        lambda: layer.before(1, at, 8, at, 8, at),
+        lambda: layer.after(1, at, 8, at, 8),
+        lambda: linear.run(1, at, INPUTS, at, OUTPUTS),
+    ):
+        with pytest.raises(ValueError, match="these workers are closed"):
+            call()

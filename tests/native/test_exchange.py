@@ -307,6 +307,12 @@ def test_bad_calls_are_named(client: Client) -> None:
     client.submit(0, [slot], [1])
     with pytest.raises(NativeError, match="has a hop under way"):
         exchange.begin(slot, 1, 1)
+    client.pick(0)
+    exchange.begin(slot, 1, 8)
+    client.submit(0, [slot], [8])
+    client.pick(0)
+    with pytest.raises(NativeError, match="floats is 4; it must lie between 32"):
+        exchange.lse(slot, 1)
     for _ in range(3):
         client.open()
     with pytest.raises(NativeError, match="all 4 slots are open") as caught:
@@ -454,3 +460,30 @@ def test_a_closed_exchange_says_so(arena: Arena, workers: Workers) -> None:
         exchange.stats()
     with pytest.raises(ValueError, match="this exchange is closed"):
         call.run(0, 0, 0, 0, 0, 0, 0, max_join_rows=1)
+
+
+def test_an_exchange_without_its_workers_or_arena_says_so() -> None:
+    config = ExchangeConfig(2, Q_HEADS, HIDDEN, DType.F32, SCALE)
+    for missing in ("workers", "arena"):
+        arena, workers = Arena(ArenaConfig(2, KV_HEADS, SIZE, 8, 2, 4, DType.F32)), Workers(1)
+        exchange = Exchange(config, arena, workers)
+        (workers if missing == "workers" else arena).close()
+        with pytest.raises(ValueError, match=f"{missing} .*closed"):
+            exchange.stats()
+        with pytest.raises(ValueError, match=f"{missing} .*closed"):
+            exchange.close()
+        arena.close()
+        workers.close()
+
+
+def test_calls_of_closed_workers_say_so(arena: Arena) -> None:
+    workers = Workers(1)
+    attend = AttendCall(arena, Q_HEADS, DType.F32, SCALE, 1, workers)
+    layer = LayerCall(
+        arena, Q_HEADS, DType.F32, SCALE, capacity_rows=4, max_segments=1, workers=workers
+    )
+    workers.close()
+    with pytest.raises(ValueError, match="these workers are closed"):
+        attend.run(0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="these workers are closed"):
+        layer.run(0, 0, 0, 0, 0, 0, 0, max_join_rows=0)

@@ -1,6 +1,7 @@
 """Workers on cores that they share with others stand back."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def test_priority_of_a_worker(shared: bool) -> None:
             time.sleep(0.001)
         (thread,) = threads() - before
         assert priority(thread) == ((os.SCHED_BATCH, 5) if shared else priority(os.getpid()))
+
+
+def test_a_forked_child_closes_workers_that_it_does_not_have() -> None:
+    with Workers(2) as workers:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits for threads of its parent
+            workers.close()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0

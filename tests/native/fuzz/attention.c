@@ -114,7 +114,7 @@ int64_t play_exchange(player *p) {
     case 5: return pick(p, x, layer, given);
     case 6: return os_exchange_waiting(x, layer);
     case 7: return os_exchange_get_stats(x, below(p, 8) ? &stats : NULL);
-    case 8: return os_slot_lse(x, slots[0], buffer(p, 2));
+    case 8: return os_slot_lse(x, slots[0], ROWS * MAX_STRIDE, buffer(p, 2));
     default: return create_exchange(p);
   }
 }
