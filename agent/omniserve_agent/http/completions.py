@@ -57,7 +57,7 @@ async def prompt_ids(
 ) -> list[list[int]]:
     """Token ids of each prompt; ApiError 400 for a mixed or empty list or an unknown token."""
     if isinstance(prompt, str):
-        return [await state.tokenizing.encode(tokenizer, prompt)]
+        return await state.tokenizing.encode(tokenizer, [prompt])
     texts = [item for item in prompt if isinstance(item, str)]
     ids = [item for item in prompt if isinstance(item, int)]
     lists = [item for item in prompt if isinstance(item, list)]
@@ -68,7 +68,7 @@ async def prompt_ids(
     if len(texts or lists) > most:
         raise invalid(f"prompt has {len(prompt)} prompts; send at most {most}", "prompt")
     if texts:
-        return [await state.tokenizing.encode(tokenizer, text) for text in texts]
+        return await state.tokenizing.encode(tokenizer, texts)
     return _known([ids] if ids else lists, tokenizer.vocabulary_size)
 
 

@@ -11,6 +11,7 @@ from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.http.tokenizer import ModelTokenizer
 
 Result = TypeVar("Result")
+MESSAGE_CHARS = 32  # what a template writes around a message, at least in time
 
 
 class Tokenizing:
@@ -30,23 +31,27 @@ class Tokenizing:
             self._loaded[directory] = task
         return await asyncio.shield(task)
 
-    async def encode(self, tokenizer: ModelTokenizer, text: str) -> list[int]:
-        """Ids of a completion prompt."""
-        if len(text) < self._threaded_chars:
-            return tokenizer.encode(text)
-        return await self._run(lambda: tokenizer.encode(text))
+    async def encode(self, tokenizer: ModelTokenizer, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of a request's prompts. Many short ones hold others up as a long one does."""
+
+        def work() -> list[list[int]]:
+            return [tokenizer.encode(text) for text in texts]
+
+        return await self._inline_if_short(sum(map(len, texts)), work)
 
     async def encode_chat(
         self, tokenizer: ModelTokenizer, messages: Sequence[Mapping[str, str]]
     ) -> list[int]:
         """Ids of a conversation; ChatTemplateError as in ModelTokenizer."""
-        if sum(len(message["content"]) for message in messages) < self._threaded_chars:
-            return tokenizer.encode_chat(messages)
-        return await self._run(lambda: tokenizer.encode_chat(messages))
+        chars = sum(MESSAGE_CHARS + sum(map(len, one.values())) for one in messages)
+        return await self._inline_if_short(chars, lambda: tokenizer.encode_chat(messages))
 
     def close(self) -> None:
         """Drop what waits; running work ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _inline_if_short(self, chars: int, work: Callable[[], Result]) -> Result:
+        return work() if chars < self._threaded_chars else await self._run(work)
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
