@@ -7,6 +7,7 @@ from omniserve_agent.engine.messages import ServiceClass
 from omniserve_agent.engine.reporting import Reporter
 from omniserve_agent.scheduling.exhaustion import Relief, Victim
 from omniserve_agent.scheduling.jobs import Stage
+from omniserve_agent.scheduling.plan import Plan
 from support.fake_engine import Collector, check_consistent, check_no_leak, make_engine, run, submit
 from support.fake_executor import BLOCK, continuation
 
@@ -358,3 +359,21 @@ def test_choices_are_numbered_by_output_token(depth):
     assert numbers[2] == list(range(8))
     assert numbers[1][0] == 3
     assert set(numbers[1]) == {3, 4, 5, 6, 7}
+
+
+def test_an_entry_that_gives_way_to_a_later_one_is_not_in_the_batch():
+    """A promised share puts a worse-ranked request first; its slot goes to the better-ranked."""
+    engine, collector = make_engine(be_device_residency=False), Collector()
+    for name, share in (("better", 0), ("promised", 30)):
+        engine.submit(submit(name, prompt(len(name), 6), "BE", 20, min_share_percent=share))
+    jobs, host = engine.jobs, engine.residency.host
+    until(engine, collector, lambda: jobs.count(BE, Stage.BOUNDARY) == 2)
+    better, promised = (request(engine, name) for name in ("better", "promised"))
+    room = len(better.host.blocks) * BLOCK
+    better.job.computed = max(better.job.computed, room)  # it needs a block now
+    better.tokens += [0] * (room + 1 - len(better.tokens))
+    host.pool.allocate(host.pool.free_blocks)  # somebody else's
+    plan = Plan(entries=[promised.job, better.job], join_rows=1)
+    iteration = engine.batch.build(0, plan, engine.intake.requests, jobs, lambda: False)
+    assert promised.job.stage is Stage.WAITING
+    assert [entry.slot for entry in iteration.entries] == [better.slot]

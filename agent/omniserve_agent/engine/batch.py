@@ -61,11 +61,7 @@ class BatchBuilder:
             if count and chunk.job.stage in DEVICE_STAGES
         ]
         staged = [s for job in plan.staged if (s := self._staged(job, requests)) is not None]
-        entries = [
-            entry
-            for job in plan.entries
-            if (entry := self._entry(job, requests, jobs, plan.join_rows)) is not None
-        ]
+        entries = self._entries(plan, requests, jobs)
         staged = [s for s in staged if s.handle in self.staged]
         hopping = jobs.count(ServiceClass.BE, Stage.HOPPING)
         if not (segments or entries or staged or hopping):
@@ -148,6 +144,16 @@ class BatchBuilder:
         )
         self.staged[job.handle] = staged
         return staged
+
+    def _entries(self, plan: Plan, requests: Mapping[int, Request], jobs: JobIndex) -> list[Entry]:
+        """Rows that enter. One that gave way to a later one has lost its slot, maybe to that one:
+        with a promised share, a worse-ranked request goes first."""
+        opened = [
+            (requests[job.handle], entry)
+            for job in plan.entries
+            if (entry := self._entry(job, requests, jobs, plan.join_rows)) is not None
+        ]
+        return [entry for request, entry in opened if request.slot == entry.slot]
 
     def _entry(
         self, job: Job, requests: Mapping[int, Request], jobs: JobIndex, lanes: int
