@@ -1,5 +1,7 @@
 """Moves between the tiers, relief, and what the figures say of them; over the fake executor."""
 
+from dataclasses import replace
+
 import pytest
 
 from omniserve_agent.engine.drafts import NoDrafts
@@ -336,6 +338,48 @@ def test_a_prefill_that_gives_way_to_an_entry_is_not_in_the_batch():
     run(engine, collector)
     assert collector.tokens["first"] == continuation(prompt(1, 5), 20)
     assert collector.tokens["second"] == continuation(prompt(50, 30), 2)
+
+
+class LastFirst:
+    """A policy in whose plans rows enter in the reverse of their rank, as for a promised share."""
+
+    def __init__(self, policy):
+        self._policy = policy
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def plan(self, jobs, room, now_s):
+        plan = self._policy.plan(jobs, room, now_s)
+        return replace(plan, entries=plan.entries[::-1])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("blocks", [8, 9, 10, 11])
+def test_an_entry_that_gives_way_to_a_later_one_is_not_in_the_batch(depth, blocks):
+    """Its slot, which no hop has used yet, is the next one's at once."""
+    engine = make_engine(be_device_residency=False, host_blocks=blocks, depth=depth)
+    engine.policy, collector = LastFirst(engine.policy), Collector()
+    for _ in range(20):
+        engine.lengths.observe("default/be", 1)  # more is let in than fits to its end
+    build = engine.batch.build
+
+    def watched(*args):
+        iteration = build(*args)
+        if iteration is not None:
+            slots = [entry.slot for entry in iteration.entries]
+            assert len(slots) == len(set(slots))
+        return iteration
+
+    engine.batch.build = watched
+    wanted = {f"be{i}": (prompt(10 * i, 5), 14) for i in range(3)}
+    for name, (tokens, count) in wanted.items():
+        engine.submit(submit(name, tokens, "BE", max_tokens=count))
+    run(engine, collector)
+    assert engine.residency.counts.recomputed
+    for name, (tokens, count) in wanted.items():
+        assert collector.tokens[name] == continuation(tokens, count)
+    check_no_leak(engine)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
