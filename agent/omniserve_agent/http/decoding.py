@@ -10,6 +10,7 @@ from aiohttp import web
 
 from omniserve_agent.http.errors import ApiError, invalid
 from omniserve_agent.http.protocol import NEUTRAL_VALUES, REMEDIES
+from omniserve_agent.http.state import STATE
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -44,7 +45,7 @@ async def read_body(request: web.Request) -> dict[str, Any]:
             f"Content-Type is {request.content_type!r}; send JSON as application/json",
             code="unsupported_media_type",
         )
-    raw = await request.read()
+    raw = await request.app[STATE].bodies.read(request)
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
