@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from omniserve_agent.http import bodies
+from omniserve_agent.http import bodies, decoding
+from omniserve_agent.http.errors import ApiError
 from omniserve_agent.http.settings import HttpSettings
 from omniserve_agent.http.state import STATE
 
@@ -72,3 +73,40 @@ async def test_the_oldest_makes_room(engine, service, serving, say, monkeypatch,
             assert await completed(client) == 200
             assert b" 408 " in await readers[0].readline()
             assert len(state.bodies) == most - 1
+
+
+@pytest.mark.parametrize(("opening", "inner", "closing"), [('{"a":', "1", "}"), ("[", "", "]")])
+async def test_deep_nesting_is_the_callers_mistake(
+    engine, service, serving, say, opening, inner, closing
+):
+    text = '{"model": "chat", "prompt": "x", "a": ' + opening * 800 + inner + closing * 800 + "}"
+    async with (
+        serving([service(engine(say("x")))]) as client,
+        aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session,
+        session.post(f"{client.url}/v1/completions", data=text) as answer,
+    ):
+        assert answer.status == 400
+        assert (await answer.json())["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("items", [[1] * 100_000, ["a"] * 100_000, [[1] * 100_000]])
+def test_lists_without_objects_are_not_walked(items):
+    count = decoding.Budget()
+    body = {"model": "chat", "prompt": items, "x": items}
+    assert decoding.asked(body, count) == body
+    assert decoding.MAX_VALUES - count.left < 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [1] * 8_000_000},
+        {"messages": [{"content": [1] * 1_000_000}] * 8},
+        {"logit_bias": {str(i): 1 for i in range(500_000)}},
+    ],
+)
+def test_what_is_walked_is_bounded(body):
+    count = decoding.Budget()
+    with pytest.raises(ApiError, match="more than"):
+        decoding.asked(body, count)
+    assert count.left == 0
