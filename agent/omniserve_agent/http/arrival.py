@@ -25,6 +25,7 @@ class Arrival:
         self.received_s = state.clock()
         self.service: ServedService | None = None
         self.submitted = False
+        self._counted = False
 
     @property
     def request_id(self) -> str:
@@ -36,18 +37,27 @@ class Arrival:
         self.received_s = self._state.clock()
 
     def admit(self, request: web.Request, model: str) -> ServedService:
-        """The service behind `model`; ApiError if the caller may not use it, or not now."""
+        """The service behind `model`; ApiError if the caller may not use it, or not now. From here
+        on the request counts as in flight."""
         state = self._state
         self.service = state.registry.served_as(model)
         self._account.model, self._account.service = model, self.service
         service = admitted(request, state.registry, model)
         if state.draining:
             raise unavailable("this server is shutting down; try again", 1.0, "shutting_down")
-        if state.in_flight > state.settings.max_requests:
+        if state.in_flight >= state.settings.max_requests:
             raise overloaded(
                 f"{state.settings.max_requests} requests are in flight, the most allowed", 1.0
             )
+        state.in_flight += 1
+        self._counted = True
         return service
+
+    def leave(self) -> None:
+        """It is over: no longer in flight."""
+        if self._counted:
+            self._counted = False
+            self._state.in_flight -= 1
 
     def ran(self, prompt_tokens: int, output_tokens: int, ttfts_ms: Sequence[float | None]) -> None:
         """Its choices have ended; their times to first token, None where there was none."""
@@ -65,10 +75,8 @@ class Arrival:
 
 @contextmanager
 def arriving(request: web.Request) -> Iterator[Arrival]:
-    """Counts the request as in flight, and its end if that comes before its submission."""
-    state = request.app[STATE]
-    arrival = Arrival(state, account_of(request))
-    state.in_flight += 1
+    """Counts the request's end if that comes before its submission."""
+    arrival = Arrival(request.app[STATE], account_of(request))
     try:
         yield arrival
     except BaseException as error:
@@ -76,7 +84,7 @@ def arriving(request: web.Request) -> Iterator[Arrival]:
             arrival.ended_early(error)
         raise
     finally:
-        state.in_flight -= 1
+        arrival.leave()
 
 
 def _outcome(error: BaseException) -> Outcome:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from omniserve_agent.http.errors import ApiError, invalid
 from omniserve_agent.http.protocol import NEUTRAL_VALUES, REMEDIES
+from omniserve_agent.http.state import STATE
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -32,6 +33,8 @@ _JSON_NAMES = {
     str: "a string",
     list: "an array",
 }
+_LISTS_OF_OBJECTS = frozenset({"messages", "messages[].content"})
+MAX_VALUES = 65536  # far above 4096 messages of some parts each
 _NAMED = re.compile(r"(?P<kind>unknown|missing required) field `(?P<name>.*?)`")
 
 
@@ -44,7 +47,7 @@ async def read_body(request: web.Request) -> dict[str, Any]:
             f"Content-Type is {request.content_type!r}; send JSON as application/json",
             code="unsupported_media_type",
         )
-    raw = await request.read()
+    raw = await request.app[STATE].bodies.read(request)
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -53,7 +56,10 @@ async def read_body(request: web.Request) -> dict[str, Any]:
         raise invalid(f"the body is {_JSON_NAMES[type(body)]}; send a JSON object")
     if body.get("tool_choice") == "none":  # so tools are not to be used
         body.pop("tools", None)
-    return _asked_members(body, "")
+    try:
+        return asked(body, Budget())
+    except RecursionError as error:
+        raise invalid("the body is nested too deeply; send one JSON object") from error
 
 
 def decode(body: dict[str, Any], kind: type[Request]) -> Request:
@@ -64,21 +70,41 @@ def decode(body: dict[str, Any], kind: type[Request]) -> Request:
         raise _explained(str(error), body) from error
 
 
-def _asked_members(members: dict[str, Any], inside: str) -> dict[str, Any]:
+class Budget:
+    """How many values of one body may still be looked at: the event loop waits meanwhile."""
+
+    def __init__(self) -> None:
+        self.left = MAX_VALUES
+
+    def spend(self, count: int) -> None:
+        """ApiError 400 if that is more than is left."""
+        self.left = max(0, self.left - count)
+        if not self.left:
+            raise invalid(f"the body has more than {MAX_VALUES} values outside its prompts")
+
+
+def asked(body: dict[str, Any], budget: Budget) -> dict[str, Any]:
+    """`body` without members that ask for nothing; RecursionError if it is nested too deeply."""
+    return _asked_members(body, "", budget)
+
+
+def _asked_members(members: dict[str, Any], inside: str, budget: Budget) -> dict[str, Any]:
+    budget.spend(len(members))
     return {
-        name: _asked(value, inside + name)
+        name: _asked(value, inside + name, budget)
         for name, value in members.items()
         if not _is_neutral(inside, name, value)
     }
 
 
-def _asked(value: object, place: str) -> object:
-    """`value` at `place` without members that ask for nothing, whole numbers as integers."""
+def _asked(value: object, place: str, budget: Budget) -> object:
+    """`value` at `place` without members that ask for nothing, whole numbers as integers. Lists
+    that cannot hold objects, such as token ids, stay as they are."""
     if isinstance(value, dict):
-        return _asked_members(value, f"{place}.")
-    if isinstance(value, list):
-        inside = f"{place}[]"
-        return [_asked(item, inside) for item in value]
+        return _asked_members(value, f"{place}.", budget)
+    if isinstance(value, list) and place in _LISTS_OF_OBJECTS:
+        budget.spend(len(value))
+        return [_asked(item, f"{place}[]", budget) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

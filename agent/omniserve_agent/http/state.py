@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
+from omniserve_agent.http.bodies import Bodies
 from omniserve_agent.http.merge import Merge
 from omniserve_agent.http.metrics import Metrics
 from omniserve_agent.http.open_requests import OpenRequests
@@ -31,7 +32,8 @@ class State:
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)
     merges: set[Merge] = field(default_factory=set)
-    in_flight: int = 0
+    bodies: Bodies = field(default_factory=Bodies)
+    in_flight: int = 0  # admitted requests; those still being received are not among them
     draining: bool = False
 
     def of_port(self, registry: ServiceRegistry) -> State:

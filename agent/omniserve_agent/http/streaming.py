@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import msgspec
 from aiohttp import web
@@ -39,14 +40,14 @@ class EventStream:
     async def done(self) -> None:
         """The end of a complete stream."""
         await self._write(b"data: [DONE]\n\n")
-        await self.response.write_eof()
+        await self._end()
 
     async def fail(self, error: ApiError) -> None:
         """The end of a broken stream: an error event, no `[DONE]`, connection closed."""
         self.response.force_close()
         try:
             await self.send(error.body)
-            await self.response.write_eof()
+            await self._end()
         except ClientGoneError:
             return
 
@@ -57,16 +58,28 @@ class EventStream:
         return self.started and transport is not None and not transport.get_write_buffer_size()
 
     async def _write(self, data: bytes) -> None:
+        if self._is_read and len(data) <= AT_ONCE_BYTES:
+            await self._in_time(self.response.write(data), None)
+        else:
+            await self._in_time(self._prepared_write(data), self._write_timeout_s)
+
+    async def _prepared_write(self, data: bytes) -> None:
+        if not self.started:
+            await self.response.prepare(self._request)
+        await self.response.write(data)
+
+    async def _end(self) -> None:
+        await self._in_time(self.response.write_eof(), self._write_timeout_s)
+
+    async def _in_time(self, writing: Awaitable[None], limit_s: float | None) -> None:
+        """`writing`; after `limit_s` the connection ends at once, with what it still holds."""
         try:
-            if self._is_read and len(data) <= AT_ONCE_BYTES:
-                await self.response.write(data)
-                return
-            async with asyncio.timeout(self._write_timeout_s):
-                if not self.started:
-                    await self.response.prepare(self._request)
-                await self.response.write(data)
+            async with asyncio.timeout(limit_s):
+                await writing
         except TimeoutError as error:
             self.response.force_close()
+            if self._request.transport is not None:
+                self._request.transport.abort()
             raise ClientGoneError("the client reads nothing") from error
         except ConnectionError as error:
             raise ClientGoneError("the client closed the connection") from error
