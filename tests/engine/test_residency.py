@@ -405,7 +405,7 @@ def test_choices_are_numbered_by_output_token(depth):
     assert set(numbers[1]) == {3, 4, 5, 6, 7}
 
 
-def test_an_entry_that_gives_way_to_a_later_one_is_not_in_the_batch():
+def test_a_promised_entry_gives_its_slot_to_a_better_ranked_one():
     """A promised share puts a worse-ranked request first; its slot goes to the better-ranked."""
     engine, collector = make_engine(be_device_residency=False), Collector()
     for name, share in (("better", 0), ("promised", 30)):
