@@ -74,6 +74,9 @@ class EventStream:
     async def _in_time(self, writing: Awaitable[None], limit_s: float | None) -> None:
         """`writing`; after `limit_s` the connection ends at once, with what it still holds."""
         try:
+            if limit_s is None:  # nearly every event: no timer for what does not wait
+                await writing
+                return
             async with asyncio.timeout(limit_s):
                 await writing
         except TimeoutError as error:

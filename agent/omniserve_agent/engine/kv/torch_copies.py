@@ -10,9 +10,7 @@ from omniserve_agent.engine.kv.tiles import pack_tiles, whole_blocks
 from omniserve_agent.engine.kv.torch_store import TorchKv
 from omniserve_native import BLOCK_TOKENS, Arena, DType
 
-PIECE_TOKENS = (
-    1024  # packed and copied at a time: bounds what this takes on the device and pins here
-)
+PIECE_TOKENS = 1024  # packed and copied at a time: bounds what it takes on the device and pins here
 # Fewer, and launching what packs them takes longer than the host (decision 0013).
 LEAST_PACKED_TOKENS = 128
 
