@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import omniserve_native
 
 TESTS = Path(__file__).parents[1]
@@ -31,3 +33,17 @@ def in_process(isa: str, code: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def assert_silent(isa: str, module: str) -> None:
+    """That `main` of a module of `support` finds nothing on one path: each line it prints is a case
+    that is wrong. Skipped where the machine has no such path."""
+    if isa not in available_isas():
+        pytest.skip(f"this machine has no {isa}")
+    code = (
+        f"import omniserve_native as n; from support import {module} as m; "
+        "print(n.isa_name()); m.main()"
+    )
+    answer = in_process(isa, code)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines() == [isa]
